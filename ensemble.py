@@ -1,0 +1,70 @@
+"""The vote: `python ensemble.py outputs/*.csv` turns the CSVs of many runs into one answer."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from dataclasses import fields
+
+from harness.config import Parser
+from harness.errors import guard
+from harness.poll import VoteOptions
+from harness.tally import run_vote
+from harness.tally_table import format_table
+from harness.vote import METHODS, METRICS
+
+
+def build_parser() -> Parser:
+    """Declare the command line: a flag for each field of `VoteOptions`."""
+    parser = Parser(prog="ensemble.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    methods, metrics = "|".join(METHODS), "|".join(METRICS)
+    # fmt: off
+    add("csv", nargs="+", metavar="CSV", help="test predictions of runs: id, one column a class")
+    add("--out_dir", default="ensemble", metavar="DIR",
+        help="folder of soft.csv, submission.csv and ensemble.json (default: ensemble)")
+    add("--method", default="mean", metavar=methods,
+        help="how probabilities are combined (default: mean)")
+    add("--weights", nargs="+", type=number, metavar="X",
+        help="weight of each file, in their order")
+    add("--select", metavar="greedy|best:N|all",
+        help="choose and weigh members by their validation predictions")
+    add("--bag", type=int, default=1, metavar="N",
+        help="greedy: rounds, each over a random half of the members (default: 1, over all)")
+    add("--stack", metavar="logistic", help="learn the combination on validation predictions")
+    add("--calibrate", action="store_true",
+        help="give each member a temperature, fitted on validation, before the vote")
+    add("--truth", metavar="FILE", help="CSV of id and true class of test rows, for scores")
+    add("--group_folds", action="store_true",
+        help="average folds and seeds of one configuration to one member first")
+    add("--metric", default="acc", metavar=metrics,
+        help="score by which members are judged and chosen (default: acc)")
+    add("--seed", type=int, default=0, metavar="N",
+        help="seed of bags and of the parts for choice and score (default: 0)")
+    # fmt: on
+    return parser
+
+
+def number(text: str) -> float:
+    """Read a weight; a file name that landed among them is told apart."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number (files stand before --weights)"
+        ) from None
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Vote, and print who voted, with what weight, and what it gained."""
+    asked = vars(build_parser().parse_args(argv))
+    options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
+    report = run_vote(asked["csv"], options)
+    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
