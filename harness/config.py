@@ -257,7 +257,7 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
 
 def _coerce(kind: Any, value: Any) -> Any:
     if kind is Any:
-        return value
+        return tuple(value) if isinstance(value, list) else value
     if typing.get_origin(kind) is tuple:
         if isinstance(value, str) or not isinstance(value, Iterable):
             value = [value]
@@ -436,6 +436,8 @@ def read_config_file(path: str | Path) -> Layer:
     values = parse_yaml(text, path) if path.suffix in (".yml", ".yaml") else parse_json(text, path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}; options stand in an object")
+    if set(values) == {"values", "origin"}:  # a run's config.json
+        values = values["values"]
     return Layer(str(path), values)
 
 

@@ -1,0 +1,40 @@
+# make search   from nothing to a voted answer        make test   everything, real searches included
+# make setup    the environment alone                 make quick  the tests that take a minute
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that torch and NNI both run on; PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+CONFIG ?= config_local.yml
+
+.PHONY: setup search test quick lint clean
+
+search: setup
+	@$(BIN)/python search.py --config $(CONFIG)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python from 3.10 to 3.13 found; make PYTHON=/path/to/python"; exit 2; }
+	@echo "installing into $(VENV) with $(PYTHON): torch is large, this takes a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest
+
+quick: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf outputs ensemble

@@ -1,0 +1,205 @@
+"""Run folders: what a run leaves, each file whole or not there at all.
+
+outputs/<run>.csv           test rows: id, then one column a class
+outputs/<run>/config.json   every value and the layer it came from
+              result.json   status, score, times        history.csv   a row an epoch
+              split.csv     id, label, split, group     val.csv       id, label, classes
+              submission.csv  best.pt  last.pt  tensorboard/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import platform
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from harness.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "nni", "numpy", "efficientnet-pytorch", "timm")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
+    """Open a temporary file that takes `path`'s place once it is written whole and on the disk."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, mode, **text) as file:
+            os.fchmod(file.fileno(), 0o644)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; a number that is not finite becomes null, which is what JSON has for it."""
+    with replacing(path) as file:
+        json.dump(_finite(value), file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write dictionaries as CSV; the columns are those of the first row, then any later ones."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV that this module wrote; no file is no rows."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_probs(path: Path, ids: Sequence[str], probs: np.ndarray, classes: Sequence[str],
+                labels: Sequence[str] | None = None) -> None:  # fmt: skip
+    """Write `probs` [N, C] with nine digits: a float32 needs them to come back the same."""
+    import pandas as pd
+
+    table = pd.DataFrame(np.asarray(probs, np.float32), columns=list(classes))
+    if labels is not None:
+        table.insert(0, "label", list(labels), allow_duplicates=True)
+    table.insert(0, "id", list(ids), allow_duplicates=True)
+    text = io.StringIO()
+    table.to_csv(text, index=False, float_format="%.9g", lineterminator="\n")
+    with replacing(path) as file:
+        file.write(text.getvalue())
+
+
+class Run:
+    """One run's folder; whatever ends the run, `result.json` says how."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self.result: dict[str, Any] = {
+            "run": self.name,
+            "status": "running",
+            "reason": None,
+            **facts,
+        }
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def soft_csv(self) -> Path:
+        """The run's ballot: `outputs/<run>.csv`."""
+        return self.folder.with_name(f"{self.name}.csv")
+
+    def begin(self, **facts: Any) -> None:
+        """Say that the run is under way; seconds of an earlier part of it are kept."""
+        before = read_result(self.folder)
+        self._seconds_before = float(before.get("seconds") or 0.0)
+        self.result["started"] = before.get("started") or _now()
+        self.update(**facts)
+
+    def update(self, **facts: Any) -> None:
+        """Write `facts` and the time spent so far into `result.json`."""
+        seconds = self._seconds_before + time.monotonic() - self._started
+        self.result.update(facts, seconds=round(seconds, 3))
+        write_json(self.folder / "result.json", self.result)
+
+    def finish(self, status: str, **facts: Any) -> None:
+        """Write the last word: `done`, `stopped` or `failed`."""
+        self.update(status=status, ended=_now(), **facts)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read a run's `result.json`; without a readable one the answer is empty."""
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the values that the run in `folder` had, or say that it is no run folder."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["values"]
+    except OSError:
+        raise UserError(
+            f"{folder}: is no run folder; it has no config.json to resume from"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; start a new run") from None
+
+
+@contextlib.contextmanager
+def open_run(folder: Path, *, resume: bool, facts: Mapping[str, Any]) -> Iterator[Run]:
+    """Make the run's folder and hold it against a second process until the run ends."""
+    if folder.exists() and not resume:
+        raise UserError(f"{folder}: exists already; --resume {folder} continues it, "
+                        "--run_name gives another name")  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=resume)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); see --out_dir") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UserError(f"{folder}: another process is writing this run; wait for it") from None
+    try:
+        yield Run(folder, facts)
+    finally:
+        os.close(descriptor)
+
+
+def run_name(wanted: str | None, model: str, criterion: str) -> str:
+    """Return a name that is one path component: as wanted, or model, criterion and time."""
+    if wanted is None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', model)}_{criterion}_{stamp}"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", wanted) or len(wanted) > 200:
+        raise UserError(
+            f"run_name: {wanted!r} is no name for a folder; use letters, digits, - and _"
+        )
+    return wanted
+
+
+def machine_facts() -> dict[str, Any]:
+    """Where and with what this run was made."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"machine": socket.gethostname(), "command": sys.argv, "versions": versions}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,296 @@
+"""One epoch of training, prediction, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.artifacts import replacing
+from harness.errors import TrialFailed, UserError
+
+log = logging.getLogger(__name__)
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The monitored score: what is reported, kept and searched for."""
+
+    name: str  # such as "val_acc"
+    mode: str  # "min" or "max"
+
+    def better(self, score: float, best: float | None) -> bool:
+        """Whether `score` beats the best so far."""
+        return best is None or (score < best if self.mode == "min" else score > best)
+
+    def floor(self, num_classes: int) -> float:
+        """Return a score that nothing which learnt has: what a failed trial is reported with."""
+        return 0.0 if self.mode == "max" else 10 * math.log(max(num_classes, 2))
+
+
+@dataclass
+class TrainState:
+    """All that changes while a model learns; `save` and `load` make it survive the process."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    amp: torch.dtype | None = None
+    clip_grad: float = 0.0
+    parts: int = 1  # pieces that a batch is taken in; doubled when memory runs out
+    ema: nn.Module | None = None
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimiser steps taken
+    best_score: float | None = None
+    best_epoch: int | None = None  # counted from 0
+    best_scores: dict[str, float] = field(default_factory=dict)
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(enabled=self.amp is torch.float16)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The weights that are scored and kept: the averaged ones where there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    def note_best(self, goal: Goal, scores: dict[str, float]) -> bool:
+        """Remember the epoch that has just ended if it is the best so far."""
+        if not goal.better(scores[goal.name], self.best_score):
+            return False
+        self.best_score, self.best_epoch = scores[goal.name], self.epoch - 1
+        self.best_scores = scores
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write the state after an epoch: tensors, and JSON for the rest."""
+        plain = {"epoch": self.epoch, "step": self.step, "parts": self.parts,
+                 "best_score": self.best_score, "best_epoch": self.best_epoch,
+                 "best_scores": self.best_scores}  # fmt: skip
+        ema = None if self.ema is None else self.ema.state_dict()
+        save_tensors(path, {"model": self.model.state_dict(), "ema": ema,
+                            "optimizer": self.optimizer.state_dict(),
+                            "schedule": self.schedule.state_dict(),
+                            "scaler": self.scaler.state_dict(), "state": json.dumps(plain)})  # fmt: skip
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Go on where `save` was called; another model's checkpoint is a `UserError`."""
+        saved = load_tensors(path, device)
+        try:
+            self.model.load_state_dict(saved["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(saved["ema"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.load_state_dict(saved["schedule"])
+            self.scaler.load_state_dict(saved["scaler"])
+            for key, value in json.loads(saved["state"]).items():
+                setattr(self, key, value)
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: does not fit this configuration ({reason}); "
+                "resume with the model and optimiser it was made with"
+            ) from None
+
+
+def save_tensors(path: Path, value: dict[str, Any]) -> None:
+    """Write a checkpoint that `torch.load(weights_only=True)` reads: it can run no code."""
+    with replacing(path, "wb") as file:
+        torch.save(value, file)
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; a damaged or foreign one is a `UserError`."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch raises whatever its unpickler and zip reader raise
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path}: is no checkpoint that can be read ({reason})") from None
+
+
+@dataclass
+class Epoch:
+    """What one training epoch gave: its loss, each step's loss and rate, the predictions."""
+
+    loss: float
+    step_losses: list[float]
+    step_lrs: list[float]
+    probs: np.ndarray  # [N, C] float32, as the rows were drawn
+    targets: np.ndarray  # [N] int64
+    images_per_second: float
+
+
+@dataclass
+class Predictions:
+    """Probabilities of a subset's rows, in the order of the rows."""
+
+    probs: np.ndarray  # [N, C] float32
+    loss: float
+
+
+def train_one_epoch(
+    state: TrainState, batches: Iterable[Batch], criterion: nn.Module, bar: Any = None
+) -> Epoch:
+    """Take one step a batch; nothing waits for the device before the epoch ends.
+
+    Raises `TrialFailed` where one image does not fit into memory or the loss is not finite.
+    """
+    state.model.train()
+    losses: list[torch.Tensor] = []
+    lrs: list[float] = []
+    logits: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    sizes: list[int] = []
+    began = time.perf_counter()
+    for images, targets in batches:
+        lrs.append(state.optimizer.param_groups[0]["lr"])
+        loss, output = _step(state, images, targets, criterion)
+        losses.append(loss)
+        logits.append(output)
+        labels.append(targets if targets.ndim == 1 else targets.argmax(dim=1))
+        sizes.append(len(images))
+        if bar is not None:
+            _show(bar, losses, output, labels[-1], len(images))
+    step_losses = torch.stack(losses).tolist()  # the one transfer of the epoch
+    seconds = time.perf_counter() - began
+    loss = float(np.average(step_losses, weights=sizes))
+    if not math.isfinite(loss):
+        raise TrialFailed(f"the loss stopped being finite in epoch {state.epoch + 1}")
+    return Epoch(loss, step_losses, lrs, _softmax(logits), torch.cat(labels).cpu().numpy(),
+                 sum(sizes) / seconds)  # fmt: skip
+
+
+def _step(
+    state: TrainState, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make one optimiser step on a batch; out of memory halves the pieces it is taken in."""
+    while True:
+        try:
+            state.optimizer.zero_grad(set_to_none=True)
+            loss, logits = _forward_backward(state, images, targets, criterion)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if state.parts >= len(images):
+                raise TrialFailed("out of memory with a single image") from None
+        # Outside the handler: the traceback would hold the tensors that have to go.
+        state.optimizer.zero_grad(set_to_none=True)
+        _empty_cache()
+        state.parts *= 2
+        log.warning("out of memory: batches are now taken in %d parts", state.parts)
+    if state.clip_grad:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.schedule.step_batch()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    state.step += 1
+    return loss, logits
+
+
+def _forward_backward(
+    state: TrainState, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add up the gradient of the batch's mean loss over its parts."""
+    parts = min(state.parts, len(images))
+    total = torch.zeros((), device=images.device)
+    outputs = []
+    for x, y in zip(images.tensor_split(parts), targets.tensor_split(parts)):
+        with torch.autocast(x.device.type, state.amp, enabled=state.amp is not None):
+            logits = state.model(x)
+            loss = criterion(logits, y) * (len(x) / len(images))
+        state.scaler.scale(loss).backward()
+        total += loss.detach()
+        outputs.append(logits.detach())
+    return total, torch.cat(outputs)
+
+
+def _show(
+    bar: Any, losses: list[torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, n: int
+) -> None:
+    # Reading a loss waits for the device: only as often as the bar is drawn.
+    if bar.n == 0 or time.time() - bar.last_print_t >= bar.mininterval:
+        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+        bar.set_postfix_str(f"loss {losses[-1].item():.3f}, acc {accuracy:.3f}", refresh=False)
+    bar.update(n)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    amp: torch.dtype | None = None,
+    criterion: nn.Module | None = None,
+) -> Predictions:
+    """Predict every row once; the loss is the criterion of all rows at once, not a mean of means.
+
+    Rows without a label (target -1) get probabilities and take no part in the loss.
+    """
+    model.eval()
+    logits, targets = [], []
+    for images, labels in batches:
+        logits.append(_forward(model, images, amp))
+        targets.append(labels)
+    loss = math.nan
+    if criterion is not None:
+        known = torch.cat(targets) >= 0
+        loss = criterion(torch.cat(logits)[known].float(), torch.cat(targets)[known]).item()
+    return Predictions(_softmax(logits), loss)
+
+
+def _forward(model: nn.Module, images: torch.Tensor, amp: torch.dtype | None) -> torch.Tensor:
+    parts = 1
+    while True:
+        try:
+            with torch.autocast(images.device.type, amp, enabled=amp is not None):
+                return torch.cat([model(x) for x in images.tensor_split(parts)])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if parts >= len(images):
+                raise TrialFailed("out of memory with a single image") from None
+        _empty_cache()
+        parts *= 2
+
+
+def _softmax(logits: list[torch.Tensor]) -> np.ndarray:
+    # In double precision, on the CPU, so that the rows of the float32 result sum to one.
+    return torch.cat(logits).float().cpu().double().softmax(dim=1).float().numpy()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def make_ema(model: nn.Module, decay: float) -> nn.Module | None:
+    """Average the weights exponentially (Polyak and Juditsky, 1992); a decay of 0 is off."""
+    if not decay:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,0 +1,69 @@
+"""The one door between a trial and NNI: parameters in, scores out.
+
+`nni` is imported only where NNI started the process: it costs about three seconds of CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Trial:
+    """What NNI says of this process; outside NNI nothing is asked and nothing is reported."""
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    experiment: str | None = None
+    sequence: int | None = None
+
+    @property
+    def under_nni(self) -> bool:
+        """Whether NNI started this process."""
+        return self.id is not None
+
+    @property
+    def name(self) -> str | None:
+        """A name for the run that sorts by the order of the trials and holds the trial's id."""
+        return f"{self.experiment}-{self.sequence:03d}-{self.id}" if self.under_nni else None
+
+    def report_epoch(self, score: float) -> None:
+        """Report an epoch's monitored score."""
+        if self.under_nni:
+            import nni
+
+            nni.report_intermediate_result(_finite(score))
+
+    def report_final(self, score: float) -> None:
+        """Report the trial's score; only once, because NNI's tuner dies of a second (#5689)."""
+        if self.under_nni:
+            import nni
+
+            nni.report_final_result(_finite(score))
+
+
+def current_trial() -> Trial:
+    """Ask NNI for this trial's parameters.
+
+    To be called once and before anything else: NNI hands its parameters to whichever trial asks
+    first, so that a trial which fails before it asks shifts those of all others (#5726).
+    """
+    if os.environ.get("NNI_PLATFORM", "standalone") in ("standalone", "unittest"):
+        return Trial()
+    import nni
+
+    return Trial(
+        parameters=dict(nni.get_next_parameter() or {}),
+        id=os.environ["NNI_TRIAL_JOB_ID"],
+        experiment=os.environ["NNI_EXP_ID"],
+        sequence=int(os.environ.get("NNI_TRIAL_SEQ_ID", 0)),
+    )
+
+
+def _finite(score: float) -> float:
+    # NNI takes NaN as a score and TPE then keeps it in its history.
+    assert math.isfinite(score), "a score that is not finite is a failed trial"
+    return float(score)

@@ -1,0 +1,30 @@
+"""What several tests share: the scripts as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Start a script of the project in an empty folder: `script("train.py", "--epochs", 1)`."""
+
+    def start(name: str, *args: object, cwd: Path = tmp_path, **env: str):
+        return subprocess.run(
+            [sys.executable, ROOT / name, *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return start

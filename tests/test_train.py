@@ -1,0 +1,243 @@
+"""One trial, started as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ("--epochs", 2, "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One run of two epochs on the digits, made once."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, ROOT / "train.py", *map(str, QUICK), "--run_name", "one"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "one", done.stdout
+
+
+def test_a_run_leaves_what_the_design_says(trained):
+    run, _ = trained
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "result.json", "history.csv", "split.csv", "val.csv",
+                     "submission.csv", "best.pt", "last.pt", "tensorboard"}  # fmt: skip
+    assert [path.name for path in run.parent.glob("*.csv")] == ["one.csv"]
+
+
+def test_the_config_says_every_value_and_where_it_comes_from(trained):
+    saved = json.loads((trained[0] / "config.json").read_text())
+    assert saved["values"]["epochs"] == 2 and saved["origin"]["epochs"] == "command line"
+    assert saved["values"]["lr"] == 0.001 and saved["origin"]["lr"] == "default"
+    assert set(saved["values"]) <= set(saved["origin"])
+
+
+def test_the_result_is_the_best_epochs_score_and_scikit_learn_agrees(trained):
+    run, _ = trained
+    result = json.loads((run / "result.json").read_text())
+    history = pd.read_csv(run / "history.csv")
+    assert result["status"] == "done" and len(history) == 2
+    assert result["score"] == history["val_acc"].max()
+    val = pd.read_csv(run / "val.csv", dtype={"label": str})
+    predicted = val.columns[2:][val.iloc[:, 2:].to_numpy().argmax(1)]
+    assert accuracy_score(val["label"], predicted) == pytest.approx(result["score"])
+    soft = pd.read_csv(run.parent / "one.csv")
+    truth = pd.read_csv(run / "split.csv", dtype=str).set_index("id")["label"]
+    predicted = soft.columns[1:][soft.iloc[:, 1:].to_numpy().argmax(1)]
+    assert accuracy_score(truth[soft["id"]], predicted) == pytest.approx(result["test"]["acc"])
+    assert pd.read_csv(run / "submission.csv", dtype=str)["label"].tolist() == predicted.tolist()
+    np.testing.assert_allclose(soft.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
+
+
+def test_no_row_is_in_two_parts_of_the_split(trained):
+    split = pd.read_csv(trained[0] / "split.csv")
+    assert split["id"].is_unique and set(split["split"]) == {"train", "val", "test"}
+    val = pd.read_csv(trained[0] / "val.csv")
+    assert set(val["id"]) == set(split["id"][split["split"] == "val"])
+
+
+def test_tensorboard_has_scalars_by_step_and_epoch_and_the_hyperparameters_in_one_file(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = list((trained[0] / "tensorboard").rglob("*"))
+    assert len(files) == 1
+    events = EventAccumulator(str(files[0].parent))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"step/train_loss", "step/lr", "val_acc", "val_loss", "train_loss"} <= set(tags)
+    assert len(events.Scalars("val_acc")) == 2
+    assert len(events.Scalars("step/train_loss")) == events.Scalars("val_acc")[-1].step
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_checkpoints_hold_tensors_and_json_only(trained):
+    for name in ("best.pt", "last.pt"):
+        torch.load(trained[0] / name, weights_only=True)
+    about = json.loads(torch.load(trained[0] / "best.pt", weights_only=True)["about"])
+    assert about["classes"] == [str(k) for k in range(10)]
+
+
+def test_a_pipe_gets_plain_lines(trained):
+    assert "epoch 2/2" in trained[1] and "\r" not in trained[1] and "\x1b" not in trained[1]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--model", "simple_cn"], "unknown model 'simple_cn'; did you mean 'simple_cnn'?"),
+        (["--criterion", "focall"], "unknown criterion 'focall'; did you mean 'focal'?"),
+        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["--batch_size", "-4"], "batch_size is -4"),
+        (["--monitor", "val_accc"], "unknown metric 'accc'"),
+        (["--resume", "nowhere"], "nowhere: is no run folder"),
+        (["--config", "no.json"], "no.json: cannot be read"),
+        (["--model_args", '{"dropot": 1}'], "takes no argument 'dropot'; did you mean 'dropout'?"),
+        (["--device", "cuda:99"], "device: 'cuda:99' is not to be had here"),
+        (["--run_name", "../x"], "is no name for a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, words, message):
+    done = script("train.py", *words)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tuner_wins_over_the_command_line(tmp_path):
+    # The door is faked here; the slow tests use the real one.
+    (tmp_path / "nni.py").write_text(
+        "import json, pathlib\n"
+        "log = pathlib.Path('reports.txt').open('a')\n"
+        "def say(*words): print(*words, file=log, flush=True)\n"
+        "def get_next_parameter(): say('ask'); return {'lr': 0.005, 'batch_size': 128.0}\n"
+        "def report_intermediate_result(x): say('epoch', x)\n"
+        "def report_final_result(x): say('final', x)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "NNI_PLATFORM": "local",
+           "NNI_TRIAL_JOB_ID": "abc", "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
+    command = [sys.executable, ROOT / "train.py", "--epochs", "2", "--lr", "1", "--resume", "auto"]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=300)
+    run = tmp_path / "outputs" / "exp-007-abc"
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["values"]["lr"] == 0.005 and saved["origin"]["lr"] == "tuner"
+    assert saved["values"]["batch_size"] == 128
+    reports = [line.split() for line in (tmp_path / "reports.txt").read_text().splitlines()]
+    history = pd.read_csv(run / "history.csv")
+    assert [word for word, *_ in reports] == ["ask", "epoch", "epoch", "final"]
+    assert [float(r[1]) for r in reports[1:3]] == history["val_acc"].tolist()
+    assert float(reports[3][1]) == history["val_acc"].max()
+
+
+def wait_for_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        result = run / "result.json"
+        if result.exists() and json.loads(result.read_text())["epochs"] >= epoch:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"never reached epoch {epoch}")
+
+
+def start(folder: Path, *words: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *map(str, words)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--optimizer", "SGD", "--optimizer_args.momentum", 0.9,
+                                       "--scheduler", "cosine", "--ema", 0.9,
+                                       "--augmentation", "AffineAugmentation",
+                                       "--model_args", '{"dropout": 0.3}')])  # fmt: skip
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, more):
+    words = ("--epochs", 4, "--image_size", 32, *more)
+    whole = start(tmp_path, *words, "--run_name", "whole")
+    assert whole.wait(300) == 0
+    killed = start(tmp_path, *words, "--run_name", "killed")
+    wait_for_epoch(tmp_path / "outputs" / "killed", 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    outputs = tmp_path / "outputs"
+    assert not (outputs / "killed.csv").exists()
+    resumed = start(tmp_path, "--resume", outputs / "killed")
+    said = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 0 and "resuming after epoch" in said
+    assert (outputs / "killed.csv").read_bytes() == (outputs / "whole.csv").read_bytes()
+    for name in ("val.csv", "submission.csv", "split.csv"):
+        assert (outputs / "killed" / name).read_bytes() == (outputs / "whole" / name).read_bytes()
+    for name in ("best.pt", "last.pt"):
+        a, b = (
+            torch.load(outputs / run / name, weights_only=True)["model"]
+            for run in ("whole", "killed")
+        )
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (pd.read_csv(outputs / run / "history.csv") for run in ("whole", "killed"))
+    timing = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(a.drop(columns=timing), b.drop(columns=timing))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_the_best_so_far_and_can_go_on(tmp_path, signum):
+    run = tmp_path / "outputs" / "run"
+    process = start(tmp_path, "--epochs", 50, "--run_name", "run")
+    wait_for_epoch(run, 2, process)
+    process.send_signal(signum)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == -signum and "Traceback" not in said
+    assert f"--resume {run.relative_to(tmp_path)}" in said
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "stopped" and result["score"] > 0.2
+    assert len(pd.read_csv(tmp_path / "outputs" / "run.csv")) > 0
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_not_given_other_settings(trained, script):
+    done = script("train.py", "--resume", trained[0], "--lr", 0.5)
+    assert done.returncode == 2 and "lr was 0.001 in that run and is 0.5 now" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_loss_that_explodes_is_a_failed_trial_with_its_reason(script, tmp_path):
+    done = script("train.py", "--epochs", 3, "--lr", 1e30, "--optimizer", "SGD",
+                  "--run_name", "boom")  # fmt: skip
+    assert done.returncode == 1 and "the trial failed" in done.stdout
+    result = json.loads((tmp_path / "outputs" / "boom" / "result.json").read_text())
+    assert result["status"] == "failed" and "finite" in result["reason"]
+    assert result["reported"] == 0.0 and result["score"] is None
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_trains(script, tmp_path):
+    done = script("train.py", "--model", "Efficientnet_b4", "--criterion", "focal", "--epochs", 1,
+                  "--run_name", "b4")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(pd.read_csv(tmp_path / "outputs" / "b4.csv")) > 300
+    result = json.loads((tmp_path / "outputs" / "b4" / "result.json").read_text())
+    assert result["pretrained"] is False and "from scratch" in done.stdout
+
+
+@pytest.mark.slow
+def test_all_folds_in_one_trial_predict_every_training_row_once(script, tmp_path):
+    done = script("train.py", "--folds", 3, "--epochs", 1, "--run_name", "cv")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "cv"
+    val, split = pd.read_csv(run / "val.csv"), pd.read_csv(run / "split.csv")
+    assert sorted(val["id"]) == sorted(split["id"][split["split"] != "test"])
+    scores = [pd.read_csv(run / f"fold{k}" / "history.csv")["val_acc"].max() for k in range(3)]
+    assert json.loads((run / "result.json").read_text())["score"] == pytest.approx(np.mean(scores))

@@ -1,0 +1,434 @@
+"""Train one model and write its ballot: arguments become a config, a config becomes a trained
+model, a model becomes a CSV. Alone it is one training run; started by NNI it is one trial."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness.plugins import load_plugins
+from model import MODELS, create_model, freeze, model_spec, unfreeze
+
+from dataset import AUGMENTATIONS, Data, Fold, Subset, load_data
+from harness import artifacts, engine, runtime, tuner
+from harness.artifacts import Run
+from harness.config import (
+    Config,
+    Layer,
+    build_parser,
+    merge,
+    parse_command_line,
+    parse_monitor,
+    read_config_file,
+)
+from harness.engine import Goal, TrainState
+from harness.errors import TrialFailed, UserError, guard
+from harness.registry import Registry
+from harness.tracking import TensorBoard
+from harness.tuner import Trial
+from loss import CRITERIA, create_criterion
+from metrics import Metrics, create_metrics, lower_is_better
+from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler
+
+log = logging.getLogger("train")
+
+CATALOGUES: dict[str, Registry] = {
+    "model": MODELS,
+    "criterion": CRITERIA,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+    "augmentation": AUGMENTATIONS,
+}
+
+# What a resumed run may be given anew; anything else would make another run of it.
+RESUMABLE = {"resume", "out_dir", "run_name", "epochs", "device", "workers", "cache",
+             "cache_limit", "tensorboard", "data_dir", "plugins", "pretrained", "init_from"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same while a trial runs."""
+
+    config: Config
+    trial: Trial
+    run: Run
+    data: Data
+    metrics: Metrics
+    goal: Goal
+    device: torch.device
+    amp: torch.dtype | None
+
+
+@dataclass
+class Outcome:
+    """How one fold's training ended, and its best epoch's predictions."""
+
+    status: str = "done"  # done, stopped or failed
+    reason: str | None = None
+    score: float | None = None
+    best_epoch: int | None = None  # counted from 0
+    epochs: int = 0  # finished
+    scores: dict[str, float] | None = None
+    val: np.ndarray | None = None  # [N, C]
+    test: np.ndarray | None = None  # [M, C]
+    signum: int = 0
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Run one trial and return its exit status."""
+    trial = tuner.current_trial()
+    runtime.setup_logging()
+    config, origin, show_only = configure(argv, trial)
+    if show_only:
+        print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
+        return 0
+    with runtime.stop_on_signals():
+        return run_trial(config, origin, trial)
+
+
+def configure(argv: list[str] | None, trial: Trial) -> tuple[Config, dict[str, str], bool]:
+    """Lay the command line over the files, the tuner over both, and check every name."""
+    parser = build_parser("train.py", __doc__ or "")
+    command_line, said = parse_command_line(parser, argv)
+    layers = [read_config_file(path) for path in said.config]
+    layers += [command_line, Layer("tuner", trial.parameters)]
+    config, origin = merge(layers)
+    if config.resume not in (None, "auto"):
+        saved = Layer(f"{config.resume}/config.json", artifacts.read_config(Path(config.resume)))
+        resumed, origin = merge([saved, *layers])
+        refuse_changes(merge([saved])[0], resumed)
+        config = resumed
+    load_plugins(config.plugins)
+    for key, catalogue in CATALOGUES.items():
+        try:
+            catalogue.entry(getattr(config, key))
+        except UserError as error:
+            raise UserError(f"{origin[key]}: {error}") from None
+    return config, origin, said.print_config
+
+
+def refuse_changes(before: Config, now: Config) -> None:
+    """Refuse to resume a run with another value of anything that shapes its result."""
+    for key, value in asdict(now).items():
+        old = getattr(before, key)
+        if key not in RESUMABLE and value != old:
+            raise UserError(f"resume: {key} was {old!r} in that run and is {value!r} now; "
+                            "leave it out, or start a new run")  # fmt: skip
+
+
+def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
+    """Data, model, epochs, answers: the story of one trial."""
+    device = runtime.pick_device(config.device)
+    amp = runtime.pick_amp(config.amp, device)
+    metrics, goal = choose_metrics(config)
+    spec = model_spec(config.model, config.model_args)
+    data = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
+    folder, resume = choose_folder(config, trial)
+    facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
+             "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
+    with artifacts.open_run(folder, resume=resume, facts=facts) as run:
+        job = Job(config, trial, run, data, metrics, goal, device, amp)
+        describe(job, origin)
+        outcomes: list[Outcome] = []
+        for fold in data.folds:
+            outcomes.append(train_fold(job, fold))
+            if outcomes[-1].status != "done":
+                break
+        return conclude(job, outcomes)
+
+
+def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
+    """Return the scores of an epoch, the monitored one among them, and what it aims at."""
+    name = config.monitor.split()[-1] if config.monitor.strip() else ""
+    stage, _, metric = name.partition("_")
+    if stage not in ("train", "val") or not metric:
+        raise UserError(f"monitor: {config.monitor!r} is no score; as in 'val_acc', 'min val_loss'")
+    metrics = create_metrics(config.metrics)
+    if metric != "loss" and metric not in metrics.names(stage):
+        monitored = {**metrics.stages.get(stage, {}), **create_metrics(metric).stages[stage]}
+        metrics = Metrics({**metrics.stages, stage: monitored})
+    return metrics, Goal(*parse_monitor(config.monitor, lower_is_better(metric)))
+
+
+def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
+    """Return the run's folder, and whether it may be there already."""
+    if config.resume not in (None, "auto"):
+        return Path(config.resume), True
+    wanted = config.run_name or trial.name
+    if config.resume == "auto" and wanted is None:
+        raise UserError("resume: auto continues a trial of a search or a --run_name; name the run")
+    name = artifacts.run_name(wanted, config.model, config.criterion)
+    return Path(config.out_dir) / name, config.resume == "auto"
+
+
+def describe(job: Job, origin: dict[str, str]) -> None:
+    """Write down what is run, and say it."""
+    run, data, name = job.run, job.data, device_name(job.device)
+    values = asdict(job.config)
+    artifacts.write_json(run.folder / "config.json", {"values": values, "origin": origin})
+    artifacts.write_rows(run.folder / "split.csv", data.split_rows())
+    run.begin(status="running", reason=None, score=None, epochs=0,
+              epochs_planned=job.config.epochs * len(data.folds), device=name,
+              classes=list(data.classes), image_size=data.image_size, data=data.name,
+              data_fingerprint=data.fingerprint, submission=asdict(data.submission),
+              **artifacts.machine_facts())  # fmt: skip
+    fold = data.folds[0]
+    tested = f", {len(data.test):,} test" if data.test else ""
+    log.info("%s: %d classes, %s train, %s validation%s, images %d x %d, on %s", data.name,
+             len(data.classes), f"{len(fold.train):,}", f"{len(fold.val):,}", tested,
+             data.image_size, data.image_size, name)  # fmt: skip
+    log.info("run folder: %s", run.folder)
+
+
+def device_name(device: torch.device) -> str:
+    """Return a name that says which device it was."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def train_fold(job: Job, fold: Fold) -> Outcome:
+    """Build a model, train it epoch by epoch, and predict with its best weights."""
+    folder = job.run.folder
+    if len(job.data.folds) > 1:
+        folder = folder / f"fold{fold.index}"
+        folder.mkdir(exist_ok=True)
+    state, outcome = None, Outcome()
+    try:
+        runtime.seed_everything(job.config.seed)
+        state = build_state(job, fold)
+        if (folder / "last.pt").exists():
+            state.load(folder / "last.pt", job.device)
+            log.info("resuming after epoch %d of %d", state.epoch, job.config.epochs)
+        criterion = create_criterion(job.config.criterion, len(job.data.classes),
+                                     class_weights=job.data.class_weights(fold),
+                                     **job.config.criterion_args).to(job.device)  # fmt: skip
+        learn(job, fold, folder, state, criterion)
+    except TrialFailed as error:
+        outcome = Outcome("failed", reason=str(error))
+    except runtime.Stopped as stopped:
+        outcome = Outcome("stopped", reason=str(stopped), signum=stopped.signum)
+        log.warning("stopped by %s: keeping the best so far", stopped)
+    if state is None or state.best_epoch is None:
+        return outcome
+    return keep_best(job, fold, folder, state, outcome)
+
+
+def build_state(job: Job, fold: Fold) -> TrainState:
+    """Make the model, its optimiser and its schedule."""
+    config = job.config
+    model, pretrained = create_model(config.model, len(job.data.classes),
+                                     pretrained=config.pretrained, args=config.model_args,
+                                     init_from=config.init_from,
+                                     image_size=job.data.image_size)  # fmt: skip
+    job.run.update(pretrained=pretrained, parameters=sum(p.numel() for p in model.parameters()))
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(job.device, memory_format=layout)
+    optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
+                                 weight_decay=config.weight_decay, args=config.optimizer_args,
+                                 no_decay_norm=config.no_decay_norm,
+                                 layer_decay=config.layer_decay)  # fmt: skip
+    steps = math.ceil(len(fold.train) / config.batch_size)
+    schedule = create_scheduler(config.scheduler, optimizer, epochs=config.epochs,
+                                steps_per_epoch=steps, warmup_epochs=config.warmup_epochs,
+                                args=config.scheduler_args)  # fmt: skip
+    if config.freeze:  # after the optimiser, which takes no step on what has no gradient
+        freeze(model, config.freeze)
+    if config.compile:
+        model.compile()
+    return TrainState(model, optimizer, schedule, job.amp, clip_grad=config.clip_grad,
+                      parts=config.accum_steps, ema=engine.make_ema(model, config.ema))  # fmt: skip
+
+
+def learn(
+    job: Job, fold: Fold, folder: Path, state: TrainState, criterion: torch.nn.Module
+) -> None:
+    """Train until the last epoch: train, score, write down, report, keep."""
+    config, goal = job.config, job.goal
+    history = [row for row in artifacts.read_rows(folder / "history.csv")
+               if int(row["epoch"]) <= state.epoch]  # fmt: skip
+    for row in history:  # NNI forgets what an interrupted trial had reported
+        job.trial.report_epoch(float(row[goal.name]))
+    with tracker(job, folder, state) as board:
+        while state.epoch < config.epochs:
+            if state.epoch == config.unfreeze_epoch:
+                unfreeze(state.model)
+            began, first_step = time.monotonic(), state.step
+            trained, scores = one_epoch(job, fold, state, criterion)
+            state.schedule.step_epoch(scores[goal.name])
+            state.epoch += 1
+            is_best = state.note_best(goal, scores)
+            if is_best:
+                save_best(job, folder / "best.pt", state)
+            history.append({"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores,
+                            "seconds": round(time.monotonic() - began, 3),
+                            "images_per_second": round(trained.images_per_second, 1)})  # fmt: skip
+            artifacts.write_rows(folder / "history.csv", history)
+            state.save(folder / "last.pt")  # last: a resumed run starts from what this says
+            if board:
+                board.log_steps(first_step, trained.step_losses, trained.step_lrs)
+                board.log_epoch(state.step, scores)
+            job.run.update(epochs=fold.index * config.epochs + state.epoch)
+            log.info(epoch_line(config, history[-1], scores, is_best))
+            job.trial.report_epoch(scores[goal.name])
+
+
+def tracker(job: Job, folder: Path, state: TrainState) -> Any:
+    """Open the run's event file, or nothing."""
+    if not job.config.tensorboard:
+        return nullcontext()
+    return TensorBoard(folder / "tensorboard", state.step, asdict(job.config), job.goal.name)
+
+
+def one_epoch(
+    job: Job, fold: Fold, state: TrainState, criterion: torch.nn.Module
+) -> tuple[engine.Epoch, dict[str, float]]:
+    """Train on every row once, then score the epoch on the validation rows."""
+    config = job.config
+    runtime.seed_everything(config.seed, state.epoch)
+    batches = fold.train.batches(config.batch_size, device=job.device, epoch=state.epoch,
+                                 train=True, seed=config.seed)  # fmt: skip
+    with progress_bar(config, state, len(fold.train)) as bar:
+        trained = engine.train_one_epoch(state, shaped(config, batches), criterion, bar)
+    seen = predict(job, state, fold.val, criterion)
+    scores = {"train_loss": trained.loss, "val_loss": seen.loss}
+    for stage, probs, labels in (("train", trained.probs, trained.targets),
+                                 ("val", seen.probs, fold.val.labels)):  # fmt: skip
+        found = job.metrics.score(probs, labels, stage=stage)
+        scores.update({f"{stage}_{name}": value for name, value in found.items()})
+    for name in ("train_loss", "val_loss", job.goal.name):
+        if not math.isfinite(scores[name]):
+            raise TrialFailed(f"{name} stopped being finite in epoch {state.epoch + 1}")
+    return trained, scores
+
+
+def shaped(config: Config, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:
+    """Put the images into the memory order that the model was put into."""
+    if not config.channels_last:
+        return batches
+    return ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches)
+
+
+def predict(
+    job: Job, state: TrainState, subset: Subset, criterion: torch.nn.Module | None = None
+) -> engine.Predictions:
+    """Predict a subset's rows in their order."""
+    batches = subset.batches(job.config.batch_size, device=job.device)
+    return engine.predict(state.scored, shaped(job.config, batches), job.amp, criterion)
+
+
+def progress_bar(config: Config, state: TrainState, total: int) -> Any:
+    """Return an epoch's bar where a person watches, else nothing."""
+    if not runtime.on_terminal():
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=f"epoch {state.epoch + 1}/{config.epochs}", unit="img",
+                leave=False, dynamic_ncols=True, mininterval=0.3)  # fmt: skip
+
+
+def save_best(job: Job, path: Path, state: TrainState) -> None:
+    """Write the best weights with all that is needed to use them."""
+    data = job.data
+    about = {"config": asdict(job.config), "classes": list(data.classes),
+             "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
+             "epoch": state.epoch, "scores": state.best_scores}  # fmt: skip
+    engine.save_tensors(path, {"model": state.scored.state_dict(), "about": json.dumps(about)})
+
+
+def epoch_line(config: Config, row: dict[str, Any], scores: dict[str, float], best: bool) -> str:
+    """Return an epoch in one line."""
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    return (f"epoch {row['epoch']}/{config.epochs}  {shown}  lr {row['lr']:.2g}  "
+            f"{row['images_per_second']:,.0f} images/s{'  best' if best else ''}")  # fmt: skip
+
+
+def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Outcome) -> Outcome:
+    """Predict validation and test rows with the best epoch's weights."""
+    saved = engine.load_tensors(folder / "best.pt", job.device)
+    state.scored.load_state_dict(saved["model"])
+    outcome.score, outcome.best_epoch = state.best_score, state.best_epoch
+    outcome.epochs, outcome.scores = state.epoch, dict(state.best_scores)
+    outcome.val = predict(job, state, fold.val).probs
+    if job.data.test:
+        outcome.test = predict(job, state, job.data.test).probs
+    return outcome
+
+
+def conclude(job: Job, outcomes: list[Outcome]) -> int:
+    """Write the answers, report once, and say how it ended."""
+    last = outcomes[-1]
+    whole = [o for o in outcomes if o.val is not None]
+    facts: dict[str, Any] = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
+    if whole:
+        facts |= summary(whole)
+        facts["test"] = write_answers(job, whole)
+    score = facts.get("score")
+    if last.status == "failed":
+        # A crash teaches a tuner nothing; a floor score keeps it away from there.
+        facts["reported"] = score = job.goal.floor(len(job.data.classes))
+    job.run.finish(last.status, **facts)
+    if last.status != "stopped":
+        job.trial.report_final(score)
+    say_the_end(job, last)
+    if last.status == "stopped":
+        runtime.die_of(last.signum)
+    return 1 if last.status == "failed" and not job.trial.under_nni else 0
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Return the mean score over the folds, and each one's best epoch (counted from 1)."""
+    names = outcomes[0].scores
+    best = [o.best_epoch + 1 for o in outcomes]
+    return {"score": float(np.mean([o.score for o in outcomes])),
+            "scores": {name: float(np.mean([o.scores[name] for o in outcomes])) for name in names},
+            "best_epoch": best[0] if len(best) == 1 else best}  # fmt: skip
+
+
+def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
+    """Write validation rows, the submission and the ballot; return test scores where known."""
+    run, data = job.run, job.data
+    ids, labels = [], []
+    for fold, _ in zip(data.folds, outcomes):
+        ids += list(fold.val.ids)
+        labels += [data.classes[k] for k in fold.val.labels]
+    val = np.concatenate([o.val for o in outcomes])
+    artifacts.write_probs(run.folder / "val.csv", ids, val, data.classes, labels)
+    if not data.test:
+        return {}
+    probs = np.mean([o.test for o in outcomes], axis=0, dtype=np.float64).astype(np.float32)
+    columns, answers = data.submission.columns, data.submission.answers
+    rows = [{columns[0]: i, columns[1]: answers[k]} for i, k in zip(data.test.ids, probs.argmax(1))]
+    artifacts.write_rows(run.folder / "submission.csv", rows)
+    artifacts.write_probs(run.soft_csv, data.test.ids, probs, data.classes)
+    known = data.test.labels >= 0
+    if not known.any():
+        return {}
+    return job.metrics.score(probs[known], data.test.labels[known], stage="val")
+
+
+def say_the_end(job: Job, last: Outcome) -> None:
+    """Say the score and where things are, or why there is none."""
+    run, result = job.run, job.run.result
+    if last.status == "failed":
+        log.error("the trial failed: %s", last.reason)
+    if result.get("score") is not None:
+        tested = "".join(f", test {k} {v:.4f}" for k, v in result.get("test", {}).items())
+        log.info("best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested,
+                 result["seconds"])  # fmt: skip
+        log.info("the ballot is %s; all else is in %s", run.soft_csv, run.folder)
+    if last.status == "stopped":
+        log.info("continue with: python train.py --resume %s", run.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
