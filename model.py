@@ -1,0 +1,676 @@
+"""Architectures: a name becomes a network that turns images `[N, 3, H, W]` into logits `[N, C]`.
+
+`python model.py` lists them, `python model.py NAME` shows one, `python model.py '*b3*'` some.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import get_model_builder, get_model_weights, list_models
+
+from harness.errors import UserError
+from harness.layers import blocks
+from harness.registry import Entry, Registry
+from harness.weights import (
+    WeightsUnavailable,
+    cached_weights,
+    check_reachable,
+    fetch_weights,
+    load_weights,
+    published_weights,
+    read_checkpoint,
+)
+
+log = logging.getLogger(__name__)
+
+MODELS = Registry("model")
+HEADS = Registry("head")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a network was made for: the side of its images and their normalisation (in 0..1)."""
+
+    input_size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+def model_spec(name: str, args: Mapping[str, Any] | None = None) -> ModelSpec:
+    """Return the native input size and normalisation of `name`, without building it."""
+    facts = _facts(name, args or {})
+    return ModelSpec(**{k: facts[k] for k in ("input_size", "mean", "std") if k in facts})
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    pretrained: str = "auto",
+    args: Mapping[str, Any] | None = None,
+    init_from: str | Path | None = None,
+    image_size: int | None = None,
+) -> tuple[nn.Module, bool]:
+    """Build `name` for images of `image_size`; say whether it starts from loaded weights.
+
+    With `init_from` (a run folder or a state dict) nothing else is looked up. Otherwise
+    `pretrained` "yes" demands published weights, "auto" warns and does without, "no" does not ask.
+    A network that cannot take such images is a `UserError`.
+    """
+    args = dict(args or {})
+    build = functools.partial(_build, name, num_classes, args=args, image_size=image_size)
+    if init_from is not None:
+        model = build(pretrained=False)
+        _start_from(model, init_from)
+        loaded = True
+    else:
+        model, loaded = _build_pretrained(name, build, args, pretrained)
+    _check_forward(name, model, num_classes, image_size or model_spec(name, args).input_size)
+    return model, loaded
+
+
+def _build(
+    name: str,
+    num_classes: int,
+    *,
+    pretrained: bool,
+    args: Mapping[str, Any],
+    image_size: int | None,
+) -> nn.Module:
+    parameters = inspect.signature(MODELS.entry(name).build).parameters
+    # Only a few networks are built for one size; the others need not know of it.
+    sized = {"image_size": image_size} if "image_size" in parameters and image_size else {}
+    return MODELS.create(name, num_classes, pretrained, args=args, **sized)
+
+
+def _build_pretrained(
+    name: str, build: Callable[..., nn.Module], args: Mapping[str, Any], pretrained: str
+) -> tuple[nn.Module, bool]:
+    published = bool(_facts(name, args).get("weights"))
+    if pretrained == "yes" and not published:
+        raise WeightsUnavailable(f"pretrained: {name!r} has no published weights; use auto or no")
+    if pretrained == "no" or not published:
+        return build(pretrained=False), False
+    state = torch.get_rng_state()
+    try:
+        return build(pretrained=True), True
+    except WeightsUnavailable as error:
+        if pretrained == "yes":
+            raise
+        log.warning("%s starts FROM SCRATCH, without pretrained weights: %s", name, error)
+    torch.set_rng_state(state)  # the same start as with pretrained "no"
+    return build(pretrained=False), False
+
+
+def _facts(name: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is registered beside `name`; of a composed network, what its backbone has."""
+    entry = MODELS.entry(name)
+    if "like" not in entry.info:
+        return entry.info
+    part = entry.info["like"]
+    default = inspect.signature(entry.build).parameters[part].default
+    return _facts(args.get(part, default), args.get(f"{part}_args") or {})
+
+
+def _start_from(model: nn.Module, path: str | Path) -> None:
+    anew = load_weights(model, read_checkpoint(path), str(path), head_names(model))
+    if anew:
+        log.warning("init_from %s: the classifier does not fit and starts anew (%s)",
+                    path, ", ".join(anew))  # fmt: skip
+
+
+def _check_forward(name: str, model: nn.Module, num_classes: int, size: int) -> None:
+    """Refuse a network that does not turn `[2, 3, size, size]` into `[2, num_classes]`."""
+    training = model.training
+    model.eval()
+    try:
+        shape = _output_shape(model, size)
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        raise UserError(
+            f"image_size: model {name!r} cannot take images of {size} x {size} ({_line(error)}); "
+            "choose another image_size"
+        ) from error
+    finally:
+        model.train(training)
+    if shape != (2, num_classes):
+        raise UserError(
+            f"model {name!r}: gives {list(shape)} for 2 images of {num_classes} classes; "
+            f"it must give logits of shape [2, {num_classes}]"
+        )
+
+
+@torch.no_grad()
+def _output_shape(model: nn.Module, size: int) -> tuple[int, ...]:
+    """Return the shape of the output for two images, without arithmetic where that can be done."""
+    images = torch.zeros(2, 3, size, size)
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    weights = {name: value.to("meta") for name, value in weights.items()}
+    try:
+        output = torch.func.functional_call(model, weights, images.to("meta"))
+    except Exception:
+        output = model(images)
+    return tuple(output.shape) if isinstance(output, Tensor) else (type(output).__name__,)
+
+
+# --------------------------------------------------------------------- what is trained, and when
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Return the names of the parameters of the classifier, everything else being the backbone.
+
+    They are those below `head` where a network has a `backbone` and a `head`, timm's classifier,
+    or the last block.
+    """
+    if hasattr(model, "backbone") and hasattr(model, "head"):
+        return [f"head.{name}" for name, _ in model.head.named_parameters()]
+    names = []
+    if hasattr(model, "get_classifier"):
+        wanted = model.get_classifier()
+        wanted = [m for m in (wanted if isinstance(wanted, tuple) else (wanted,)) if m is not None]
+        for prefix, module in model.named_modules():
+            if any(module is m for m in wanted):
+                names += [f"{prefix}.{name}" for name, _ in module.named_parameters()]
+    return names or blocks(model)[-1]
+
+
+def freeze(model: nn.Module, what: str) -> None:
+    """Stop training the `backbone`, or the first N blocks; their batch norms stop adapting too."""
+    head = set(head_names(model))
+    if what == "backbone":
+        frozen = {name for name, _ in model.named_parameters()} - head
+    else:
+        parts = blocks(model)
+        if not str(what).isdigit() or not 0 < int(what) < len(parts):
+            raise UserError(
+                f"freeze: {what!r} is not understood; use backbone, or 1 to {len(parts) - 1} "
+                "for that many blocks"
+            )
+        frozen = {name for part in parts[: int(what)] for name in part}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.register_forward_pre_hook(_rest_if_frozen)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Train every parameter again, and let every batch norm adapt."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def _rest_if_frozen(norm: nn.Module, _inputs: Any) -> None:
+    """Use and keep the running statistics of a frozen batch norm, whatever `train()` said.
+
+    A hook, because the loop calls `train()` on the whole network every epoch.
+    """
+    if norm.weight is not None and not norm.weight.requires_grad:
+        norm.training = False
+
+
+# ------------------------------------------------------------------------------- small networks
+
+
+@MODELS.register("simple_cnn", input_size=32)
+def simple_cnn(
+    num_classes: int,
+    pretrained: bool,  # noqa: ARG001
+    *,
+    image_size: int = 32,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Two convolutions, 6 and 16 wide, and three linear layers (LeNet-5; LeCun et al., 1998)."""
+    features = nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(),
+    )  # fmt: skip
+    classifier = nn.Sequential(
+        nn.Linear(_width("simple_cnn", features, image_size), 120), nn.ReLU(),
+        nn.Linear(120, 84), nn.ReLU(),
+        nn.Dropout(_share("dropout", dropout)), nn.Linear(84, num_classes),
+    )  # fmt: skip
+    return nn.Sequential(OrderedDict(features=features, classifier=classifier))
+
+
+@MODELS.register("AlexNet", input_size=224)
+def alexnet(
+    num_classes: int,
+    pretrained: bool,  # noqa: ARG001
+    *,
+    image_size: int = 224,
+    dropout: float = 0.5,
+    hidden: int = 4096,
+) -> nn.Module:
+    """AlexNet as it was, with local response normalisation and two groups (Krizhevsky, 2012).
+
+    torchvision's `alexnet` is the later, narrower one, and has weights.
+    """
+    features = nn.Sequential(
+        nn.Conv2d(3, 96, 11, stride=4, padding=2), nn.ReLU(inplace=True),
+        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2),
+        nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True),
+        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+    )  # fmt: skip
+    share = _share("dropout", dropout)
+    classifier = nn.Sequential(
+        nn.Dropout(share), nn.Linear(_width("AlexNet", features, image_size), hidden), nn.ReLU(),
+        nn.Dropout(share), nn.Linear(hidden, hidden), nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+    return nn.Sequential(OrderedDict(features=features, classifier=classifier))
+
+
+@MODELS.register("ResNet", input_size=224)
+def resnet(
+    num_classes: int,
+    pretrained: bool,  # noqa: ARG001
+    *,
+    num_blocks: list[int] | tuple[int, ...] = (3, 4, 6, 3),
+    block: str = "bottleneck",
+    stem: str = "imagenet",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """ResNet by the number of blocks in its four stages (He et al., 2016), from scratch.
+
+    `block` is bottleneck or basic; the `stem` small keeps the resolution of small images.
+    """
+    kinds = {
+        "bottleneck": torchvision.models.resnet.Bottleneck,
+        "basic": torchvision.models.resnet.BasicBlock,
+    }
+    counts = list(num_blocks) if isinstance(num_blocks, (list, tuple)) else []
+    if len(counts) != 4 or not all(isinstance(n, int) and n > 0 for n in counts):
+        raise UserError(f"model_args: num_blocks is {num_blocks!r}; as in [3, 4, 6, 3]")
+    model = torchvision.models.ResNet(kinds[_one_of("block", block, kinds)], counts, num_classes)
+    if _one_of("stem", stem, ("imagenet", "small")) == "small":
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    return _with_dropout(model, dropout)
+
+
+# ------------------------------------------------------------------------- efficientnet-pytorch
+
+# Input size, dropout, parameters at 1000 classes and top-1 accuracy, as published by
+# efficientnet-pytorch and Tan and Le (2019).
+EFFICIENTNETS = (
+    (224, 5_288_548, 76.3),
+    (240, 7_794_184, 78.8),
+    (260, 9_109_994, 79.8),
+    (300, 12_233_232, 81.1),
+    (380, 19_341_616, 82.6),
+    (456, 30_389_784, 83.3),
+    (528, 43_040_704, 84.0),
+    (600, 66_347_960, 84.4),
+)
+
+
+def _efficientnet_builder(name: str, native: int) -> Callable[..., nn.Module]:
+    def build(
+        num_classes: int,
+        pretrained: bool,
+        *,
+        image_size: int = native,
+        dropout: float | None = None,
+        drop_connect: float = 0.2,
+    ) -> nn.Module:
+        from efficientnet_pytorch import EfficientNet
+        from efficientnet_pytorch.utils import url_map
+
+        original = name.lower().replace("_", "-")
+        state = published_weights(url_map[original]) if pretrained else None
+        rate = {} if dropout is None else {"dropout_rate": _share("dropout", dropout)}
+        model = EfficientNet.from_name(
+            original, num_classes=num_classes, image_size=image_size,
+            drop_connect_rate=_share("drop_connect", drop_connect), **rate,
+        )  # fmt: skip
+        # PyTorch's own SiLU takes as little memory as the package's and is faster.
+        model.set_swish(memory_efficient=False)
+        return _loaded(model, state, original)
+
+    build.__doc__ = f"efficientnet-pytorch's {name.lower().replace('_', '-')} (Tan and Le, 2019)."
+    return build
+
+
+for _b, (_size, _params, _top1) in enumerate(EFFICIENTNETS):
+    MODELS.register(f"Efficientnet_b{_b}", input_size=_size, params=_params, top1=_top1,
+                    weights="efficientnet-pytorch")(
+        _efficientnet_builder(f"Efficientnet_b{_b}", _size)
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- torchvision
+
+# What builders fix themselves, or what no configuration file can hold.
+_NOT_ARGUMENTS = {
+    "self", "num_classes", "weights", "progress", "init_weights", "aux_logits", "transform_input",
+    "block", "blocks_per_stage", "norm_layer", "conv_stem_configs", "image_size", "input_size",
+    "drop_rate", "dropout",
+}  # fmt: skip
+
+
+def _register_torchvision() -> None:
+    for name in list_models(module=torchvision.models):
+        weights = get_model_weights(name).DEFAULT
+        preset = weights.transforms.keywords
+        MODELS.register(
+            name,
+            input_size=preset["crop_size"],
+            mean=tuple(preset.get("mean", ModelSpec.mean)),
+            std=tuple(preset.get("std", ModelSpec.std)),
+            params=weights.meta["num_params"],
+            top1=weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
+            weights=weights.url,
+        )(_torchvision_builder(name))
+
+
+def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    builder = get_model_builder(name)
+    network = inspect.signature(builder).return_annotation
+    takes = inspect.signature(network).parameters
+
+    def build(
+        num_classes: int,
+        pretrained: bool,
+        *,
+        image_size: int | None = None,
+        dropout: float | None = None,
+        **args: Any,
+    ) -> nn.Module:
+        state = published_weights(get_model_weights(name).DEFAULT.url) if pretrained else None
+        if "aux_logits" in takes:  # inception_v3, googlenet: one output, and the weights' scaling
+            args |= {"aux_logits": False, "transform_input": True, "init_weights": False}
+        if image_size and "image_size" in takes:
+            args["image_size"] = image_size
+        if image_size and "input_size" in takes:
+            args["input_size"] = (image_size, image_size)
+        if dropout is not None and "dropout" in takes:
+            args["dropout"], dropout = _share("dropout", dropout), None
+        try:
+            model = builder(num_classes=num_classes, **args)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"model_args: model {name!r} refuses them; {_line(error)}") from error
+        return _loaded(_with_dropout(model, dropout or 0.0), _renamed(model, state), name)
+
+    build.__signature__ = _torchvision_signature(build, takes, name)
+    build.__doc__ = f"torchvision's {name}."
+    return build
+
+
+def _torchvision_signature(
+    build: Callable[..., nn.Module], takes: Mapping[str, inspect.Parameter], name: str
+) -> inspect.Signature:
+    own = [p for p in inspect.signature(build).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if not {"image_size", "input_size"} & set(takes):
+        own = [p for p in own if p.name != "image_size"]
+    own = [
+        p.replace(default=get_model_weights(name).DEFAULT.transforms.keywords["crop_size"])
+        if p.name == "image_size" else p
+        for p in own
+    ]  # fmt: skip
+    more = [
+        p.replace(kind=p.KEYWORD_ONLY)
+        for p in takes.values()
+        if p.name not in _NOT_ARGUMENTS and p.default is not p.empty and not callable(p.default)
+    ]
+    return inspect.Signature(own + more)
+
+
+def _renamed(model: nn.Module, state: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    """Bring published weights to the names and sizes of today's networks."""
+    if state is None:
+        return None
+    if isinstance(model, torchvision.models.DenseNet):
+        pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+        return OrderedDict((pattern.sub(r"\1\2.", key), value) for key, value in state.items())
+    if isinstance(model, torchvision.models.VisionTransformer):
+        return torchvision.models.vision_transformer.interpolate_embeddings(
+            model.image_size, model.patch_size, OrderedDict(state)
+        )
+    return state
+
+
+_register_torchvision()
+
+
+# ----------------------------------------------------------------------------------------- timm
+
+
+def _timm_names() -> Iterable[str]:
+    """List timm's architectures, then those with the tag of one of their weights."""
+    import timm
+
+    return [f"timm:{name}" for name in [*timm.list_models(), *timm.list_models(pretrained=True)]]
+
+
+@MODELS.family("timm:", _timm_names)
+def _timm_model(name: str) -> Entry:
+    import timm
+
+    short = name.removeprefix("timm:")
+    cfg = timm.get_pretrained_cfg(short)
+    info: dict[str, Any] = {}
+    if cfg is not None:
+        info = {
+            "input_size": max(cfg.input_size[1:]), "mean": tuple(cfg.mean), "std": tuple(cfg.std),
+            "weights": cfg.url or cfg.hf_hub_id, "fixed": cfg.fixed_input_size,
+        }  # fmt: skip
+    return Entry(name, _timm_builder(short, info), info)
+
+
+def _timm_builder(short: str, info: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    def build(
+        num_classes: int,
+        pretrained: bool,
+        *,
+        image_size: int | None = None,
+        dropout: float | None = None,
+        **args: Any,
+    ) -> nn.Module:
+        import timm
+
+        if dropout is not None:
+            args["drop_rate"] = _share("dropout", dropout)
+        if image_size and info.get("fixed") and image_size != info["input_size"]:
+            args["img_size"] = image_size
+        if pretrained and (file := _timm_file(short)):
+            args["pretrained_cfg_overlay"] = {"file": str(file)}
+        try:
+            return timm.create_model(short, pretrained=pretrained, num_classes=num_classes, **args)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"model_args: model 'timm:{short}' refuses them; {_line(error)}"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise WeightsUnavailable(f"{info['weights']} cannot be had ({_line(error)})") from error
+
+    return build
+
+
+def _timm_file(short: str) -> Path | str | None:
+    """Return the file of weights for timm to load; None leaves it to timm and the hub.
+
+    `TORCH_HOME` and the hub's own cache come before the network.
+    """
+    import huggingface_hub
+    import timm
+
+    cfg = timm.get_pretrained_cfg(short)
+    url = cfg.url if str(cfg.url).startswith("http") else None
+    if url and (file := cached_weights(url)):
+        return file
+    if cfg.hf_hub_id and not cfg.custom_load:
+        held = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
+        if isinstance(held, str):
+            return held
+    if url:
+        return fetch_weights(url)
+    check_reachable(huggingface_hub.constants.ENDPOINT)  # its own retries take a minute
+    return None
+
+
+# --------------------------------------------------------------------- a backbone and a head
+
+
+class BackboneHead(nn.Module):
+    """Features `[N, F]` by one network, logits `[N, C]` by another."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images).flatten(1))
+
+
+@MODELS.register("backbone_head", like="backbone")
+def backbone_head(
+    num_classes: int,
+    pretrained: bool,
+    *,
+    image_size: int | None = None,
+    backbone: str = "resnet50",
+    backbone_args: Mapping[str, Any] | None = None,
+    head: str = "linear",
+    head_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Any architecture by name, its classifier replaced by a `head` by name (linear, mlp, cosine).
+
+    Pretrained weights are the backbone's.
+    """
+    body = _build(backbone, 1000, pretrained=pretrained, args=backbone_args or {},
+                  image_size=image_size)  # fmt: skip
+    features = _strip_classifier(body)
+    return BackboneHead(body, HEADS.create(head, features, num_classes, args=head_args))
+
+
+@HEADS.register("linear")
+def linear_head(features: int, num_classes: int, *, dropout: float = 0.0) -> nn.Module:
+    """One linear layer."""
+    return nn.Sequential(nn.Dropout(_share("dropout", dropout)), nn.Linear(features, num_classes))
+
+
+@HEADS.register("mlp")
+def mlp_head(
+    features: int, num_classes: int, *, hidden: int = 512, dropout: float = 0.0
+) -> nn.Module:
+    """Two linear layers with a batch norm between."""
+    return nn.Sequential(
+        nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Dropout(_share("dropout", dropout)), nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
+@HEADS.register("cosine")
+def cosine_head(features: int, num_classes: int, *, scale: float = 16.0) -> nn.Module:
+    """Cosine of the angle to each class, times a `scale` that is learnt (Gidaris, 2018)."""
+    return CosineHead(features, num_classes, scale)
+
+
+class CosineHead(nn.Module):
+    """See `cosine_head`."""
+
+    def __init__(self, features: int, num_classes: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, features) * features**-0.5)
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+# --------------------------------------------------------------------------- parts of the above
+
+
+class LinearWithDropout(nn.Linear):
+    """A linear layer behind a dropout, under the names of the bare one."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
+        super().__init__(in_features, out_features)
+        self.dropout = dropout
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.dropout(input, self.dropout, self.training))
+
+
+def _with_dropout(model: nn.Module, dropout: float) -> nn.Module:
+    """Put a dropout before the classifier of a network that has no such argument."""
+    if _share("dropout", dropout):
+        name, layer = _classifier(model)
+        if not isinstance(layer, nn.Linear):
+            raise UserError("model_args: the classifier of this model takes no dropout")
+        _replace(model, name, LinearWithDropout(layer.in_features, layer.out_features, dropout))
+    return model
+
+
+def _strip_classifier(model: nn.Module) -> int:
+    """Take the classifier off and return the number of features that it was given."""
+    name, layer = _classifier(model)
+    _replace(model, name, nn.Identity())
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+def _classifier(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the last linear or convolutional layer (timm's own answer where it has one)."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    head = {name.rpartition(".")[0] for name in head_names(model)}
+    return [pair for pair in layers if pair[0] in head][-1]
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Tensor] | None, name: str) -> nn.Module:
+    if state is not None:
+        anew = load_weights(model, state, f"pretrained weights of {name}", head_names(model))
+        log.info("pretrained weights of %s; new: %s", name, ", ".join(anew) or "nothing")
+    return model
+
+
+@torch.no_grad()
+def _width(name: str, features: nn.Module, size: int) -> int:
+    """Return how many numbers `features` leave of an image; nothing left is a `UserError`."""
+    try:
+        return features(torch.zeros(1, 3, size, size)).shape[1]
+    except RuntimeError as error:
+        raise UserError(
+            f"image_size: {size} is too small for model {name!r}, nothing is left of the image"
+        ) from error
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
+        return value
+    raise UserError(f"model_args: {name} is {value!r}; it takes a number from 0 to below 1")
+
+
+def _one_of(name: str, value: str, choices: Iterable[str]) -> str:
+    if value not in choices:
+        raise UserError(f"model_args: {name} is {value!r}; choose {' or '.join(choices)}")
+    return value
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
