@@ -46,16 +46,19 @@ def main(argv: list[str] | None = None) -> int:
     if not args.no_guard:
         environment |= guard.environment(public=args.public)
     search = experiment.start(plan.config, args.port, environment)
+    interrupted = False
     try:
         if not args.no_guard:
             prove_guard(search, args.public)
         print(f"search {search.id}: http://127.0.0.1:{search.port} until it ends", flush=True)
         watch(search, plan)
     except KeyboardInterrupt:
+        interrupted = True
         print("\nstopping: the running trials write what they have ...", flush=True)
     finally:
         search.stop()
-    return conclude(search, plan, Path(args.vote_dir))
+    status = conclude(search, plan, Path(args.vote_dir))
+    return 130 if interrupted else status
 
 
 def build_parser() -> Parser:
@@ -121,8 +124,9 @@ def is_maximized(config: object, path: Path) -> bool:
     if mode is not None and mode not in ("minimize", "maximize"):
         raise UserError(f"{path}: optimize_mode is {mode!r}; it is maximize or minimize")
     if (mode or "minimize") != wanted:
-        raise UserError(f"{path}: optimize_mode is {mode or 'not set, which NNI takes for minimize'}, "
-                        f"but the trials report {monitor}; set it to {wanted}")  # fmt: skip
+        said = mode or "not set, which NNI takes for minimize"
+        raise UserError(f"{path}: optimize_mode is {said}, but the trials report {monitor}; "
+                        f"set it to {wanted}")  # fmt: skip
     return wanted == "maximize"
 
 
@@ -170,30 +174,29 @@ def progress_line(trials: list[TrialRecord], plan: Plan, began: float, now: floa
         score for trial in trials for score in [*trial.scores, trial.final] if score is not None
     ]
     best = (max if plan.maximize else min)(scores, default=None)
-    left = seconds_left(trials, plan, began, now)
+    left = time_left(trials, plan, began, now)
     return (f"{clock(now - began)} | {len(done)}/{plan.max_trials or '?'} trials done, "
             f"{len(running)} running | best {'-' if best is None else format(best, '.4f')} | "
-            f"{'about ' + clock(left) if left is not None else 'unknown time'} left")  # fmt: skip
+            f"{left} left")  # fmt: skip
 
 
-def seconds_left(trials: list[TrialRecord], plan: Plan, began: float, now: float) -> float | None:
+def time_left(trials: list[TrialRecord], plan: Plan, began: float, now: float) -> str:
     """Estimate the time left from the mean time of the trials that have ended."""
+    limit = None if plan.max_seconds is None else began + plan.max_seconds - now
     times = [trial.ended - trial.started for trial in trials if trial.ended and trial.started]
-    limits = []
-    if plan.max_seconds is not None:
-        limits.append(began + plan.max_seconds - now)
-    if times and plan.max_trials:
-        mean = sum(times) / len(times)
-        spent = sum(min(mean, now - trial.started) for trial in trials
-                    if trial.started and not trial.ended)  # fmt: skip
-        work = (plan.max_trials - len(times)) * mean - spent
-        limits.append(work / min(plan.concurrency, plan.max_trials))
-    return max(0.0, min(limits)) if limits else None
+    if not times or not plan.max_trials:
+        return "unknown time" if limit is None else f"at most {clock(limit)}"
+    mean = sum(times) / len(times)
+    spent = sum(min(mean, now - trial.started) for trial in trials
+                if trial.started and not trial.ended)  # fmt: skip
+    work = (plan.max_trials - len(times)) * mean - spent
+    left = work / min(plan.concurrency, plan.max_trials)
+    return f"about {clock(left if limit is None else min(left, limit))}"
 
 
 def clock(seconds: float) -> str:
     """Write a time as 1:05 or 2:03:04."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness.plugins import load_plugins
-from model import MODELS, create_model, freeze, model_spec, unfreeze
 
 from dataset import AUGMENTATIONS, Data, Fold, Subset, load_data
 from harness import artifacts, engine, runtime, tuner
@@ -33,11 +31,13 @@ from harness.config import (
 )
 from harness.engine import Goal, TrainState
 from harness.errors import TrialFailed, UserError, guard
+from harness.plugins import load_plugins
 from harness.registry import Registry
 from harness.tracking import TensorBoard
 from harness.tuner import Trial
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better
+from model import MODELS, create_model, freeze, model_spec, unfreeze
 from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler
 
 log = logging.getLogger("train")

@@ -1,0 +1,190 @@
+"""Real searches: NNI's own manager and tuner, started as a user starts them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from harness import experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+SPACE = {
+    "lr": {"_type": "loguniform", "_value": [0.002, 0.01]},
+    "optimizer": {
+        "_type": "choice",
+        "_value": [
+            {"_name": "AdamW"},
+            {"_name": "SGD", "momentum": {"_type": "uniform", "_value": [0.8, 0.95]}},
+        ],
+    },
+}
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A home of its own for NNI, a configuration in it, and no manager left behind."""
+    (tmp_path / "search_space.json").write_text(json.dumps(SPACE))
+    write_config(tmp_path)
+    yield tmp_path
+    for process in managers_and_trials(tmp_path):
+        process.kill()
+
+
+def write_config(home, epochs=2, **more):
+    config = {
+        "experimentName": "test",
+        "searchSpaceFile": "search_space.json",
+        "trialCommand": f"python3 train.py --resume auto --epochs {epochs} "
+        f"--out_dir {home}/outputs --no_tensorboard",
+        "trialCodeDirectory": str(ROOT),
+        "experimentWorkingDirectory": str(home / "nni"),
+        "maxTrialNumber": 3,
+        "trialConcurrency": 2,
+        "tuner": {"name": "TPE", "classArgs": {"optimize_mode": "maximize"}},
+        "trainingService": {"platform": "local"},
+        **more,
+    }
+    (home / "config.yml").write_text(yaml.safe_dump(config))
+
+
+def managers_and_trials(home):
+    """Every process that works in or for this home."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("HOME") == str(home) and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def environment(home):
+    # HOME keeps NNI's list of experiments apart; PATH is that of an activated environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "HOME": str(home), "PATH": path}
+
+
+def search(home, *words):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "search.py", "--port", "18200", *map(str, words)],
+        cwd=home, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def only_experiment(home):
+    return next(p for p in (home / "nni").iterdir() if (p / "db").is_dir() and not p.is_symlink())
+
+
+@pytest.mark.slow
+def test_a_search_runs_its_trials_and_lets_them_vote(home):
+    process = search(home, "--config", "config.yml")
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert "3/3 trials done" in said and "best single" in said and "vote" in said
+    trials = experiment.read_trials(only_experiment(home))
+    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 3
+    for trial in trials:  # what NNI was told is what the trial's own files say
+        run = next(home.glob(f"outputs/*-{trial.id}"))
+        result = json.loads((run / "result.json").read_text())
+        history = pd.read_csv(run / "history.csv")
+        assert trial.final == result["score"] == history["val_acc"].max()
+        assert trial.scores == history["val_acc"].tolist()
+        config = json.loads((run / "config.json").read_text())
+        assert config["origin"]["lr"] == "tuner" and 0.002 <= config["values"]["lr"] <= 0.01
+    members = [pd.read_csv(file).set_index("id") for file in sorted(home.glob("outputs/*.csv"))]
+    assert len(members) == 3
+    vote = pd.read_csv(home / "ensemble" / "soft.csv").set_index("id")
+    assert vote.index.tolist() == members[0].index.tolist()
+    assert managers_and_trials(home) == []
+
+
+@pytest.mark.slow
+def test_nnictl_runs_the_same_search_without_search_py(home):
+    write_config(home, epochs=1, maxTrialNumber=2)
+    create = ["nnictl", "create", "--config", "config.yml", "--port", "18240"]
+    for _ in range(3):  # its manager is given four seconds, which a busy machine may not have
+        done = subprocess.run(create, cwd=home, env=environment(home), capture_output=True,
+                              text=True, timeout=120)  # fmt: skip
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    name = re.search(r"Experiment ID: \W*(?:\x1b\[\d+m)?(\w+)", done.stdout + done.stderr)[1]
+    folder, deadline = home / "nni" / name, time.monotonic() + 200
+    while time.monotonic() < deadline:
+        trials = experiment.read_trials(folder)
+        if len(trials) == 2 and all(trial.has_ended for trial in trials):
+            break
+        time.sleep(0.5)
+    subprocess.run(["nnictl", "stop", name], cwd=home, env=environment(home), check=True,
+                   capture_output=True, timeout=60)  # fmt: skip
+    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 2
+    assert len(list(home.glob("outputs/*.csv"))) == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_trials_keeps_what_they_have_and_leaves_no_process(home):
+    write_config(home, epochs=300)
+    process = search(home, "--config", "config.yml")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        runs = [json.loads(p.read_text()) for p in home.glob("outputs/*/result.json")]
+        if len(runs) == 2 and all(run["epochs"] >= 1 for run in runs):
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert "stopping" in said and "Traceback" not in said
+    assert len(list(home.glob("outputs/*.csv"))) == 2 and "vote of 2" in said
+    for path in home.glob("outputs/*/result.json"):
+        assert json.loads(path.read_text())["status"] == "stopped"
+    assert process.returncode == 130
+    assert managers_and_trials(home) == []
+
+
+@pytest.mark.slow
+def test_trials_that_cannot_run_are_named_and_the_search_fails(home):
+    write_config(home, maxTrialNumber=1, trialConcurrency=1)
+    text = (home / "config.yml").read_text().replace("--epochs 2", "--epochs 2 --data_dir nowhere")
+    (home / "config.yml").write_text(text)
+    process = search(home, "--config", "config.yml")
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and "nowhere" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"searchSpaceFile": "none.json"}, "none.json: cannot be read"),
+        ({"trialCommand": "python3 train.py; echo"}, "several commands"),
+        ({"tuner": {"name": "TPE"}}, "set it to maximize"),
+        ({"trialConcurency": 2}, "NNI does not take it"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(home, change, message):
+    write_config(home, **change)
+    process = search(home, "--config", "config.yml")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and message in said and len(said.strip().splitlines()) == 1
+    assert not (home / "nni").exists() and not (home / "outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["{", '{"learning_rate": {"_type": "choice", "_value": [1]}}'])
+def test_a_search_space_that_cannot_work_is_refused_before_anything_starts(home, text):
+    (home / "search_space.json").write_text(text)
+    process = search(home, "--config", "config.yml", "--check")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and "search_space.json" in said
+    assert len(said.strip().splitlines()) == 1 and not (home / "nni").exists()
