@@ -45,11 +45,6 @@ def _node_options(present: str) -> str:
     return present if option in present else f"{present} {option}".strip()
 
 
-def is_guarded() -> bool:
-    """Tell whether this trial was started by a manager that binds parameters to trials."""
-    return os.environ.get("BALLOT_GUARD") == "1"
-
-
 def self_test(
     port: int, prefix: str | None = None, *, public: bool = False, wait: float = 10.0
 ) -> list[str]:

@@ -70,15 +70,16 @@ function warn(message) {
  * NNI names no address and thereby takes all of them. Wrapping Node's own `listen` also covers
  * what the other training services open (port + 1) and does not depend on NNI's file names.
  */
-function onLoopback([first, ...rest]) {
-    if (typeof first === 'number' || /^\d+$/.test(first)) {
-        const hasHost = typeof rest[0] === 'string' || rest[0] == null;
-        return [first, LOOPBACK, ...(hasHost ? rest.slice(1) : rest)];
-    }
+function onLoopback(args) {
+    const [first] = args;
+    const callbacks = args.filter(arg => typeof arg === 'function');
     if (first == null || typeof first === 'function') {
-        return [0, LOOPBACK, ...[first, ...rest].filter(arg => typeof arg === 'function')];
+        return [0, LOOPBACK, ...callbacks];
     }
-    return 'port' in Object(first) ? [{ ...first, host: LOOPBACK }, ...rest] : [first, ...rest];
+    if (typeof first === 'number' || /^\d+$/.test(first)) {
+        return [first, LOOPBACK, ...callbacks];
+    }
+    return 'port' in Object(first) ? [{ ...first, host: LOOPBACK }, ...callbacks] : args;
 }
 
 function guardListening() {
@@ -195,6 +196,7 @@ function guardTrials(exports) {
     exports.V3asV1 = class extends V3asV1 {
         #parameters = new Map(); // trial id -> its parameters, as the JSON that was recorded
         #submitting = null; // the manager submits one trial after the other (core/nnimanager.js)
+        #stopped = false;
 
         constructor(config) {
             super(config);
@@ -215,22 +217,28 @@ function guardTrials(exports) {
          * whichever trial asks first takes the head. Asking twice gives the same answer.
          */
         #ownParameters(config, v3) {
-            need(v3, 'createTrial', 'onRequestParameter', 'sendParameter');
+            need(v3, 'createTrial', 'onRequestParameter', 'sendParameter', 'stop');
             const create = v3.createTrial.bind(v3);
             // A remote trial does not inherit the manager's environment: the command says it.
             const mark = String(config.platform).startsWith('remote') ? 'BALLOT_GUARD=1 ' : '';
             v3.createTrial = async (envId, command, directory, sequenceId, id = newTrialId()) => {
                 this.#parameters.set(id, this.#submitting);
                 this.parameters.length = 0; // NNI's queue, which nothing reads any more
-                const created = await quietly(() =>
+                const created = this.#stopped ? null : await quietly(() =>
                     create(envId, mark + command, directory, sequenceId, id));
                 if (created === null) {
                     // No device is free, or it failed. submitTrialJob asks again at once and for
                     // ever, which takes a core and 4 GB of memory: an exception must not reach it.
+                    // It asks on while the search ends too, which would leave an orphan behind.
                     this.#parameters.delete(id);
                     await sleep(RETRY_MS);
                 }
                 return created;
+            };
+            const stop = v3.stop.bind(v3);
+            v3.stop = () => {
+                this.#stopped = true;
+                return stop();
             };
             const onRequest = v3.onRequestParameter.bind(v3);
             v3.onRequestParameter = _takeFromQueue => onRequest(id => quietly(() => {

@@ -83,7 +83,7 @@ def serving(root: Path, script: str = SERVER % "0", **env: str) -> Iterator[dict
             process.kill()
 
 
-def answer(root: Path, script: str) -> dict:
+def answer(root: Path, script: str) -> object:
     """Run a script over NNI's own classes and return the JSON that it prints."""
     start = "'use strict'; global.nniUnitTest = true; require('app-module-path/register');\n"
     start += "require('common/globals/unittest');\n"
@@ -115,6 +115,12 @@ def get(port: int, path: str = "/", **headers: str) -> tuple[int, str]:
 )
 def test_a_server_listens_on_loopback_however_it_is_asked_to_listen(tree, arguments):
     with serving(tree, SERVER % arguments) as address:
+        assert address["address"] == "127.0.0.1"
+
+
+def test_the_callback_of_listen_is_called(tree):
+    script = "const s = require('http').createServer(); const say = () => console.log(JSON"
+    with serving(tree, script + ".stringify(s.address())); s.listen(0, say);") as address:
         assert address["address"] == "127.0.0.1"
 
 
@@ -249,6 +255,22 @@ def test_a_trial_that_cannot_start_is_tried_again_once_a_second(real_tree):
     assert 1.9 < attempts["seconds"] < 4
 
 
+def test_no_trial_starts_once_the_search_is_stopped(real_tree):
+    got = answer(
+        real_tree,
+        LOCAL
+        + """
+        let created = 0;
+        trials.environments = [{ id: 'local-env' }];
+        trials.v3.trialKeeper.createTrial = async () => { created += 1; return true; };
+        trials.startDeferred.resolve();
+        trials.cleanUp().then(() => { trials.submitTrialJob(form(0)); });
+        setTimeout(() => print({ created }), 300);
+        """,
+    )
+    assert got == {"created": 0}
+
+
 def test_parameters_follow_the_trial_and_not_the_order_of_asking(real_tree):
     sent = answer(
         real_tree,
@@ -298,6 +320,68 @@ def test_a_trials_files_are_read_from_its_own_folder_only(real_tree, tmp_path):
         """,
     )
     assert got == ["epoch 1", None, None, None, None, None]
+
+
+def test_tensorboard_is_not_started_for_something_that_is_no_trial(real_tree):
+    got = answer(
+        real_tree,
+        LOCAL
+        + """
+        const locate = id => trials.getTrialOutputLocalPath(id).then(() => true, () => false);
+        Promise.all([locate('abc12'), locate('../../abc12')]).then(print);
+        """,
+    )
+    assert got == [True, False]
+
+
+def test_the_portals_tensorboard_listens_on_loopback(real_tree):
+    got = answer(
+        real_tree,
+        """
+        const { NNITensorboardManager } = require('extensions/nniTensorboardManager');
+        const manager = Object.create(NNITensorboardManager.prototype);
+        manager.tensorboardVersion = '2.19';
+        manager.nniManager = { getTrialJob: async () => ({ sequenceId: 0 }) };
+        manager.getTensorboardStartCommand(['abc12'], ['/'], 6006)
+            .then(words => { console.log(JSON.stringify(words.join(' '))); process.exit(0); });
+        """,
+    )
+    assert got == "tensorboard --host=127.0.0.1 --logdir_spec=0-abc12:/ --port=6006"
+
+
+def test_a_remote_trial_is_told_of_the_guard_by_its_command(real_tree):
+    command = answer(
+        real_tree,
+        LOCAL.replace("platform: 'local'", "platform: 'remote'")
+        + """
+        const createTrial = async options => print(options.command);
+        const worker = { config: {}, channelId: '0', trialKeeper: { createTrial } };
+        trials.v3.workersByEnv.set('machine', worker);
+        trials.environments = [{ id: 'machine' }];
+        trials.startDeferred.resolve();
+        trials.submitTrialJob(form(0));
+        """,
+    )
+    assert command == "BALLOT_GUARD=1 true"
+
+
+def test_a_gpu_that_disappears_does_not_end_the_manager(real_tree):
+    got = answer(
+        real_tree,
+        """
+        const module_ = require('common/trial_keeper/task_scheduler/scheduler');
+        const info = count => ({ gpuNumber: count, gpus: [], processes: [] });
+        module_.UnitTestHelpers.mockGpuInfo(info(2));
+        (async () => {
+            const scheduler = new module_.TaskScheduler();
+            await scheduler.init();
+            module_.UnitTestHelpers.mockGpuInfo(info(1));
+            const visible = await scheduler.schedule('experiment', 'a', 1, {});
+            setTimeout(() => { console.log(JSON.stringify(visible)); process.exit(0); }, 50);
+        })();
+        """,
+    )
+    assert got == {"CUDA_VISIBLE_DEVICES": "0"}
 
 
 @pytest.mark.parametrize(("gpus", "wanted", "devices"), [(1, 1, "0"), (2, 2, "0,1"), (2, 1, "0")])
@@ -359,7 +443,8 @@ new V3asV1({});
 COMPAT = """
 exports.V3asV1 = class {
     v3 = {
-        createTrial() {}, onRequestParameter() {}, sendParameter() {}, downloadTrialDirectory() {},
+        createTrial() {}, onRequestParameter() {}, sendParameter() {}, stop() {},
+        downloadTrialDirectory() {},
     };
     submitTrialJob() {}
     getTrialFile() {}
