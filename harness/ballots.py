@@ -10,8 +10,9 @@ import csv
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +58,12 @@ def natural(name: str) -> tuple:
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
 
-def read_ballot(path: str | Path, *, labelled: bool = False) -> Ballot:
+def read_ballot(
+    path: str | Path, *, labelled: bool = False, like: Sequence[str] | None = None
+) -> Ballot:
     """Read and check one CSV; `labelled` ones (`val.csv`) have a label column too.
 
+    Ids that are those of `like`, in its order, need no second check and no second copy.
     Raises `UserError` naming the file, the row and what would be right.
     """
     path = Path(path)
@@ -67,7 +71,10 @@ def read_ballot(path: str | Path, *, labelled: bool = False) -> Ballot:
     ids, labels, probs = _read_columns(path, layout)
     if not ids:
         raise UserError(f"{path}: holds a header and no rows; {EXPECTED}")
-    _check_ids(path, ids)
+    if ids == like:
+        ids = like
+    else:
+        _check_ids(path, ids)
     columns = [layout.header[i] for i in layout.classes]
     if layout.soft is not None:
         columns = [str(i) for i in range(probs.shape[1])]
@@ -79,6 +86,21 @@ def read_ballot(path: str | Path, *, labelled: bool = False) -> Ballot:
     if labels is not None:
         _check_labels(path, ids, labels, classes)
     return Ballot(path, ids, classes, columns, probs, labels, rounded)
+
+
+def read_ballots(paths: Sequence[Path], like: Sequence[str]) -> Iterator[Ballot]:
+    """Read files in their order, the next one while this one is counted.
+
+    Parsing leaves Python free to do so; two files at most are in memory beside the caller's.
+    """
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        ahead: deque[Future[Ballot]] = deque()
+        for path in paths:
+            ahead.append(pool.submit(read_ballot, path, like=like))
+            if len(ahead) == 2:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def check_path(path: Path) -> None:
@@ -158,22 +180,17 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
     """Read with pandas' C reader; where it balks, read again slowly to name the row."""
     import pandas as pd
 
-    texts = [i for i in (layout.id, layout.label, layout.soft) if i is not None]
-    kinds = {**dict.fromkeys(layout.classes, "float64"), **dict.fromkeys(texts, object)}
+    kinds: dict[int, str | type] = dict.fromkeys(range(len(layout.header)), object)
+    kinds.update(dict.fromkeys(layout.classes, "float64"))
     try:
-        with warnings.catch_warnings():
-            # A row that is too long is only a warning, and is cut; here it is an error.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                path, header=0, names=list(range(len(layout.header))), index_col=False,
-                usecols=sorted(kinds), dtype=kinds, na_filter=False, encoding="utf-8-sig",
-                skip_blank_lines=True,
-            )  # fmt: skip
+        frame = pd.read_csv(path, header=0, names=list(kinds), dtype=kinds, na_filter=False)
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no text in UTF-8; {EXPECTED}") from None
-    except (ValueError, pd.errors.ParserWarning, OverflowError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:  # ParserError is a ValueError
         _name_bad_row(path, layout)
         raise UserError(f"{path}: cannot be read ({error}); {EXPECTED}") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # rows longer than the header
+        _name_bad_row(path, layout)
     ids = frame[layout.id].tolist()
     labels = None if layout.label is None else frame[layout.label].tolist()
     if layout.soft is not None:
@@ -203,13 +220,15 @@ def _check_row(path: Path, layout: Layout, number: int, row: list[str]) -> None:
         )
     for column in layout.classes:
         try:
-            float(row[column])
+            good = float(row[column]) == float(row[column]) and "_" not in row[column]
         except ValueError:
+            good = False
+        if not good:
             raise UserError(
                 f"{path}: row {number} (id {short(row[layout.id])}), column "
                 f"{short(layout.header[column])}: {short(row[column])} is no number; "
                 "every class needs a probability in 0..1"
-            ) from None
+            )
 
 
 def _check_last_line(path: Path, layout: Layout, frame) -> None:

@@ -23,6 +23,7 @@ from harness.ballots import (
     looks_like_formula,
     natural,
     read_ballot,
+    read_ballots,
     rows_like,
     short,
     write_answers,
@@ -64,7 +65,7 @@ class MemberReport:
 
     name: str
     files: list[str]
-    weight: float
+    weight: float | None
     status: str | None = None
     temperature: float | None = None
     val: dict[str, float] = field(default_factory=dict)
@@ -224,6 +225,7 @@ def judge(report: VoteReport, poll: Poll, recipe: vote.Recipe) -> None:
     held = cross_fitted(options, weights, poll, parts)
     report.val = score_all(held, poll.targets, options)
     if options.calibrate:
+        report.val["ece_after"] = report.val.pop("ece")
         for place, number in enumerate(poll.members):
             member = replace(poll, values=poll.values[place : place + 1])
             alone = replace(options, select=None, stack=None, weights=None)
@@ -288,16 +290,15 @@ class TestFiles:
         self.rounded: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        held: Ballot | None = self.first
+        # The first file has been read already: it is kept for its turn, and then let go.
+        held = [self.first]
         self.first = replace(self.first, probs=self.first.probs[:0])
+        rest = [f for member in self.members for f in member.files if f != self.first.path]
+        ballots = read_ballots(rest, self.first.ids)
         for member in self.members:
             total = None
             for file in member.files:
-                if held is not None and file == held.path:
-                    ballot, held = held, None
-                else:
-                    ballot = read_ballot(file)
-                probs = self._align(ballot)
+                probs = self._align(held.pop() if file == self.first.path else next(ballots))
                 total = probs if total is None else total + probs
             probs = total if len(member.files) == 1 else total / len(member.files)
             self.scores.append(self.score(probs))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.poll import Honest
 from harness.tally import MemberReport, VoteReport
-from harness.vote import ranking
+from harness.vote import LOWER_IS_BETTER, ranking
 
+HEADINGS = {"val_ece": "ece", "val_ece_after": "ece_cal", "temperature": "temp"}
+LEAST_NAME = 18
 MOST_LINES = 30  # members beyond it are counted, not listed: ensemble.json has them all
 
 
@@ -63,47 +66,62 @@ def held_out(what: str, honest: Honest) -> str:
 
 def score_table(report: VoteReport, width: int) -> list[str]:
     """Lay out the members, the best first, and below a line the best single and the vote."""
-    columns = score_columns(report)
-    members = report.members
-    metric = report.options.metric
+    members, metric = report.members, report.options.metric
     if all(row.val for row in members):
         members = [members[i] for i in ranking(metric, [row.val[metric] for row in members])]
     hidden = len(members) - MOST_LINES if len(members) > MOST_LINES + 1 else 0
-    members = members[: len(members) - hidden]
-    rows = [(row.name, cells(row, columns)) for row in members]
-    last = []
+    columns = score_columns(report, width)
+    rows = [(row.name, cells(row, columns)) for row in members[: len(members) - hidden]]
+    last = [("vote", cells(the_vote(report), columns))]
     if report.best_single is not None:
-        last.append(("best single", cells(report.best_single, columns)))
-    vote = MemberReport("vote", [], 1.0, val=report.val, test=report.test)
-    last.append(("vote", cells(vote, columns)))
-    if report.best_single is not None:
-        last.append(("gain", gains(report.best_single, vote, columns)))
-    for _, values in last:
-        values[0] = ""  # a weight would say nothing here
-    sizes = [max(len(head), *(len(v[i]) for _, v in rows + last)) for i, head in enumerate(columns)]
-    space = max(12, width - sum(sizes) - 2 * len(sizes))
-    names = min(space, max(len(name) for name, _ in rows + last))
+        single = replace(report.best_single, weight=None, temperature=None)
+        last.insert(0, (f"best single: {single.name}", cells(single, columns)))
+        last.append(("gain", gains(single, the_vote(report), columns)))
+    sizes = column_sizes(columns, [values for _, values in rows + last])
+    rest = sum(sizes) + 2 * len(sizes)
+    names = min(max(LEAST_NAME, width - rest), max(len(name) for name, _ in rows + last))
 
     def line(name: str, values: Sequence[str]) -> str:
         right = "".join(f"  {v:>{size}}" for v, size in zip(values, sizes, strict=True))
         return (f"{shorten(name, names):<{names}}" + right).rstrip()
 
-    out = [line("member", list(columns))]
-    out += [line(name, values) for name, values in rows]
-    if hidden:
-        out.append(f"... and {counted(hidden, 'more member')}, listed in ensemble.json")
-    rule = "-" * (names + sum(sizes) + 2 * len(sizes))
-    return [out[0], rule, *out[1:], rule, *(line(name, values) for name, values in last)]
+    rule = "-" * (names + rest)
+    more = [f"... and {counted(hidden, 'more member')}, listed in ensemble.json"] * bool(hidden)
+    listed = [line(name, values) for name, values in rows]
+    headings = [HEADINGS.get(name, name) for name in columns]
+    summed = [line(name, values) for name, values in last]
+    return [line("member", headings), rule, *listed, *more, rule, *summed]
 
 
-def score_columns(report: VoteReport) -> list[str]:
-    """Return the columns for which anybody has a number."""
+def the_vote(report: VoteReport) -> MemberReport:
+    """Return the vote as one more line of the table."""
+    return MemberReport("vote", [], None, val=report.val, test=report.test)
+
+
+def score_columns(report: VoteReport, width: int) -> list[str]:
+    """Return the columns for which anybody has a number, the less telling left out where narrow."""
     metrics = dict.fromkeys(("acc", report.options.metric))
     wanted = [f"{stage}_{name}" for name in metrics for stage in ("val", "test")]
     if report.options.calibrate:
-        wanted += ["val_ece", "val_ece_after", "test_ece", "temperature"]
-    voters = [*report.members, MemberReport("vote", [], 1.0, val=report.val, test=report.test)]
-    return ["weight"] + [name for name in wanted if any(cells(v, [name])[0] for v in voters)]
+        wanted += ["val_ece", "val_ece_after", "temperature"]
+    voters = [*report.members, the_vote(report)]
+    columns = ["weight"] + [n for n in wanted if any(cells(v, [n])[0] for v in voters)]
+    narrow = ["temperature"]
+    if report.options.metric != "acc":
+        narrow += ["test_acc", "val_acc"]
+    for name in narrow:
+        sizes = column_sizes(columns, [cells(voter, columns) for voter in voters])
+        if name in columns and width - sum(sizes) - 2 * len(sizes) < LEAST_NAME:
+            columns.remove(name)
+    return columns
+
+
+def column_sizes(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Width of each column: its heading's or its longest number's."""
+    return [
+        max(len(HEADINGS.get(name, name)), *(len(values[place]) for values in rows))
+        for place, name in enumerate(columns)
+    ]
 
 
 def cells(row: MemberReport, columns: Sequence[str]) -> list[str]:
@@ -116,10 +134,16 @@ def cells(row: MemberReport, columns: Sequence[str]) -> list[str]:
 
 
 def gains(single: MemberReport, vote: MemberReport, columns: Sequence[str]) -> list[str]:
-    """Return what the vote has over the best single member; signed."""
-    pairs = zip(cells(single, columns), cells(vote, columns), strict=True)
-    return [f"{float(after) - float(before):+.4f}" if before and after else ""
-            for before, after in pairs]  # fmt: skip
+    """Return by how much the vote is better than the best single member; worse has a minus."""
+    found = []
+    for name, before, after in zip(columns, cells(single, columns), cells(vote, columns)):
+        stage, _, metric = name.partition("_")
+        if not before or not after or stage not in ("val", "test"):
+            found.append("")
+            continue
+        lower = metric in LOWER_IS_BETTER or metric.startswith("ece")
+        found.append(f"{(float(after) - float(before)) * (-1 if lower else 1):+.4f}")
+    return found
 
 
 def shorten(name: str, limit: int) -> str:

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from harness.errors import UserError
+
 METHODS = ("mean", "geometric", "rank", "hard")
 METRICS = ("acc", "f1_macro", "nll")
 LOWER_IS_BETTER = {"nll"}
 
-TINY = 1e-12  # below it a probability counts as this: one member's zero must not be a veto
+TINY = 1e-7  # float32's step below 1: a smaller probability counts as this, and vetoes nothing
 EPS = np.finfo(np.float64).eps  # as scikit-learn's log_loss clips
 STEPS = 50
 
@@ -34,7 +36,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Stack:
-    """A multinomial logistic regression on the members' log-probabilities.
+    """A multinomial logistic regression on the members' probabilities (Wolpert, 1992).
 
     `coef` is `[M, C, K]` and `intercept` `[K]`, for the K classes (of C) seen in validation.
     """
@@ -83,7 +85,7 @@ def combine(recipe: Recipe, members: Iterable[np.ndarray]) -> np.ndarray:
             probs = apply_temperature(probs, recipe.temperatures[number])
         weight = recipe.weights[number]
         if recipe.stack is not None:
-            values = log(probs) @ recipe.stack.coef[number]
+            values = probs @ recipe.stack.coef[number]
         elif weight == 0:
             if total is None:
                 total = np.zeros_like(probs)
@@ -316,13 +318,15 @@ def _greedy_round(values, targets, metric: str, steps: int, order: list[int]) ->
     return counts.tolist()
 
 
-def fit_stack(values: np.ndarray, targets: np.ndarray, strength: float = 0.01) -> Stack:
-    """Fit a logistic regression on the log-probabilities of `values` `[M, N, C]`."""
+def fit_stack(values: np.ndarray, targets: np.ndarray) -> Stack:
+    """Fit scikit-learn's logistic regression, with its own penalty, on `values` `[M, N, C]`."""
     from sklearn.linear_model import LogisticRegression
 
     members, rows, classes = values.shape
-    features = log(values).transpose(1, 0, 2).reshape(rows, members * classes)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(features, targets)
+    if len(np.unique(targets)) < 2:
+        raise UserError("--stack: the validation rows are all of one class; it needs two")
+    features = values.transpose(1, 0, 2).reshape(rows, members * classes)
+    model = LogisticRegression(max_iter=1000).fit(features, targets)
     coef, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn keeps one row then: the logit of the second
         coef, intercept = np.vstack([-coef, coef]) / 2, np.array([-1, 1]) * intercept / 2
