@@ -1,17 +1,44 @@
-"""Data sets and augmentations by name; `load_data` is all a training script needs."""
+"""Data sets and augmentations by name; `load_data` is all that a training script needs.
+
+python dataset.py DIR                    what a folder is: layout, classes, sizes, problems
+python dataset.py DIR --out sheet.png    and a contact sheet of augmented samples
+python dataset.py --clean_cache          list decoded images, remove stale ones
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.batches import Data, Fold, Look, Subset
-from harness.errors import UserError
-from harness.images import ArraySource, Geometry, MemoryStore
+from harness import augment
+from harness.augment import Recipe, each
+from harness.batches import Data, Subset
+from harness.errors import UserError, guard
+from harness.images import ArraySource, FileSource, Geometry
+from harness.layouts import (
+    GROUPS,
+    LABELS,
+    PATHS,
+    SIDES,
+    SPLITS,
+    column,
+    csv_files,
+    encode,
+    read_csv,
+    side_folders,
+    sorted_classes,
+)
+from harness.prepare import examine, make_data, make_new
 from harness.registry import Registry
-from harness.splits import natural_groups, split_folds, split_single
-from harness.tables import Table
+from harness.splits import split_single
+from harness.tables import Problem, Table, first_few, list_images, subfolders
 
 if TYPE_CHECKING:
     from harness.config import Config
@@ -20,41 +47,112 @@ DATASETS = Registry("dataset")
 AUGMENTATIONS = Registry("augmentation")
 
 
-def load_data(config: Config, *, input_size=None, mean=None, std=None) -> Data:
-    """Load, split and prepare the data that `config` names."""
-    name = "digits" if config.dataset == "auto" else config.dataset
-    table = DATASETS.create(name, config.data_dir, args=config.dataset_args).in_order()
-    size = config.image_size or table.image_size or input_size or 224
-    store = MemoryStore(table.source, Geometry(size))
-    pool = table.rows_of("train", "val")
-    if mean is None:
-        mean, std = (0.30, 0.30, 0.30), (0.36, 0.36, 0.36)
-    look = Look(store, config.mean or mean, config.std or std)
-    labels, groups = table.labels[pool], natural_groups(len(pool))
-    if config.folds > 1:
-        pairs = split_folds(labels, groups, config.folds, config.seed, by_group=False)
-    else:
-        pairs = [split_single(labels, groups, config.val_ratio, config.seed, by_group=False)]
-    if config.fold is not None and config.fold >= len(pairs):
-        raise UserError(f"fold: {config.fold} of {len(pairs)} folds; they count from 0")
-    folds = [
-        Fold(
-            k,
-            Subset(table, pool[train], train=look, plain=look),
-            Subset(table, pool[val], train=look, plain=look),
+def load_data(
+    config: Config,
+    *,
+    input_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Data:
+    """Load, split, check and prepare the data that `config` names.
+
+    `input_size`, `mean` and `std` are the pretrained model's own, or None; the configuration's win.
+    Raises `UserError` for data that cannot be trained on or a split that leaks.
+    """
+    table = find_table(config, input_size)
+    return make_data(config, table, AUGMENTATIONS, input_size=input_size, mean=mean, std=std)
+
+
+def load_new(
+    config: Config,
+    where: str | Path,
+    *,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    classes: list[str],
+) -> Subset:
+    """Prepare images that belong to no data set for a trained model: a file, or all of a folder.
+
+    They are shown as the run of `config` showed its test images; labels are -1. An image that
+    cannot be decoded is a `UserError`.
+    """
+    where = Path(where)
+    files = [where] if where.is_file() else list_images(where)
+    if not files:
+        raise UserError(f"{where}: there are no images")
+    root = where.parent if where.is_file() else where
+    ids = [file.relative_to(root).as_posix() for file in files]
+    table = Table(
+        name=where.name,
+        classes=classes,
+        ids=ids,
+        labels=np.full(len(ids), -1),
+        source=FileSource(root, ids),
+        splits=["test"] * len(ids),
+    )
+    return make_new(config, table, AUGMENTATIONS, image_size=image_size, mean=mean, std=std)
+
+
+def find_table(config: Config, input_size: int | None = None) -> Table:
+    """Read the rows of the data set that `config` names or that its folder shows."""
+    where, name = config.data_dir, config.dataset
+    if where is None and (name == "auto" or name.startswith("Mask")):
+        where = os.environ.get("SM_CHANNEL_TRAIN")  # as the mask competition's machines set it
+    if name == "auto":
+        columns = (config.path_column, config.label_column, config.group_column)
+        if where is None:
+            name = "digits"
+        elif any(columns) or config.split_column:
+            name = "csv"
+        else:
+            name = recognise(Path(where))
+    offered = {
+        "classification": config.classification,
+        "path_column": config.path_column,
+        "label_column": config.label_column,
+        "group_column": config.group_column,
+        "split_column": config.split_column,
+        "download": config.download,
+        "image_size": config.image_size or input_size or 224,
+        "seed": config.seed,
+    }
+    takes = inspect.signature(DATASETS.entry(name).build).parameters
+    given = {key: value for key, value in offered.items() if key in takes}
+    folder = None if where is None else _existing(where)
+    return DATASETS.create(name, folder, args=config.dataset_args, **given)
+
+
+def _existing(where: str) -> Path:
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise UserError(f"data_dir: {where} is not there")
+    return path.resolve()
+
+
+def recognise(where: Path) -> str:
+    """Name the layout of a folder or CSV file: the one that is surest of it."""
+    where = _existing(str(where))
+    entries = [DATASETS.entry(name) for name in DATASETS.names(families=False)]
+    rated = [(e.info["sure"](where), e.name) for e in entries if "sure" in e.info]
+    best = max(rated, key=lambda pair: pair[0])
+    if best[0] > 0:
+        return best[1]
+    if where.is_dir() and list_images(where):
+        raise UserError(
+            f"{where}: holds images, but neither class folders nor a CSV with paths and labels; "
+            "put each class in a folder, or name the columns with --path_column and --label_column"
         )
-        for k, (train, val) in enumerate(pairs)
-        if config.fold in (None, k)
-    ]
-    test = Subset(table, table.rows_of("test"), train=look, plain=look)
-    return Data(
-        table.name, table.classes, size, look.mean, look.std, folds, test if len(test) else None,
-        table.submission, table.fingerprint(), config.class_weights,
-    )  # fmt: skip
+    raise UserError(f"{where}: there are no images in it; choose another data_dir")
+
+
+# Data sets: a builder takes the folder (or None) and returns a Table. `sure` rates from 0 to 4
+# whether a folder is of that layout. Options it names (classification, path_column, ...) are
+# handed to it.
 
 
 @DATASETS.register("digits")
-def digits(data_dir: str | None) -> Table:
+def digits(data_dir: Path | None) -> Table:  # noqa: ARG001
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fifth is always the test set."""
     from sklearn.datasets import load_digits
 
@@ -72,3 +170,450 @@ def digits(data_dir: str | None) -> Table:
         splits=splits.tolist(),
         image_size=32,
     )
+
+
+@DATASETS.register("dummy")
+def dummy(
+    data_dir: Path | None,  # noqa: ARG001
+    *,
+    image_size: int,
+    rows: int = 1024,
+    num_classes: int = 10,
+) -> Table:
+    """Random tensors that cost nothing to read: what a model does without them is the ceiling."""
+    if rows < 4 * num_classes or num_classes < 2:
+        raise UserError("dataset_args: dummy needs two classes, and four rows for each of them")
+    rng = np.random.default_rng(0)
+    held = min(rows, 256)  # more rows are the same images again: memory does not grow with them
+    images = rng.integers(0, 256, (held, image_size, image_size, 3), dtype=np.uint8)
+    return Table(
+        name="dummy",
+        classes=[str(k) for k in range(num_classes)],
+        ids=[f"dummy-{k:06d}" for k in range(rows)],
+        labels=np.arange(rows) % num_classes,
+        source=ArraySource(images, np.arange(rows) % held),
+        splits=["test" if k % 5 == 4 else "train" for k in rng.permutation(rows)],
+        image_size=image_size,
+        audited=False,
+    )
+
+
+PROFILE = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]+)_(?P<age>\d+)$")
+ATTRIBUTES = {
+    "mask": ("worn", "incorrect", "none"),
+    "gender": ("male", "female"),
+    "age": ("under30", "30to59", "60plus"),
+}
+
+
+def _profiles(where: Path) -> list[Path]:
+    """Folders of persons, wherever in the competition's layout `where` is."""
+    for folder in (where / "train" / "images", where / "images", where):
+        if folder.is_dir():
+            found = [f for f in sorted(folder.iterdir()) if PROFILE.fullmatch(f.name)]
+            found = [f for f in found if f.is_dir() and not f.name.startswith("._")]
+            if found:
+                return found
+    return []
+
+
+@DATASETS.register("MaskSplitByProfileDataset", sure=lambda where: 4 * bool(_profiles(where)))
+def mask_split_by_profile(data_dir: Path | None, *, classification: str = "multi") -> Table:
+    """The mask competition's data; a person is either trained on or validated on."""
+    return _mask_table("MaskSplitByProfileDataset", data_dir, classification, by_person=True)
+
+
+@DATASETS.register("MaskBaseDataset")
+def mask_base(data_dir: Path | None, *, classification: str = "multi") -> Table:
+    """The mask competition's data by random rows: a person stands on both sides and flatters."""
+    return _mask_table("MaskBaseDataset", data_dir, classification, by_person=False)
+
+
+def _mask_table(name: str, where: Path | None, classification: str, *, by_person: bool) -> Table:
+    folders = [] if where is None else _profiles(where)
+    if not folders:
+        raise UserError(
+            f"data_dir: {where} has no folders named <id>_<gender>_<race>_<age>; "
+            "give the competition's folder, which holds train/images"
+        )
+    root = folders[0].parent
+    ids, labels, groups, problems = _mask_train(folders, classification)
+    problems += _mask_listing(root, folders)
+    paths = [str(root / name) for name in ids]
+    splits = ["train"] * len(ids)
+    test_ids, test_root = _mask_eval(root)
+    ids, splits = ids + test_ids, splits + ["test"] * len(test_ids)
+    paths += [str(test_root / name) for name in test_ids]
+    count = 18 if classification == "multi" else len(ATTRIBUTES[classification])
+    return Table(
+        name=name,
+        classes=_mask_classes(classification),
+        ids=ids,
+        labels=np.array(labels + [-1] * len(test_ids), dtype=np.int64),
+        source=FileSource(where, paths),
+        splits=splits,
+        groups=[*groups, *[""] * len(test_ids)] if by_person else None,
+        submission_columns=("ImageID", "ans"),
+        answers=[str(k) for k in range(count)],
+        problems=problems,
+    )
+
+
+def _mask_classes(classification: str) -> list[str]:
+    if classification != "multi":
+        return list(ATTRIBUTES[classification])
+    masks, genders, ages = ATTRIBUTES.values()
+    return [f"{mask}_{gender}_{age}" for mask in masks for gender in genders for age in ages]
+
+
+def _mask_train(
+    folders: list[Path], classification: str
+) -> tuple[list[str], list[int], list[str], list[Problem]]:
+    """Ids, labels and persons of the training images: label = mask * 6 + gender * 3 + age."""
+    ids, labels, groups, odd = [], [], [], []
+    facts: dict[str, set[tuple[int, int]]] = {}
+    for folder in folders:
+        profile = PROFILE.fullmatch(folder.name)
+        years = int(profile["age"])
+        gender, age = int(profile["gender"] == "female"), int(years >= 30) + int(years >= 60)
+        facts.setdefault(profile["id"], set()).add((gender, age))
+        for file in list_images(folder):
+            stem = file.stem.lower()
+            if stem not in ("incorrect_mask", "normal") and not re.fullmatch(r"mask\d*", stem):
+                odd.append(f"{folder.name}/{file.name}")
+                continue
+            mask = {"incorrect_mask": 1, "normal": 2}.get(stem, 0)
+            joint = {"mask": mask, "gender": gender, "age": age}
+            ids.append(file.relative_to(folder.parent).as_posix())
+            labels.append(joint.get(classification, mask * 6 + gender * 3 + age))
+            groups.append(profile["id"])
+    problems = []
+    torn = tuple(person for person, said in facts.items() if len(said) > 1)
+    if torn and classification != "mask":
+        text = f"{len(torn)} persons have folders that disagree about their gender or age"
+        problems.append(Problem(text, torn))
+    if odd:
+        text = f"{len(odd)} images are named neither mask<N>, incorrect_mask nor normal; left out"
+        problems.append(Problem(text, tuple(odd)))
+    return ids, labels, groups, problems
+
+
+def _mask_listing(root: Path, folders: list[Path]) -> list[Problem]:
+    """Compare the folders of persons with what train.csv lists, where there is one."""
+    listing = next(
+        (p for p in (root.parent / "train.csv", root / "train.csv") if p.is_file()), None
+    )
+    if listing is None:
+        return []
+    columns, rows = read_csv(listing)
+    if "path" not in columns:
+        return [Problem(f"{listing.name} has no column 'path' and was not compared")]
+    listed, there = {row["path"] for row in rows}, {folder.name for folder in folders}
+    problems = []
+    if listed - there:
+        text = f"{len(listed - there)} folders that {listing.name} lists are not there"
+        problems.append(Problem(text, tuple(sorted(listed - there))))
+    if there - listed:
+        text = f"{len(there - listed)} folders are not listed in {listing.name}"
+        problems.append(Problem(text, tuple(sorted(there - listed))))
+    return problems
+
+
+def _mask_eval(root: Path) -> tuple[list[str], Path]:
+    """Image ids of eval/info.csv in their order and the folder of the images; none without it."""
+    given = os.environ.get("SM_CHANNEL_EVAL")
+    places = [root.parent.parent / "eval", root.parent / "eval", *([Path(given)] if given else [])]
+    place = next((p for p in places if (p / "info.csv").is_file()), None)
+    if place is None:
+        return [], root
+    columns, rows = read_csv(place / "info.csv")
+    if "ImageID" not in columns:
+        raise UserError(f"{place / 'info.csv'}: has no column 'ImageID'; it has {columns}")
+    ids = [row["ImageID"] for row in rows]
+    _check_there(place / "info.csv", [place / "images" / name for name in ids], ids)
+    return ids, place / "images"
+
+
+def _check_there(where: Path, paths: Iterable[Path], names: Iterable[str]) -> None:
+    missing = [name for path, name in zip(paths, names) if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{where}: {len(missing)} images that it lists are not there: {first_few(missing)}"
+        )
+
+
+def _are_class_folders(where: Path) -> int:
+    if not where.is_dir():
+        return 0
+    sides = side_folders(where)
+    if "train" in sides and subfolders(sides["train"]):
+        return 3
+    return int(bool(subfolders(where)))
+
+
+@DATASETS.register("class_folders", sure=_are_class_folders)
+def class_folders(data_dir: Path | None) -> Table:
+    """A folder for each class, below train/, val/ and test/ where there are such.
+
+    Without them every folder is a class. A test folder whose images stand in no class folder is
+    unlabelled.
+    """
+    root = _needed(data_dir)
+    sides = side_folders(root)
+    if "train" not in sides or not subfolders(sides["train"]):
+        sides = {"train": root}
+    classes = [folder.name for folder in subfolders(sides["train"])]
+    if not classes:
+        raise UserError(f"{root}: there are no folders with images; one for each class is needed")
+    ids: list[str] = []
+    names: list[str] = []
+    splits: list[str] = []
+    loose: list[str] = []
+    for side, folder in sides.items():
+        labelled = side != "test" or bool({f.name for f in subfolders(folder)} & set(classes))
+        for file in list_images(folder):
+            name = file.relative_to(folder).parts[0] if labelled else ""
+            if labelled and (file.parent == folder or name not in classes):
+                loose.append(file.relative_to(root).as_posix())
+                continue
+            ids.append(file.relative_to(root).as_posix())
+            names.append(name)
+            splits.append(side)
+    text = f"{len(loose)} images stand in no folder of a class and are left out"
+    return Table(
+        name=root.name,
+        classes=classes,
+        ids=ids,
+        labels=encode(names, classes),
+        source=FileSource(root, ids),
+        splits=splits,
+        problems=[Problem(text, tuple(loose))] if loose else [],
+    )
+
+
+def _needed(data_dir: Path | None) -> Path:
+    if data_dir is None:
+        raise UserError("data_dir: this data set needs a folder; give --data_dir")
+    return data_dir
+
+
+def _is_csv(where: Path) -> int:
+    try:
+        file = csv_files(where, None)[0][0]
+        columns, rows = read_csv(file)
+    except UserError:
+        return 0
+    path = column(file, columns, "path_column", None, PATHS)
+    label = column(file, columns, "label_column", None, LABELS)
+    if where.is_file():
+        return 2
+    return 2 * bool(path and label and any((where / row[path]).is_file() for row in rows[:20]))
+
+
+@DATASETS.register("csv", sure=_is_csv)
+def csv_table(
+    data_dir: Path | None,
+    *,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    split_column: str | None = None,
+    file: str | None = None,
+) -> Table:
+    """A CSV with a row an image: its path, its label, and optionally a group and a split.
+
+    Paths are relative to the CSV. train.csv, val.csv and test.csv side by side belong together;
+    test rows may lack a label.
+    """
+    where = _needed(data_dir)
+    rows: list[tuple[str, str, str, str]] = []  # id, label, group, split
+    grouped = False
+    files = csv_files(where, file)
+    for path, side in files:
+        columns, lines = read_csv(path)
+        image = column(path, columns, "path_column", path_column, PATHS)
+        given = label_column if side != "test" or label_column in columns else None
+        label = column(path, columns, "label_column", given, LABELS)
+        if image is None or (label is None and side != "test"):
+            key = "path_column" if image is None else "label_column"
+            raise UserError(f"{path}: which column is it? give --{key}, one of {columns}")
+        group = column(path, columns, "group_column", group_column, GROUPS)
+        split = _split_column(path, columns, lines, split_column)
+        grouped |= group is not None
+        for line in lines:
+            name = line[label] if label else ""
+            where_to = SIDES[line[split].lower()] if split else side
+            rows.append((line[image], name, line[group] if group else "", where_to))
+        if path == files[0][0]:
+            titles = (image, label or "label")
+    root = files[0][0].parent
+    return _csv_rows(files[0][0], root, rows, grouped, titles)
+
+
+def _split_column(
+    path: Path, columns: list[str], lines: list[dict[str, str]], given: str | None
+) -> str | None:
+    """Find the column of the split; one that is only guessed has to hold nothing but sides."""
+    name = column(path, columns, "split_column", given, SPLITS)
+    odd = {line[name] for line in lines if line[name].lower() not in SIDES} if name else set()
+    if odd and given:
+        raise UserError(
+            f"{path}: {name} says {first_few(sorted(map(repr, odd)))}; train, val or test are known"
+        )
+    return None if odd else name
+
+
+def _csv_rows(
+    path: Path, root: Path, rows: list[tuple[str, ...]], grouped: bool, titles: tuple[str, str]
+) -> Table:
+    ids, names, groups, splits = (list(part) for part in zip(*rows))
+    empty = [name for name, label, _, split in rows if not label and split != "test"]
+    if empty:
+        raise UserError(f"{path}: {len(empty)} training rows have no label: {first_few(empty)}")
+    _check_there(path, [root / name for name in ids], ids)
+    classes = sorted_classes([name for name in names if name])
+    return Table(
+        name=root.name,
+        classes=classes,
+        ids=ids,
+        labels=encode(names, classes),
+        source=FileSource(root, ids),
+        splits=splits,
+        groups=groups if grouped else None,
+        submission_columns=titles,
+    )
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import datasets
+
+    return [name for name in datasets.__all__ if name not in ("DatasetFolder", "ImageFolder")]
+
+
+@DATASETS.family("", _torchvision_names)
+def torchvision_dataset(name: str) -> Any:
+    """Any classification data set of torchvision, by the name of its class."""
+    from torchvision import datasets
+
+    from harness.benchmarks import read_torchvision
+    from harness.registry import Entry
+
+    def build(data_dir: Path | None, *, download: bool = False, **args: Any) -> Table:
+        return read_torchvision(getattr(datasets, name), data_dir, download=download, args=args)
+
+    return Entry(name, build)
+
+
+# Augmentations: a builder takes the side of the images in pixels and returns a Recipe. Steps get
+# whole batches; mixup and cutmix are arguments of all of them.
+
+CROP = 350  # pixels of the centre that are kept where an image is larger; 0 keeps all of it
+
+
+@AUGMENTATIONS.register("BaseAugmentation")
+def base_augmentation(size: int, *, crop: int = CROP, flip: float = 0.0) -> Recipe:
+    """Centre crop, resize, normalise; mirrored with probability `flip`."""
+    return Recipe(Geometry(size, crop), (augment.flip(flip),) if flip else ())
+
+
+@AUGMENTATIONS.register("AffineAugmentation")
+def affine_augmentation(
+    size: int,
+    *,
+    crop: int = CROP,
+    flip: float = 0.5,
+    degrees: float = 15.0,
+    translate: float = 0.1,
+    scale: tuple[float, float] = (0.9, 1.1),
+) -> Recipe:
+    """Mirror, turn, shift and zoom."""
+    steps = (augment.flip(flip), augment.affine(degrees, translate, scale))
+    return Recipe(Geometry(size, crop), steps)
+
+
+@AUGMENTATIONS.register("GaussianAugmentation")
+def gaussian_augmentation(
+    size: int,
+    *,
+    crop: int = CROP,
+    flip: float = 0.5,
+    std: float = 0.04,
+    sigma: tuple[float, float] = (0.1, 1.0),
+) -> Recipe:
+    """Mirror, blur and add noise: cameras that are worse than the training set's."""
+    return Recipe(
+        Geometry(size, crop), (augment.flip(flip), augment.blur(sigma), augment.noise(std))
+    )
+
+
+@AUGMENTATIONS.register("CustomAugmentation")
+def custom_augmentation(
+    size: int,
+    *,
+    crop: int = CROP,
+    flip: float = 0.5,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    saturation: float = 0.2,
+    std: float = 0.02,
+    erase: float = 0.25,
+) -> Recipe:
+    """Mirror, change the light and the colours, add noise, cover a part."""
+    steps = (
+        augment.flip(flip),
+        augment.jitter(brightness, contrast, saturation),
+        augment.noise(std),
+        augment.erase(erase),
+    )
+    return Recipe(Geometry(size, crop), steps)
+
+
+@AUGMENTATIONS.register("RandAugment")
+def rand_augment(
+    size: int, *, crop: int = CROP, flip: float = 0.5, num_ops: int = 2, magnitude: int = 9
+) -> Recipe:
+    """RandAugment (Cubuk et al., 2020), drawn anew for every image."""
+    args = {"num_ops": num_ops, "magnitude": magnitude}
+    transform = augment.make_transform("RandAugment", args, "augmentation_args")
+    return Recipe(Geometry(size, crop), (augment.flip(flip), each(transform)))
+
+
+@AUGMENTATIONS.register("TrivialAugment")
+def trivial_augment(size: int, *, crop: int = CROP, flip: float = 0.5) -> Recipe:
+    """TrivialAugment (Mueller and Hutter, 2021), drawn anew for every image."""
+    transform = augment.make_transform("TrivialAugmentWide", None, "augmentation_args")
+    return Recipe(Geometry(size, crop), (augment.flip(flip), each(transform)))
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Print what a folder of images is; draw samples; look after the cache."""
+    import logging
+
+    from harness.config import build_parser, merge, parse_command_line, read_config_file
+    from harness.describe import clean_cache, describe, draw_sheet
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")
+    parser.add_argument("dir", nargs="?", metavar="DIR", help="the same as --data_dir")
+    parser.add_argument("--out", metavar="PNG", help="draw a contact sheet of augmented samples")
+    parser.add_argument(
+        "--clean_cache", action="store_true", help="list kept decoded images, remove stale ones"
+    )
+    layer, known = parse_command_line(parser, argv)
+    if known.dir is not None:
+        layer.values.setdefault("data_dir", known.dir)
+    config, _ = merge([*map(read_config_file, known.config), layer])
+    if known.clean_cache:
+        print(clean_cache(config.cache))
+        return 0
+    found = examine(config, find_table(config), AUGMENTATIONS)
+    print(describe(found, config))
+    if known.out:
+        draw_sheet(found, Path(known.out), config.seed)
+        print(f"samples   {known.out}")
+    return 2 if any(p.fatal or config.strict for p in found.problems) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from harness.augment import Mixer, Step
 from harness.images import Buffers, Store
 from harness.tables import Submission, Table
-
-# An augmentation's step: a batch [B, 3, H, W] (uint8, or float in 0..255) and a source of chance.
-Step = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-# Mixing takes targets too: (images, targets [B] int64, rng) -> images, targets [B, C] float.
-Mixer = Callable[
-    [torch.Tensor, torch.Tensor, np.random.Generator], tuple[torch.Tensor, torch.Tensor]
-]
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,6 @@ class Data:
     submission: Submission
     fingerprint: str
     weighting: str = "none"
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def class_weights(self, fold: Fold) -> torch.Tensor | None:
         """Weights [C] of the classes in the fold's training rows, mean 1 a row, or None.

@@ -1,22 +1,31 @@
 """Images decoded once: where they come from, how they are brought to one size, where they are kept.
 
 A `Source` reads single images; a `Geometry` says how each becomes [3, S, S] bytes; a `Store` gives
-batches of them, from memory, from the shared cache (`harness.cache`), or by decoding in threads.
+batches of them: from memory, from the shared cache (`harness.cache`), or by decoding in threads.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from harness.errors import UserError
+
 # A picture with more pixels than this is a decompression bomb or a scan nobody trains on.
 MOST_PIXELS = 89_478_485
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 IN_MEMORY = 512 * 2**20  # bytes of resized images that a data set held in memory may take
 
 
@@ -28,30 +37,44 @@ class UnreadableImage(Exception):
 class Geometry:
     """How an image becomes a square: a centre crop where it is larger than `crop`, then a resize.
 
-    `crop` 0 takes the whole image. Both steps are part of the cache's key.
+    `crop` 0 takes the whole image. With `edge` the shorter side is brought to that many pixels
+    first, keeping the shape, and the square is cut from the centre.
     """
 
     size: int
     crop: int = 0
+    edge: int = 0
 
     @property
     def method(self) -> str:
-        return f"crop{self.crop}-size{self.size}-bilinear-antialias-uint8-v1"
+        """Every choice that decides about pixels: a part of the cache's key."""
+        return f"crop{self.crop}-edge{self.edge}-size{self.size}-bilinear-v1"
 
     def fit(self, images: torch.Tensor) -> torch.Tensor:
-        """Crop and resize uint8 images [..., 3, H, W] to [..., 3, S, S]."""
-        high, wide = images.shape[-2:]
-        crop_h, crop_w = min(high, self.crop or high), min(wide, self.crop or wide)
-        # As torchvision's CenterCrop rounds, so that the pixels are the ones people expect.
-        top, left = round((high - crop_h) / 2.0), round((wide - crop_w) / 2.0)
-        images = images[..., top : top + crop_h, left : left + crop_w]
-        if (crop_h, crop_w) == (self.size, self.size):
-            return images
-        batch = images if images.ndim == 4 else images[None]
-        batch = F.interpolate(
-            batch, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False
-        )
-        return batch if images.ndim == 4 else batch[0]
+        """Crop and resize uint8 images [3, H, W] or [B, 3, H, W] to [..., 3, S, S]."""
+        if self.edge:
+            high, wide = images.shape[-2:]
+            ratio = self.edge / min(high, wide)
+            shape = [self.edge if n == min(high, wide) else int(n * ratio) for n in (high, wide)]
+            images = _center(_resize(images, (max(shape[0], 1), max(shape[1], 1))), self.size)
+        else:
+            images = _center(images, self.crop) if self.crop else images
+        return _resize(images, (self.size, self.size))
+
+
+def _center(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut the central `size` pixels of each side that is longer, rounding as torchvision does."""
+    high, wide = images.shape[-2:]
+    top, left = (round(max(n - size, 0) / 2.0) for n in (high, wide))
+    return images[..., top : top + min(size, high), left : left + min(size, wide)]
+
+
+def _resize(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    if tuple(images.shape[-2:]) == shape:
+        return images
+    batch = images if images.ndim == 4 else images[None]
+    batch = F.interpolate(batch, size=shape, mode="bilinear", antialias=True, align_corners=False)
+    return batch if images.ndim == 4 else batch[0]
 
 
 class Source(Protocol):
@@ -102,7 +125,148 @@ class ArraySource:
         return ["x".join(map(str, self.array.shape[1:]))]
 
     def stamps(self) -> list[str]:
-        return [f"{number}" for number in self.index]
+        return [f"item\tarray\t{number}" for number in self.index]
+
+
+class ItemSource:
+    """Images that somebody's object gives by number, as a PIL image or an array."""
+
+    in_memory = False
+
+    def __init__(self, get: Callable[[int], Any], label: str, index: np.ndarray) -> None:
+        self._get, self._label, self.index = get, label, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: np.ndarray) -> ItemSource:
+        return ItemSource(self._get, self._label, self.index[rows])
+
+    def read(self, row: int) -> torch.Tensor:
+        from PIL import Image
+
+        image = self._get(int(self.index[row]))
+        return _from_pillow(image if isinstance(image, Image.Image) else Image.fromarray(image))
+
+    def name(self, row: int) -> str:
+        return f"{self._label} image {self.index[row]}"
+
+    def sizes(self) -> list[str]:
+        return [self._label]
+
+    def stamps(self) -> list[str]:
+        return [f"item\t{self._label}\t{number}" for number in self.index]
+
+
+class FileSource:
+    """Images in files below one folder."""
+
+    in_memory = False
+
+    def __init__(self, root: Path, paths: list[str]) -> None:
+        self.root, self.paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: np.ndarray) -> FileSource:
+        return FileSource(self.root, [self.paths[r] for r in rows])
+
+    def read(self, row: int) -> torch.Tensor:
+        return decode_file(self.root / self.paths[row])
+
+    def name(self, row: int) -> str:
+        return self.paths[row]
+
+    def sizes(self) -> list[str]:
+        return [stamp.split("\t")[2] for stamp in self.stamps()]
+
+    def stamps(self) -> list[str]:
+        # The change time too: a file can be replaced and given its old modification time.
+        return [file_stamp(self.root / path) for path in self.paths]
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file name is an image's; `._*` is what macOS leaves beside the real one."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")  # noqa: PTH122
+
+
+def file_stamp(path: Path) -> str:
+    """A text that changes whenever the file does; a missing one has a stamp too."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"file\t{path}\tmissing"
+    return f"file\t{path}\t{stat.st_size}\t{stat.st_mtime_ns}\t{stat.st_ctime_ns}"
+
+
+def decode_file(path: Path) -> torch.Tensor:
+    """Decode an image file to uint8 [3, H, W]; raises `UnreadableImage` with the reason."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage("is not there") from None
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read ({error.strerror})") from None
+    if not data:
+        raise UnreadableImage("is empty")
+    return decode(data)
+
+
+def decode(data: bytes) -> torch.Tensor:
+    """Decode an image to uint8 [3, H, W] as a person sees it: turned upright, on white where clear.
+
+    The size in the header is looked at first, because a few bytes can claim gigabytes. Raises
+    `UnreadableImage` with the reason.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            wide, high = image.size
+            if wide * high > MOST_PIXELS:
+                raise UnreadableImage(_too_large(f"{wide}x{high} pixels"))
+            if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+                return _decode_jpeg(data)
+            return _from_pillow(image)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(_too_large(str(error).split(" exceeds")[0])) from None
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage("is no image of a known format") from None
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UnreadableImage(f"cannot be decoded ({reason})") from None
+
+
+def _too_large(what: str) -> str:
+    return f"is too large: {what}, more than {MOST_PIXELS / 1e6:.0f} million pixels"
+
+
+def _decode_jpeg(data: bytes) -> torch.Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+
+
+def _from_pillow(image: Any) -> torch.Tensor:
+    """Turn any mode of a Pillow image into uint8 [3, H, W]; of an animation the first frame."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        grey = np.asarray(image).astype(np.float64)
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+            raise UnreadableImage(f"has pixels of mode {image.mode}, which are no 8 or 16-bit ones")
+        # Pillow's own conversion clips at 255, which leaves a white image and a label for it.
+        array = np.round(grey / 257).astype(np.uint8)
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        array = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    else:
+        array = np.asarray(image.convert("RGB"))
+    return channels_first(array[None])[0]
 
 
 def channels_first(array: np.ndarray) -> torch.Tensor:
@@ -174,3 +338,90 @@ class MemoryStore:
                 continue
             out = self._buffers.take((len(rows), 3, self.size, self.size))
             yield torch.index_select(self._images, 0, index, out=out)
+
+
+class MappedStore:
+    """A store for images in a cache file [N, 3, S, S], mapped into memory and read in place."""
+
+    DROP = 256 * 2**20
+
+    def __init__(self, path: Path, size: int, position: np.ndarray) -> None:
+        self.size = size
+        self._position = torch.from_numpy(position)
+        with path.open("rb") as file:
+            # A private mapping is writable for torch, and nothing ever reaches the file.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        flat = torch.from_numpy(np.frombuffer(self._map, dtype=np.uint8))
+        self._images = flat.view(-1, 3, size, size)
+        self._buffers = Buffers(np.uint8)
+        self._touched = 0
+
+    def stream(self, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        for rows in batches:
+            out = self._buffers.take((len(rows), 3, self.size, self.size))
+            index = self._position[torch.from_numpy(rows)]
+            torch.index_select(self._images, 0, index, out=out)
+            self._forget(out.numel())
+            yield out
+
+    def _forget(self, count: int) -> None:
+        """Give mapped pages back now and then: they stay in the system's cache, not in our size."""
+        self._touched += count
+        if self._touched >= self.DROP and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+
+
+class DecodingStore:
+    """A store that decodes as it goes, in threads: decoders let go of the interpreter's lock.
+
+    Threads write straight into the batch, which passing between processes would copy twice, and
+    none is left behind when a trial is killed.
+    """
+
+    AHEAD = 2  # batches being decoded while one is used
+
+    def __init__(self, source: Source, geometry: Geometry, workers: int) -> None:
+        self.size = geometry.size
+        self._source, self._geometry, self._workers = source, geometry, workers
+        self._buffers = Buffers(np.uint8)
+
+    def stream(self, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        pool = ThreadPoolExecutor(max(1, self._workers))
+        waiting: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
+        rest = iter(batches)
+        try:
+            for _ in range(self.AHEAD):
+                self._submit(pool, waiting, rest)
+            while waiting:
+                out, parts = waiting.popleft()
+                for part in parts:
+                    part.result()
+                self._submit(pool, waiting, rest)
+                del parts
+                yield out
+                del out
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, waiting: deque, rest: Iterator) -> None:
+        rows = next(rest, None)
+        if rows is None:
+            return
+        out = self._buffers.take((len(rows), 3, self.size, self.size))
+        parts = [pool.submit(self._fill, out[k], int(row)) for k, row in enumerate(rows)]
+        waiting.append((out, parts))
+
+    def _fill(self, out: torch.Tensor, row: int) -> None:
+        try:
+            out.copy_(self._geometry.fit(self._source.read(row)))
+        except UnreadableImage as error:
+            raise UserError(
+                f"{self._source.name(row)}: {error}, although it could be decoded before training; "
+                "leave the images alone while a trial runs"
+            ) from None
+
+
+def cpu_count() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.images import Source
+from harness.images import Source, is_image
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 UNKNOWN = -1  # the label of a test row whose truth nobody told
 
 
@@ -104,11 +103,6 @@ def first_few(names: Iterable[str], count: int = 5) -> str:
     names = list(names)
     rest = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + rest
-
-
-def is_image(name: str) -> bool:
-    """Tell whether a file name is an image's; `._*` is what macOS leaves beside the real one."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")  # noqa: PTH122
 
 
 def list_images(folder: Path) -> list[Path]:
