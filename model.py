@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
+import fnmatch
 import functools
 import inspect
 import logging
 import re
+import sys
+import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from harness.errors import UserError
+from harness.errors import UserError, guard
 from harness.layers import blocks
 from harness.registry import Entry, Registry
 from harness.weights import (
@@ -674,3 +679,112 @@ def _one_of(name: str, value: str, choices: Iterable[str]) -> str:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --------------------------------------------------------------------------------------- tables
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Print the names, or the table of one."""
+    parser = argparse.ArgumentParser(prog="model.py", description="List the architectures.")
+    parser.add_argument("name", nargs="?", default="*",
+                        help="one name for its table, or a pattern such as '*b3*'")  # fmt: skip
+    pattern = parser.parse_args(argv).name
+    if set("*?[") & set(pattern):
+        print(listing(pattern))
+    else:
+        print(describe(pattern))
+    return 0
+
+
+def listing(pattern: str) -> str:
+    """Return a line for every architecture whose name matches `pattern`.
+
+    timm's names with the tag of their weights are left out unless the pattern has a dot.
+    """
+    known = _published()
+    names = [n for n in MODELS.names() if "." in pattern or "." not in n]
+    names = [n for n in dict.fromkeys(names) if fnmatch.fnmatchcase(n.lower(), pattern.lower())]
+    if not names:
+        raise UserError(f"model.py: no name matches {pattern!r}; python model.py lists them all")
+    lines = [f"{'name':<56}{'parameters':>14}{'input':>7}{'top-1 %':>9}"]
+    for name in names:
+        bare = name.partition(".")[0]
+        facts = {**known.get(bare, {}), **({} if bare in known else _facts(name, {}))}
+        params = facts.get("params") or (0 if ":" in name else _parameters(name))
+        top1 = float(facts.get("top1") or 0) if name == bare else 0
+        lines.append(
+            f"{name:<56}{f'{int(params):,}' if params else '-':>14}"
+            f"{facts.get('input_size') or '-':>7}{f'{top1:.1f}' if top1 else '-':>9}"
+        )
+    lines.append(f"{len(names)} architectures; parameters at 1000 classes, top-1 on ImageNet with")
+    lines.append("the published weights; python model.py NAME shows one")
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """Return the table of one architecture at its native size and 1000 classes."""
+    facts, spec = _facts(name, {}), model_spec(name)
+    top1 = facts.get("top1") or _published().get(name, {}).get("top1")
+    model = _on_meta(name)
+    count = len(blocks(model))
+    rows = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,} at 1000 classes",
+        "multiply-adds": _multiply_adds(model, spec.input_size),
+        "input size": f"{spec.input_size} x {spec.input_size}",
+        "mean": ", ".join(f"{value:g}" for value in spec.mean),
+        "std": ", ".join(f"{value:g}" for value in spec.std),
+        "top-1": f"{float(top1):.1f} % on ImageNet" if top1 else "not known",
+        "weights": str(facts.get("weights") or "none are published").rpartition("/")[2],
+        "blocks": f"{count}: --freeze 1 ... {count - 1} or backbone",
+        "model_args": _arguments(name),
+    }
+    return "\n".join([name, *(f"  {key:<15}{value}" for key, value in rows.items())])
+
+
+def _on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return _build(name, 1000, pretrained=False, args={}, image_size=None)
+
+
+def _parameters(name: str) -> int:
+    return sum(p.numel() for p in _on_meta(name).parameters())
+
+
+def _multiply_adds(model: nn.Module, size: int) -> str:
+    """Count what matrix products and convolutions multiply for one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(torch.empty(1, 3, size, size, device="meta"))
+    except (RuntimeError, NotImplementedError, TypeError):
+        return "not known"
+    return f"{counter.get_total_flops() / 2:,.0f} for one image"
+
+
+def _arguments(name: str) -> str:
+    """Return the arguments of a builder with their defaults, folded below one another."""
+    parameters = list(inspect.signature(MODELS.entry(name).build).parameters.values())[2:]
+    words = [
+        f"{p.name}={p.default!r}" if p.kind is not p.VAR_KEYWORD else "and the architecture's own"
+        for p in parameters
+        if p.name != "image_size"
+    ]
+    return textwrap.fill(", ".join(words) or "none", 80, subsequent_indent=" " * 17)
+
+
+@functools.cache
+def _published() -> dict[str, dict[str, str]]:
+    """Read what is known of timm's architectures without building them (bench/list_timm.py)."""
+    path = Path(__file__).with_name("docs") / "timm_models.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

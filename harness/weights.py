@@ -8,7 +8,8 @@ import logging
 import pickle
 import re
 import socket
-import urllib.parse
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,11 +70,11 @@ def fetch_weights(url: str) -> Path:
 
 def check_reachable(url: str) -> None:
     """Raise `WeightsUnavailable` if the host of `url` does not answer at once."""
-    parts = urllib.parse.urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=5).close()
-    except OSError as error:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # an answer all the same
+    except (OSError, http.client.HTTPException) as error:
         raise WeightsUnavailable(f"{url} cannot be reached ({error})") from error
 
 
