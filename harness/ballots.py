@@ -25,6 +25,7 @@ ANSWERS = ("ans", "answer", "pred", "prediction", "target")
 ID_WORDS = ("id", "imageid", "image_id", "image", "filename", "file", "name", "path", "index")
 
 EXACT = 1e-5  # float32 rounding of a row's sum: nothing to do, nothing to say
+CHUNK = 2**18  # numbers parsed at once
 ROUNDED = 1e-2  # float16 or three printed decimals: normalised again, and said
 
 
@@ -182,21 +183,32 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
 
     kinds: dict[int, str | type] = dict.fromkeys(range(len(layout.header)), object)
     kinds.update(dict.fromkeys(layout.classes, "float64"))
+    texts: dict[int, list[str]] = {i: [] for i, kind in kinds.items() if kind is object}
+    blocks = []
     try:
-        frame = pd.read_csv(path, header=0, names=list(kinds), dtype=kinds, na_filter=False)
+        # In chunks: a whole frame and its copy as one array would be two files in memory.
+        with pd.read_csv(
+            path, header=0, names=list(kinds), dtype=kinds, na_filter=False,
+            chunksize=max(1, CHUNK // len(kinds)),
+        ) as chunks:  # fmt: skip
+            for frame in chunks:
+                if not isinstance(frame.index, pd.RangeIndex):
+                    raise ValueError("rows are longer than the header")
+                blocks.append(frame[layout.classes].to_numpy())
+                for column, words in texts.items():
+                    words += frame[column].tolist()
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no text in UTF-8; {EXPECTED}") from None
     except (ValueError, OverflowError, OSError) as error:  # ParserError is a ValueError
         _name_bad_row(path, layout)
         raise UserError(f"{path}: cannot be read ({error}); {EXPECTED}") from None
-    if not isinstance(frame.index, pd.RangeIndex):  # rows longer than the header
-        _name_bad_row(path, layout)
-    ids = frame[layout.id].tolist()
-    labels = None if layout.label is None else frame[layout.label].tolist()
+    ids = texts[layout.id]
+    labels = None if layout.label is None else texts[layout.label]
     if layout.soft is not None:
-        return ids, labels, _parse_lists(path, ids, frame[layout.soft].tolist())
-    _check_last_line(path, layout, frame)
-    return ids, labels, frame[layout.classes].to_numpy()
+        return ids, labels, _parse_lists(path, ids, texts[layout.soft])
+    probs = np.concatenate(blocks) if blocks else np.empty((0, len(layout.classes)))
+    _check_last_line(path, ids, probs)
+    return ids, labels, probs
 
 
 def _name_bad_row(path: Path, layout: Layout) -> None:
@@ -231,16 +243,16 @@ def _check_row(path: Path, layout: Layout, number: int, row: list[str]) -> None:
             )
 
 
-def _check_last_line(path: Path, layout: Layout, frame) -> None:
+def _check_last_line(path: Path, ids: list[str], probs: np.ndarray) -> None:
     """Refuse a file that ends inside a number: its last line has no end and does not sum to 1."""
-    if not len(frame):
+    if not ids:
         return
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         whole = file.read(1) in b"\r\n"
-    if not whole and abs(float(frame[layout.classes].iloc[-1].sum()) - 1) > EXACT:
+    if not whole and abs(float(probs[-1].sum()) - 1) > EXACT:
         raise UserError(
-            f"{path}: its last line (id {short(frame[layout.id].iloc[-1])}) is cut; "
+            f"{path}: its last line (id {short(ids[-1])}) is cut; "
             "the file was not written to its end, write it again"
         )
 
