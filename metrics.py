@@ -224,10 +224,13 @@ def _try(name: str, args: dict[str, Any]) -> None:
 
 
 def _call(name: str, probs: np.ndarray, targets: np.ndarray, args: Mapping[str, Any]) -> float:
+    value, why = math.nan, "these rows do not define it"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sklearn's remarks on rows without some class
-            return METRICS.entry(name).build(probs, targets, **args)
+            warnings.simplefilter("ignore")  # scikit-learn's remarks on rows without some class
+            value = METRICS.entry(name).build(probs, targets, **args)
     except ValueError as error:
-        log.warning("metric %s has no value here: %s", name, error)
-        return math.nan
+        why = str(error)
+    if math.isnan(value):
+        log.warning("metric %s has no value here: %s", name, why)
+    return value
