@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,8 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
     takes = inspect.signature(DATASETS.entry(name).build).parameters
     given = {key: value for key, value in offered.items() if key in takes}
     folder = None if where is None else _existing(where)
-    return DATASETS.create(name, folder, args=config.dataset_args, **given)
+    table = DATASETS.create(name, folder, args=config.dataset_args, **given)
+    return replace(table, layout=name)
 
 
 def _existing(where: str) -> Path:
@@ -592,6 +594,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from harness.config import build_parser, merge, parse_command_line, read_config_file
     from harness.describe import clean_cache, describe, draw_sheet
+    from harness.plugins import load_plugins
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")
@@ -603,17 +606,25 @@ def main(argv: list[str] | None = None) -> int:
     layer, known = parse_command_line(parser, argv)
     if known.dir is not None:
         layer.values.setdefault("data_dir", known.dir)
-    config, _ = merge([*map(read_config_file, known.config), layer])
+    config, origin = merge([*map(read_config_file, known.config), layer])
+    if known.print_config:
+        values = asdict(config)
+        print("\n".join(f"{key} = {values[key]!r}  ({origin[key]})" for key in values))
+        return 0
     if known.clean_cache:
         print(clean_cache(config.cache))
         return 0
+    load_plugins(config.plugins)
     found = examine(config, find_table(config), AUGMENTATIONS)
     print(describe(found, config))
     if known.out:
-        draw_sheet(found, Path(known.out), config.seed)
+        draw_sheet(found, Path(known.out), config)
         print(f"samples   {known.out}")
     return 2 if any(p.fatal or config.strict for p in found.problems) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A plugin imports `dataset`, and has to find the registries that this run looks into.
+    from dataset import main as run
+
+    sys.exit(run())

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.errors import UserError, suggest
-from harness.images import Geometry
+from harness.images import Geometry, one_thread
 
 Step = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
 # Mixing takes targets too: (images, targets [B] int64, rng) -> images, targets [B, C] float.
@@ -51,8 +51,9 @@ def flip(p: float = 0.5) -> Step:
         if images.device.type != "cpu":
             mask = torch.from_numpy(chosen).to(images.device).view(-1, 1, 1, 1)
             return torch.where(mask, images.flip(-1), images)
-        for k in np.flatnonzero(chosen):  # 20 times faster on a CPU than indexing the batch
-            images[k] = images[k].flip(-1)
+        with one_thread():
+            for k in np.flatnonzero(chosen):  # 20 times faster on a CPU than indexing the batch
+                images[k] = images[k].flip(-1)
         return images
 
     return step

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from harness.augment import Mixer, Step
-from harness.images import Buffers, Store
+from harness.images import Buffers, Store, one_thread
 from harness.tables import Submission, Table
 
 
@@ -94,8 +94,9 @@ class Subset:
         if images.device.type != "cpu":
             return images.float().sub_(mean).mul_(scale)
         out = self._floats.take(tuple(images.shape))
-        for image, source in zip(out, images):  # one at a time stays within a core's cache
-            image.copy_(source).sub_(mean).mul_(scale)
+        with one_thread():
+            for image, source in zip(out, images):  # one at a time stays within a core's cache
+                image.copy_(source).sub_(mean).mul_(scale)
         return out
 
 

@@ -103,7 +103,7 @@ def _array_digests(source: ArraySource) -> list[bytes]:
 def _digest(image: torch.Tensor) -> bytes:
     """Hash of an image's pixels and shape; an image without pixels of its own has none."""
     digest = hashlib.sha1(str(tuple(image.shape)).encode(), usedforsecurity=False)
-    digest.update(image.contiguous().numpy())
+    digest.update(np.ascontiguousarray(image.numpy().transpose(1, 2, 0)))  # as decoders leave it
     return digest.digest()
 
 
@@ -115,12 +115,13 @@ def scan(
     Returns the reasons of those that cannot be decoded, and the digests. Holds a few images at a
     time, whatever their number.
     """
-    blank = torch.zeros(3, geometry.size, geometry.size, dtype=torch.uint8)
+    blank = np.zeros((3, geometry.size, geometry.size), dtype=np.uint8)
 
-    def work(row: int) -> tuple[torch.Tensor | None, bytes, str]:
+    def work(row: int) -> tuple[np.ndarray | None, bytes, str]:
         try:
             image = source.read(row)
-            return (geometry.fit(image).contiguous() if out else None), _digest(image), ""
+            fitted = np.ascontiguousarray(geometry.fit(image).numpy()) if out else None
+            return fitted, _digest(image), ""
         except UnreadableImage as error:
             return blank, b"", str(error)
 
@@ -132,7 +133,7 @@ def scan(
             bad[row] = reason
         digests.append(digest)
         if out is not None:
-            out.write(image.numpy().data)
+            out.write(image.data)
         if time.monotonic() - said > SAY_EVERY:
             said = time.monotonic()
             log.info("cache: %d of %d images decoded", row + 1, len(source))

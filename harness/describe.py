@@ -12,13 +12,13 @@ import torch
 
 from harness.cache import cache_folder, list_caches, remove_stale
 from harness.images import ArraySource, FileSource
-from harness.prepare import Examined
+from harness.prepare import Examined, cut_away
 
 if TYPE_CHECKING:
     from harness.config import Config
 
 SIZES_FROM = 2000  # files whose headers are read for the sizes
-COLUMNS, MOST_ROWS = 9, 12  # of the contact sheet
+COLUMNS, MOST_ROWS = 9, 18  # of the contact sheet
 
 
 def describe(found: Examined, config: Config) -> str:
@@ -29,7 +29,7 @@ def describe(found: Examined, config: Config) -> str:
     labelled = "labelled" if len(test) and (table.labels[test] >= 0).all() else "unlabelled"
     lines = [
         f"data      {config.data_dir or table.name}",
-        f"layout    {table.name if config.dataset == 'auto' else config.dataset}",
+        f"layout    {table.layout}",
         f"images    {len(known)} to train and validate on, {len(test)} to test on"
         + (f" ({labelled})" if len(test) else ""),
         f"sizes     {_sizes(found)}; shown as {found.size}x{found.size}",
@@ -41,6 +41,8 @@ def describe(found: Examined, config: Config) -> str:
     for name, count in zip(table.classes, counts):
         bar = "#" * round(30 * count / counts.max())
         lines.append(f"  {name:{wide}}  {count:6d}  {count / len(known):6.1%}  {bar}")
+    note = cut_away(found)
+    lines += [f"note      {note}"] if note else []
     lines.append("problems  " + ("none" if not found.problems else ""))
     for problem in found.problems:
         severe = problem.fatal or config.strict
@@ -82,45 +84,52 @@ def _split(found: Examined, config: Config) -> str:
     return text
 
 
-def draw_sheet(found: Examined, path: Path, seed: int) -> None:
-    """Draw samples as PNG: a row an image, first as validation sees it, then as training does."""
+def draw_sheet(found: Examined, path: Path, config: Config) -> None:
+    """Draw samples as PNG, a class a row: as validation sees one, then as training draws it.
+
+    Where training changes nothing, other images of the class are shown instead.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
-    rows = _one_a_class(found, seed)
-    side = min(max(found.size, 96), 160)
-    left, top = 150, 24
-    sheet = Image.new("RGB", (left + COLUMNS * (side + 4), top + len(rows) * (side + 4)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    pen.text((left, 4), "validation", "black", font)
-    pen.text((left + side + 4, 4), f"training, {COLUMNS - 1} draws", "black", font)
-    columns = [_shown(found, rows, "val", 0)]
-    columns += [_shown(found, rows, "train", seed + k) for k in range(COLUMNS - 1)]
-    for line, row in enumerate(rows):
-        y = top + line * (side + 4)
-        name = found.table.classes[found.table.labels[row]]
-        pen.multiline_text((4, y + 4), _wrapped(name), "black", font)
+    changes = bool(found.recipes["train"].steps or found.mixer)
+    labels, columns = _samples(found, config.seed, changes)
+    names = [found.table.classes[label] for label in labels]
+    side, font = min(max(found.size, 96), 160), ImageFont.load_default(14)
+    left, top, step = 20 + round(max(map(font.getlength, names))), 28, side + 4
+    sheet = Image.new("RGB", (left + COLUMNS * step, top + len(labels) * step), "white")
+    pen = ImageDraw.Draw(sheet)
+    what = "pipeline" if "train" in config.pipeline else config.augmentation
+    title = f"training: {what}" + ("" if changes else ", which changes nothing; more images")
+    pen.text((left, 6), "validation", "black", font)
+    pen.text((left + step, 6), title, "black", font)
+    for line, name in enumerate(names):
+        y = top + line * step
+        pen.text((8, y + side // 2 - 8), name, "black", font)
         for place, images in enumerate(columns):
             picture = Image.fromarray(images[line].permute(1, 2, 0).numpy())
             picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-            sheet.paste(picture, (left + place * (side + 4), y))
+            sheet.paste(picture, (left + place * step, y))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     sheet.save(partial, format="PNG")
     os.replace(partial, path)  # noqa: PTH105
 
 
-def _wrapped(name: str) -> str:
-    return "\n".join(name[k : k + 18] for k in range(0, min(len(name), 72), 18))
-
-
-def _one_a_class(found: Examined, seed: int) -> list[int]:
-    """A training row of each class, as far as the sheet goes."""
+def _samples(found: Examined, seed: int, changes: bool) -> tuple[list[int], list[torch.Tensor]]:
+    """Classes of the sheet's rows and, for each column, images uint8 [rows, 3, S, S]."""
     rng = np.random.default_rng(seed)
     train = found.pairs[0][0]
-    labels = found.table.labels[train]
-    present = np.unique(labels)
+    of_row = found.table.labels[train]
+    present = np.unique(of_row)
     spread = np.linspace(0, len(present) - 1, min(MOST_ROWS, len(present))).astype(int)
-    return [int(rng.choice(train[labels == label])) for label in present[spread]]
+    labels = present[spread].tolist()
+    picked = [rng.permutation(train[of_row == label]) for label in labels]
+    columns = []
+    for k in range(COLUMNS):
+        other = 0 if changes else k
+        rows = [int(rows[other % len(rows)]) for rows in picked]
+        columns.append(_shown(found, rows, "train" if k else "val", seed + k))
+    return labels, columns
 
 
 def _shown(found: Examined, rows: list[int], stage: str, seed: int) -> torch.Tensor:

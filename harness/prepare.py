@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from harness.augment import Mixer, Recipe, mixing, output_size, pipeline
 from harness.batches import Data, Fold, Look, Subset
 from harness.cache import Prepared, prepare
 from harness.errors import UserError, suggest
-from harness.images import Geometry, Store
+from harness.images import FileSource, Geometry, Store
 from harness.registry import Registry
 from harness.splits import natural_groups, split_folds, split_single
 from harness.tables import Problem, Table, first_few
@@ -58,6 +59,9 @@ def make_data(
     found = examine(config, table, augmentations, input_size=input_size)
     for problem in refuse(found.table.name, found.problems, strict=config.strict):
         log.warning("%s: %s", found.table.name, problem)
+    note = cut_away(found)
+    if note:
+        log.warning("%s: %s", found.table.name, note)
     mean, std = normalisation(config, found, mean, std)
     looks = looks_of(found, mean, std)
     test = make_subset(found, found.test, looks["test"], looks["test"])
@@ -81,6 +85,26 @@ def make_data(
         submission=found.table.submission,
         fingerprint=found.table.fingerprint(),
         weighting=config.class_weights,
+    )
+
+
+def cut_away(found: Examined) -> str:
+    """Say so where the centre crop shows a model only a small part of the images."""
+    source, crop = found.table.source, found.recipes["val"].geometry.crop
+    if not crop or not isinstance(source, FileSource):
+        return ""
+    from PIL import Image
+
+    shares = []
+    for row in found.pairs[0][0][:16]:
+        with contextlib.suppress(OSError), Image.open(source.root / source.paths[row]) as image:
+            wide, high = image.size
+            shares.append(min(crop, wide) * min(crop, high) / (wide * high))
+    if not shares or np.median(shares) > 0.25:
+        return ""
+    return (
+        f"the centre crop of {crop} pixels keeps {np.median(shares):.0%} of an image; "
+        "--augmentation_args.crop 0 keeps all of it"
     )
 
 

@@ -55,6 +55,7 @@ class Table:
     answers: list[str] | None = None
     image_size: int | None = None
     problems: list[Problem] = field(default_factory=list)
+    layout: str = ""
     published: bool = False
     audited: bool = True
 
