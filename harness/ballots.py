@@ -81,7 +81,7 @@ def read_ballot(
         columns = [str(i) for i in range(probs.shape[1])]
     order = sorted(range(len(columns)), key=lambda i: natural(columns[i]))
     if order != list(range(len(columns))):
-        probs = probs[:, order]
+        probs = np.ascontiguousarray(probs[:, order])
     classes = [columns[i] for i in order]
     probs, rounded = _check_probs(path, ids, probs)
     if labels is not None:
@@ -181,9 +181,11 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
     """Read with pandas' C reader; where it balks, read again slowly to name the row."""
     import pandas as pd
 
-    kinds: dict[int, str | type] = dict.fromkeys(range(len(layout.header)), object)
-    kinds.update(dict.fromkeys(layout.classes, "float64"))
-    texts: dict[int, list[str]] = {i: [] for i, kind in kinds.items() if kind is object}
+    # Made once: pandas looks a type's name up anew for each of 10,000 columns.
+    number, word = np.dtype(np.float64), np.dtype(object)
+    classes = set(layout.classes)
+    kinds = {i: number if i in classes else word for i in range(len(layout.header))}
+    texts: dict[int, list[str]] = {i: [] for i in kinds if i not in classes}
     blocks = []
     try:
         # In chunks: a whole frame and its copy as one array would be two files in memory.
@@ -194,7 +196,8 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
             for frame in chunks:
                 if not isinstance(frame.index, pd.RangeIndex):
                     raise ValueError("rows are longer than the header")
-                blocks.append(frame[layout.classes].to_numpy())
+                # Row after row: some functions round otherwise where numbers lie apart.
+                blocks.append(np.ascontiguousarray(frame[layout.classes].to_numpy()))
                 for column, words in texts.items():
                     words += frame[column].tolist()
     except UnicodeDecodeError:

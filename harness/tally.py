@@ -236,12 +236,14 @@ def judge(report: VoteReport, poll: Poll, recipe: vote.Recipe) -> None:
     best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
     single = cross_fitted(best, weights, poll, parts)
     report.honest = compare(options, poll, parts, single, held)
-    chooses = options.select or options.stack or options.weights is not None
-    if not chooses and options.method != "geometric" and poll.values.size <= LARGEST_HINT:
-        wish = replace(options, select="greedy")
-        report.greedy = compare(
-            options, poll, parts, single, cross_fitted(wish, weights, poll, parts)
-        )
+    decided = options.select or options.stack or options.weights is not None
+    if decided or options.method == "geometric":
+        return
+    if poll.values.size > LARGEST_HINT:
+        report.notes.append("--select greedy: not tried unasked on so many validation predictions")
+        return
+    wish = replace(options, select="greedy")
+    report.greedy = compare(options, poll, parts, single, cross_fitted(wish, weights, poll, parts))
 
 
 # Test rows
