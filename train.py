@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import AUGMENTATIONS, Data, Fold, Subset, load_data
+from dataset import AUGMENTATIONS, load_data
 from harness import artifacts, engine, runtime, tuner
 from harness.artifacts import Run
+from harness.batches import Data, Fold, Subset
 from harness.config import (
     Config,
     Layer,
@@ -51,8 +52,8 @@ CATALOGUES: dict[str, Registry] = {
 }
 
 # What a resumed run may be given anew; anything else would make another run of it.
-RESUMABLE = {"resume", "out_dir", "run_name", "epochs", "device", "workers", "cache",
-             "cache_limit", "tensorboard", "data_dir", "plugins", "pretrained", "init_from"}  # fmt: skip
+RESUMABLE = {"resume", "out_dir", "run_name", "epochs", "device", "workers", "cache", "data_dir",
+             "cache_limit", "tensorboard", "plugins", "pretrained", "init_from"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
     spec = model_spec(config.model, config.model_args)
     data = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
     folder, resume = choose_folder(config, trial)
+    state = None
+    with suppress(TrialFailed):  # a model too large for the device fails below, on record
+        state = build_state(config, data, data.folds[0], device, amp)
     facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
              "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
     with artifacts.open_run(folder, resume=resume, facts=facts) as run:
@@ -142,9 +146,10 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
         describe(job, origin)
         outcomes: list[Outcome] = []
         for fold in data.folds:
-            outcomes.append(train_fold(job, fold))
+            outcomes.append(train_fold(job, fold, state))
             if outcomes[-1].status != "done":
                 break
+            state = None
         return conclude(job, outcomes)
 
 
@@ -196,23 +201,20 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def train_fold(job: Job, fold: Fold) -> Outcome:
-    """Build a model, train it epoch by epoch, and predict with its best weights."""
-    folder = job.run.folder
+def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
+    """Train a model epoch by epoch, and predict with its best weights."""
+    config, folder, outcome = job.config, job.run.folder, Outcome()
     if len(job.data.folds) > 1:
         folder = folder / f"fold{fold.index}"
         folder.mkdir(exist_ok=True)
-    state, outcome = None, Outcome()
     try:
-        runtime.seed_everything(job.config.seed)
-        state = build_state(job, fold)
+        state = state or build_state(config, job.data, fold, job.device, job.amp)
+        parameters = sum(p.numel() for p in state.model.parameters())
+        job.run.update(pretrained=state.pretrained, parameters=parameters)
         if (folder / "last.pt").exists():
             state.load(folder / "last.pt", job.device)
-            log.info("resuming after epoch %d of %d", state.epoch, job.config.epochs)
-        criterion = create_criterion(job.config.criterion, len(job.data.classes),
-                                     class_weights=job.data.class_weights(fold),
-                                     **job.config.criterion_args).to(job.device)  # fmt: skip
-        learn(job, fold, folder, state, criterion)
+            log.info("resuming after epoch %d of %d", state.epoch, config.epochs)
+        learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
     except runtime.Stopped as stopped:
@@ -223,16 +225,20 @@ def train_fold(job: Job, fold: Fold) -> Outcome:
     return keep_best(job, fold, folder, state, outcome)
 
 
-def build_state(job: Job, fold: Fold) -> TrainState:
-    """Make the model, its optimiser and its schedule."""
-    config = job.config
-    model, pretrained = create_model(config.model, len(job.data.classes),
-                                     pretrained=config.pretrained, args=config.model_args,
-                                     init_from=config.init_from,
-                                     image_size=job.data.image_size)  # fmt: skip
-    job.run.update(pretrained=pretrained, parameters=sum(p.numel() for p in model.parameters()))
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(job.device, memory_format=layout)
+def build_state(
+    config: Config, data: Data, fold: Fold, device: torch.device, amp: torch.dtype | None
+) -> TrainState:
+    """Make the model, its criterion, its optimiser and its schedule."""
+    runtime.seed_everything(config.seed)
+    model, pretrained = create_model(config.model, len(data.classes), pretrained=config.pretrained,
+                                     args=config.model_args, init_from=config.init_from,
+                                     image_size=data.image_size)  # fmt: skip
+    criterion = create_criterion(config.criterion, len(data.classes), data.class_weights(fold),
+                                 **config.criterion_args)  # fmt: skip
+    with engine.memory_failures("the model does not fit into memory"):
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        model, criterion = model.to(device, memory_format=layout), criterion.to(device)
+        ema = engine.make_ema(model, config.ema)
     optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
                                  weight_decay=config.weight_decay, args=config.optimizer_args,
                                  no_decay_norm=config.no_decay_norm,
@@ -245,13 +251,11 @@ def build_state(job: Job, fold: Fold) -> TrainState:
         freeze(model, config.freeze)
     if config.compile:
         model.compile()
-    return TrainState(model, optimizer, schedule, job.amp, clip_grad=config.clip_grad,
-                      parts=config.accum_steps, ema=engine.make_ema(model, config.ema))  # fmt: skip
+    return TrainState(model, criterion, optimizer, schedule, pretrained, amp,
+                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema)  # fmt: skip
 
 
-def learn(
-    job: Job, fold: Fold, folder: Path, state: TrainState, criterion: torch.nn.Module
-) -> None:
+def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> None:
     """Train until the last epoch: train, score, write down, report, keep."""
     config, goal = job.config, job.goal
     history = [row for row in artifacts.read_rows(folder / "history.csv")
@@ -263,7 +267,7 @@ def learn(
             if state.epoch == config.unfreeze_epoch:
                 unfreeze(state.model)
             began, first_step = time.monotonic(), state.step
-            trained, scores = one_epoch(job, fold, state, criterion)
+            trained, scores = one_epoch(job, fold, state)
             state.schedule.step_epoch(scores[goal.name])
             state.epoch += 1
             is_best = state.note_best(goal, scores)
@@ -289,17 +293,15 @@ def tracker(job: Job, folder: Path, state: TrainState) -> Any:
     return TensorBoard(folder / "tensorboard", state.step, asdict(job.config), job.goal.name)
 
 
-def one_epoch(
-    job: Job, fold: Fold, state: TrainState, criterion: torch.nn.Module
-) -> tuple[engine.Epoch, dict[str, float]]:
+def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, dict[str, float]]:
     """Train on every row once, then score the epoch on the validation rows."""
     config = job.config
     runtime.seed_everything(config.seed, state.epoch)
     batches = fold.train.batches(config.batch_size, device=job.device, epoch=state.epoch,
                                  train=True, seed=config.seed)  # fmt: skip
     with progress_bar(config, state, len(fold.train)) as bar:
-        trained = engine.train_one_epoch(state, shaped(config, batches), criterion, bar)
-    seen = predict(job, state, fold.val, criterion)
+        trained = engine.train_one_epoch(state, shaped(config, batches), bar)
+    seen = predict(job, state, fold.val, state.criterion)
     scores = {"train_loss": trained.loss, "val_loss": seen.loss}
     for stage, probs, labels in (("train", trained.probs, trained.targets),
                                  ("val", seen.probs, fold.val.labels)):  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ class TrainState:
     """All that changes while a model learns; `save` and `load` make it survive the process."""
 
     model: nn.Module
+    criterion: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Any
+    pretrained: bool = False  # whether the weights came from elsewhere
     amp: torch.dtype | None = None
     clip_grad: float = 0.0
     parts: int = 1  # pieces that a batch is taken in; doubled when memory runs out
@@ -79,10 +82,10 @@ class TrainState:
                  "best_score": self.best_score, "best_epoch": self.best_epoch,
                  "best_scores": self.best_scores}  # fmt: skip
         ema = None if self.ema is None else self.ema.state_dict()
-        save_tensors(path, {"model": self.model.state_dict(), "ema": ema,
-                            "optimizer": self.optimizer.state_dict(),
-                            "schedule": self.schedule.state_dict(),
-                            "scaler": self.scaler.state_dict(), "state": json.dumps(plain)})  # fmt: skip
+        whole = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule,
+                 "scaler": self.scaler}  # fmt: skip
+        states = {name: part.state_dict() for name, part in whole.items()}
+        save_tensors(path, {**states, "ema": ema, "state": json.dumps(plain)})
 
     def load(self, path: Path, device: torch.device) -> None:
         """Go on where `save` was called; another model's checkpoint is a `UserError`."""
@@ -141,9 +144,7 @@ class Predictions:
     loss: float
 
 
-def train_one_epoch(
-    state: TrainState, batches: Iterable[Batch], criterion: nn.Module, bar: Any = None
-) -> Epoch:
+def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None) -> Epoch:
     """Take one step a batch; nothing waits for the device before the epoch ends.
 
     Raises `TrialFailed` where one image does not fit into memory or the loss is not finite.
@@ -157,7 +158,7 @@ def train_one_epoch(
     began = time.perf_counter()
     for images, targets in batches:
         lrs.append(state.optimizer.param_groups[0]["lr"])
-        loss, output = _step(state, images, targets, criterion)
+        loss, output = _step(state, images, targets)
         losses.append(loss)
         logits.append(output)
         labels.append(targets if targets.ndim == 1 else targets.argmax(dim=1))
@@ -174,13 +175,13 @@ def train_one_epoch(
 
 
 def _step(
-    state: TrainState, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module
+    state: TrainState, images: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make one optimiser step on a batch; out of memory halves the pieces it is taken in."""
     while True:
         try:
             state.optimizer.zero_grad(set_to_none=True)
-            loss, logits = _forward_backward(state, images, targets, criterion)
+            loss, logits = _forward_backward(state, images, targets)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -205,7 +206,7 @@ def _step(
 
 
 def _forward_backward(
-    state: TrainState, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module
+    state: TrainState, images: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add up the gradient of the batch's mean loss over its parts."""
     parts = min(state.parts, len(images))
@@ -214,7 +215,7 @@ def _forward_backward(
     for x, y in zip(images.tensor_split(parts), targets.tensor_split(parts)):
         with torch.autocast(x.device.type, state.amp, enabled=state.amp is not None):
             logits = state.model(x)
-            loss = criterion(logits, y) * (len(x) / len(images))
+            loss = state.criterion(logits, y) * (len(x) / len(images))
         state.scaler.scale(loss).backward()
         total += loss.detach()
         outputs.append(logits.detach())
@@ -280,6 +281,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+@contextlib.contextmanager
+def memory_failures(reason: str) -> Iterator[None]:
+    """Turn an allocation that fails inside into a `TrialFailed` with this reason."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrialFailed(f"out of memory: {reason}") from None
 
 
 def _empty_cache() -> None:

@@ -1,7 +1,6 @@
 """Files are whole or not there; a run folder has one writer."""
 
 import json
-import os
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path
         file.write("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):

@@ -31,10 +31,13 @@ class Still:
     def load_state_dict(self, state): ...
 
 
-def make_state(**more):
+def make_state(criterion=None, **more):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    return TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1), Still(), **more)
+    criterion = criterion or nn.CrossEntropyLoss()
+    return TrainState(
+        model, criterion, torch.optim.SGD(model.parameters(), lr=0.1), Still(), **more
+    )
 
 
 def batches(sizes=(8, 8, 3), seed=0):
@@ -63,7 +66,7 @@ class Hungry(nn.Module):
 def test_an_epoch_is_scored_over_its_rows_not_over_its_batches():
     state = make_state()
     state.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay, so one pass must agree
-    epoch = train_one_epoch(state, batches(), nn.CrossEntropyLoss())
+    epoch = train_one_epoch(state, batches())
     images, labels = (torch.cat(part) for part in zip(*batches()))
     logits = state.model(images)
     assert epoch.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
@@ -74,10 +77,10 @@ def test_an_epoch_is_scored_over_its_rows_not_over_its_batches():
 
 @pytest.mark.parametrize("room, parts", [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_out_of_memory_halves_the_batch_and_gives_the_same_weights(room, parts):
-    whole, tight = make_state(), make_state()
-    train_one_epoch(whole, batches(), nn.CrossEntropyLoss())
     hungry = Hungry(room)
-    train_one_epoch(tight, batches(), hungry)
+    whole, tight = make_state(), make_state(hungry)
+    train_one_epoch(whole, batches())
+    train_one_epoch(tight, batches())
     assert tight.parts == parts and max(hungry.seen) <= room
     for a, b in zip(whole.model.parameters(), tight.model.parameters()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
@@ -85,29 +88,29 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_weights(room, parts):
 
 def test_a_trial_fails_where_one_image_does_not_fit():
     with pytest.raises(TrialFailed, match="out of memory with a single image"):
-        train_one_epoch(make_state(), batches(), Hungry(0))
+        train_one_epoch(make_state(Hungry(0)), batches())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     class Wrong(nn.Module):
-        def forward(self, logits, targets):
+        def forward(self, *_):
             raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        train_one_epoch(make_state(), batches(), Wrong())
+        train_one_epoch(make_state(Wrong()), batches())
 
 
 def test_a_loss_that_is_not_finite_fails_the_trial():
     state = make_state()
     state.optimizer.param_groups[0]["lr"] = 1e38
     with pytest.raises(TrialFailed, match="finite in epoch 1"):
-        train_one_epoch(state, batches((8,) * 6), nn.CrossEntropyLoss())
+        train_one_epoch(state, batches((8,) * 6))
 
 
 def test_the_gradient_is_clipped_to_its_norm():
     state = make_state(clip_grad=0.01)
     before = [p.detach().clone() for p in state.model.parameters()]
-    train_one_epoch(state, batches((8,)), nn.CrossEntropyLoss())
+    train_one_epoch(state, batches((8,)))
     moved = torch.cat([(p - q).flatten() for p, q in zip(state.model.parameters(), before)])
     assert moved.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
 
@@ -117,7 +120,7 @@ def test_averaged_weights_are_the_exponential_mean_of_the_steps():
     state.ema = make_ema(state.model, 0.9)
     weight, mean = state.model[1].weight, None
     for batch in batches((8, 8, 8)):
-        train_one_epoch(state, [batch], nn.CrossEntropyLoss())
+        train_one_epoch(state, [batch])
         now = weight.detach().clone()
         mean = now if mean is None else 0.9 * mean + 0.1 * now
     torch.testing.assert_close(state.scored[1].weight, mean)
@@ -141,7 +144,7 @@ def test_predictions_are_in_order_sum_to_one_and_leave_rows_without_a_label_out_
 
 def test_a_checkpoint_brings_everything_back(tmp_path):
     one = make_state(ema=None)
-    train_one_epoch(one, batches(), nn.CrossEntropyLoss())
+    train_one_epoch(one, batches())
     one.epoch = 1
     one.note_best(Goal("val_acc", "max"), {"val_acc": 0.5})
     one.save(tmp_path / "last.pt")
@@ -156,7 +159,9 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model_is_named(tmp_path):
     state = make_state()
     state.save(tmp_path / "last.pt")
     other = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
-    wrong = TrainState(other, torch.optim.SGD(other.parameters(), lr=0.1), Still())
+    wrong = TrainState(
+        other, nn.CrossEntropyLoss(), torch.optim.SGD(other.parameters(), lr=0.1), Still()
+    )
     with pytest.raises(UserError, match=r"last\.pt: does not fit this configuration"):
         wrong.load(tmp_path / "last.pt", torch.device("cpu"))
     whole = (tmp_path / "last.pt").read_bytes()
