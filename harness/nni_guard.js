@@ -109,10 +109,9 @@ function guardRequests(server) {
         if (event !== 'request' && event !== 'upgrade') {
             return emit.call(this, event, request, reply, ...rest);
         }
-        const marker = Array.from(held).sort().join(' ');
         const reason = refusal(request);
         if (event === 'request') {
-            reply.setHeader(MARKER, marker);
+            reply.setHeader(MARKER, Array.from(held).sort().join(' '));
         }
         if (reason === null) {
             return emit.call(this, event, request, reply, ...rest);
@@ -122,7 +121,7 @@ function guardRequests(server) {
             reply.writeHead(403, { 'Content-Type': 'text/plain', Connection: 'close' });
             reply.end(`Refused by Ballot's guard: ${reason}\n`);
         } else {
-            reply.end(`HTTP/1.1 403 Forbidden\r\n${MARKER}: ${marker}\r\nConnection: close\r\n\r\n`);
+            reply.end('HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n');
         }
         return true;
     };
@@ -160,8 +159,8 @@ function isOurs(url) {
 
 /** Return this machine's name and addresses; asked anew each time, because they change. */
 function ownNames() {
-    const addresses = Object.values(os.networkInterfaces()).flat();
-    const names = addresses.map(({ address, family }) => family === 'IPv6' ? `[${address}]` : address);
+    const addresses = Object.values(os.networkInterfaces()).flat().map(entry => entry.address);
+    const names = addresses.map(address => net.isIPv6(address) ? `[${address}]` : address);
     return [os.hostname().toLowerCase(), ...names];
 }
 
@@ -307,7 +306,7 @@ function guardScheduler(exports) {
         return quietly(() => schedule.call(this, experimentId, trialId, number, restrictions));
     };
     proto.update = function (force) {
-        // `schedule` does not await this one: a rejection (a GPU fell off the bus) ends the manager.
+        // `schedule` does not await this one: a rejection (a GPU was lost) ends the manager.
         const updated = update.call(this, force);
         return force ? updated : updated.catch(error => warn(error.message));
     };
@@ -331,7 +330,8 @@ function guardTensorboard(exports) {
     const command = proto.getTensorboardStartCommand;
     proto.getTensorboardStartCommand = async function (...args) {
         const words = await command.apply(this, args);
-        return isPublic ? words : words.map(word => word.replace('--bind_all', `--host=${LOOPBACK}`));
+        const host = isPublic ? '--bind_all' : `--host=${LOOPBACK}`;
+        return words.map(word => word.replace('--bind_all', host));
     };
 }
 
@@ -356,8 +356,8 @@ function nniRoot() {
 }
 
 function guardModules(root) {
-    const load = Module._extensions['.js'];
     need(Module._extensions, '.js');
+    const load = Module._extensions['.js'];
     Module._extensions['.js'] = function (module, filename) {
         load.call(this, module, filename);
         const target = TARGETS[path.relative(root, filename).replaceAll(path.sep, '/')];
