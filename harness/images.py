@@ -235,7 +235,9 @@ def decode(data: bytes) -> torch.Tensor:
     except Image.UnidentifiedImageError:
         raise UnreadableImage("is no image of a known format") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        # torch puts the place in its own source before the reason.
+        reason = str(error).strip().split("\n")[0].rsplit(".cpp:", 1)[-1].partition(", ")
+        reason = reason[2] or reason[0] or type(error).__name__
         raise UnreadableImage(f"cannot be decoded ({reason})") from None
 
 
@@ -264,9 +266,9 @@ def _from_pillow(image: Any) -> torch.Tensor:
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        array = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+        array = np.array(Image.alpha_composite(white, image).convert("RGB"))
     else:
-        array = np.asarray(image.convert("RGB"))
+        array = np.array(image.convert("RGB"))  # a copy: Pillow's is read-only
     return channels_first(array[None])[0]
 
 
