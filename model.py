@@ -743,9 +743,18 @@ def describe(name: str) -> str:
     return "\n".join([name, *(f"  {key:<15}{value}" for key, value in rows.items())])
 
 
-def _on_meta(name: str) -> nn.Module:
-    with torch.device("meta"):
-        return _build(name, 1000, pretrained=False, args={}, image_size=None)
+def _on_meta(
+    name: str, num_classes: int = 1000, args: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Build a network without memory for its weights, from which shapes can be had."""
+    build = functools.partial(
+        _build, name, num_classes, pretrained=False, args=args or {}, image_size=None
+    )
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # a builder that computes with tensors: torchvision's regnets
+        return build().to("meta")
 
 
 def _parameters(name: str) -> int:
