@@ -25,7 +25,7 @@ ANSWERS = ("ans", "answer", "pred", "prediction", "target")
 ID_WORDS = ("id", "imageid", "image_id", "image", "filename", "file", "name", "path", "index")
 
 EXACT = 1e-5  # float32 rounding of a row's sum: nothing to do, nothing to say
-CHUNK = 2**18  # numbers parsed at once
+CHUNK = 2**16  # numbers parsed at once
 ROUNDED = 1e-2  # float16 or three printed decimals: normalised again, and said
 
 
@@ -209,7 +209,12 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
     labels = None if layout.label is None else texts[layout.label]
     if layout.soft is not None:
         return ids, labels, _parse_lists(path, ids, texts[layout.soft])
-    probs = np.concatenate(blocks) if blocks else np.empty((0, len(layout.classes)))
+    probs = np.empty((len(ids), len(layout.classes)))
+    stop = len(ids)
+    while blocks:  # each is let go when it is copied
+        block = blocks.pop()
+        probs[stop - len(block) : stop] = block
+        stop -= len(block)
     _check_last_line(path, ids, probs)
     return ids, labels, probs
 

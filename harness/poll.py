@@ -52,6 +52,8 @@ def check_options(options: VoteOptions) -> None:
         raise UserError(f"--select: {select!r} is not understood; greedy, best:N or all")
     if options.bag < 1:
         raise UserError(f"--bag: {options.bag} rounds; 1 or more")
+    if options.bag > 1 and select != "greedy":
+        raise UserError("--bag: rounds are of --select greedy; add it, or leave --bag out")
     chosen = [n for n in ("weights", "select", "stack") if getattr(options, n) is not None]
     if len(chosen) > 1:
         raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; both decide the weights")

@@ -305,6 +305,7 @@ class TestFiles:
             probs = total if len(member.files) == 1 else total / len(member.files)
             self.scores.append(self.score(probs))
             yield probs
+            del probs, total  # before the next file is waited for
 
     def _align(self, ballot: Ballot) -> np.ndarray:
         if ballot.rounded:

@@ -417,6 +417,7 @@ BAD_COMMANDS = {
     "greedy without validation": (["one.csv", "--select", "greedy"], "needs validation rows"),
     "stack without validation": (["one.csv", "--stack", "logistic"], "needs validation rows"),
     "bag": (["one.csv", "--bag", "0"], "1 or more"),
+    "bag without greedy": (["one.csv", "--bag", "5"], "--select greedy"),
     "out_dir of members": (["one.csv", "--out_dir", "."], "holds the member one.csv"),
     "out_dir is a file": (["one.csv", "--out_dir", "two.csv"], "is a file"),
     "truth missing": (["one.csv", "--truth", "gt.csv"], "gt.csv: does not exist"),
