@@ -364,7 +364,7 @@ class MemoryStore:
 class MappedStore:
     """A store for images in a cache file [N, 3, S, S], mapped into memory and read in place."""
 
-    DROP = 64 * 2**20  # bytes read between two times of giving pages back
+    DROP = 128 * 2**20  # bytes read between two times of giving pages back
 
     def __init__(self, path: Path, size: int, position: np.ndarray) -> None:
         self.size = size
