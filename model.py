@@ -24,6 +24,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from harness.errors import UserError, guard
@@ -378,7 +379,7 @@ def _register_torchvision() -> None:
         preset = weights.transforms.keywords
         MODELS.register(
             name,
-            input_size=preset["crop_size"],
+            input_size=_crop_size(name),
             mean=tuple(preset.get("mean", ModelSpec.mean)),
             std=tuple(preset.get("std", ModelSpec.std)),
             params=weights.meta["num_params"],
@@ -403,10 +404,9 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
         state = published_weights(get_model_weights(name).DEFAULT.url) if pretrained else None
         if "aux_logits" in takes:  # inception_v3, googlenet: one output, and the weights' scaling
             args |= {"aux_logits": False, "transform_input": True, "init_weights": False}
-        if image_size and "image_size" in takes:
-            args["image_size"] = image_size
-        if image_size and "input_size" in takes:
-            args["input_size"] = (image_size, image_size)
+        size = image_size or _crop_size(name)
+        args |= {"image_size": size} if "image_size" in takes else {}
+        args |= {"input_size": (size, size)} if "input_size" in takes else {}
         if dropout is not None and "dropout" in takes:
             args["dropout"], dropout = _share("dropout", dropout), None
         try:
@@ -415,22 +415,21 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
             raise UserError(f"model_args: model {name!r} refuses them; {_line(error)}") from error
         return _loaded(_with_dropout(model, dropout or 0.0), _renamed(model, state), name)
 
-    build.__signature__ = _torchvision_signature(build, takes, name)
+    build.__signature__ = _torchvision_signature(build, takes)
     build.__doc__ = f"torchvision's {name}."
     return build
 
 
+def _crop_size(name: str) -> int:
+    return get_model_weights(name).DEFAULT.transforms.keywords["crop_size"]
+
+
 def _torchvision_signature(
-    build: Callable[..., nn.Module], takes: Mapping[str, inspect.Parameter], name: str
+    build: Callable[..., nn.Module], takes: Mapping[str, inspect.Parameter]
 ) -> inspect.Signature:
     own = [p for p in inspect.signature(build).parameters.values() if p.kind is not p.VAR_KEYWORD]
     if not {"image_size", "input_size"} & set(takes):
         own = [p for p in own if p.name != "image_size"]
-    own = [
-        p.replace(default=get_model_weights(name).DEFAULT.transforms.keywords["crop_size"])
-        if p.name == "image_size" else p
-        for p in own
-    ]  # fmt: skip
     more = [
         p.replace(kind=p.KEYWORD_ONLY)
         for p in takes.values()
@@ -754,7 +753,20 @@ def _on_meta(
         with torch.device("meta"):
             return build()
     except NotImplementedError:  # a builder that computes with tensors: torchvision's regnets
-        return build().to("meta")
+        with EmptyOnMeta():
+            return build().to("meta")
+
+
+class EmptyOnMeta(TorchFunctionMode):
+    """Puts on the meta device what is made without values only: the weights."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def _parameters(name: str) -> int:
