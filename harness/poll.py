@@ -7,7 +7,7 @@ single member that it is compared with.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,15 +110,9 @@ def read_poll(
         notes.append(f"no validation predictions (val.csv): {few(missing)}")
     if not read:
         return None, {}
-    truth: dict[str, str] = {}
     for ballot in read.values():
         check_same_classes(ballot, first)
-        for name, label in zip(ballot.ids, ballot.labels, strict=True):
-            if truth.setdefault(name, label) != label:
-                raise UserError(
-                    f"{ballot.path}: calls {short(name)} {short(label)} and another run "
-                    f"{short(truth[name])}; vote over runs of the same data"
-                )
+    truth = agreed_labels(read.values())
     common = set(truth).intersection(*(b.ids for b in read.values()))
     own = {i: score_all(b.probs, numbers(b.labels, b.classes), options) for i, b in read.items()}
     if len(common) < max(len(b.ids) for b in read.values()):
@@ -137,6 +131,19 @@ def read_poll(
     groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
     targets = numbers([truth[i] for i in ids], first.classes)
     return Poll(list(read), ids, targets, groups, values), own
+
+
+def agreed_labels(ballots: Iterable[Ballot]) -> dict[str, str]:
+    """Return the label of each validation row; two runs that differ in one are refused."""
+    truth: dict[str, str] = {}
+    for ballot in ballots:
+        for name, label in zip(ballot.ids, ballot.labels, strict=True):
+            if truth.setdefault(name, label) != label:
+                raise UserError(
+                    f"{ballot.path}: calls {short(name)} {short(label)} and another run "
+                    f"{short(truth[name])}; vote over runs of the same data"
+                )
+    return truth
 
 
 def numbers(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -158,13 +165,12 @@ def read_validation(member: Member) -> Ballot | None:
         return ballots[0]
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
-    labels: dict[str, str] = {}
+    labels = agreed_labels(ballots)
     for ballot in ballots:
         check_same_classes(ballot, ballots[0])
-        for name, label, probs in zip(ballot.ids, ballot.labels, ballot.probs, strict=True):
+        for name, probs in zip(ballot.ids, ballot.probs, strict=True):
             sums[name] = sums[name] + probs if name in sums else probs
             counts[name] = counts.get(name, 0) + 1
-            labels.setdefault(name, label)
     ids = sorted(sums)
     probs = np.array([sums[name] / counts[name] for name in ids])
     return replace(ballots[0], ids=ids, probs=probs, labels=[labels[name] for name in ids])

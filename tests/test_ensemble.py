@@ -442,16 +442,17 @@ def test_a_bad_command_is_refused_in_one_line(in_tmp, capsys, argv, words):
     assert not (in_tmp / "ensemble").exists()
 
 
-def test_runs_that_disagree_on_a_label_are_refused(digits, in_tmp, capsys):
+@pytest.mark.parametrize("flags", [[], ["--group_folds"]])
+def test_runs_that_disagree_on_a_label_are_refused(digits, in_tmp, capsys, flags):
     folder = in_tmp / "outputs"
-    for number, name in enumerate(("one", "two")):
+    for number, name in enumerate(("cnn-fold0", "cnn-fold1")):
         digits.write_run(folder, name, digits.voter.estimators_[number])
-    path = folder / "two/val.csv"
+    path = folder / "cnn-fold1/val.csv"
     head, first, rest = path.read_text().split("\n", 2)
     fields = first.split(",")
     fields[1] = CLASSES[0] if fields[1] != CLASSES[0] else CLASSES[1]
     path.write_text("\n".join([head, ",".join(fields), rest]))
-    assert ensemble.main([str(p) for p in folder.glob("*.csv")]) == 2
+    assert ensemble.main([*(str(p) for p in folder.glob("*.csv")), *flags]) == 2
     assert fields[0] in capsys.readouterr().err
 
 
