@@ -158,5 +158,5 @@ def refuse(name: str, problems: Sequence[Problem], *, strict: bool) -> list[Prob
 
 def keep_whole(table: Table, rows: np.ndarray, digests: Sequence[bytes]) -> list[Sequence]:
     """What no split may part among `rows`: their groups, and the copies of an image."""
-    groups = [None] * len(rows) if table.groups is None else [table.groups[r] or None for r in rows]
-    return [groups, [digests[row] or None for row in rows]]
+    groups = [] if table.groups is None else [[table.groups[row] or None for row in rows]]
+    return groups + [[digests[row] or None for row in rows]] * table.audited

@@ -97,7 +97,8 @@ def prepare(
 
 
 def _array_digests(source: ArraySource) -> list[bytes]:
-    return [_digest(channels_first(source.array[k][None])[0]) for k in source.index]
+    of_image = {k: _digest(channels_first(source.array[k][None])[0]) for k in set(source.index)}
+    return [of_image[k] for k in source.index]
 
 
 def _digest(image: torch.Tensor) -> bytes:

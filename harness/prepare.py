@@ -242,7 +242,7 @@ def make_split(
     if given.any():
         log.info("%s: its own validation rows join the %d folds", table.name, config.folds)
     labels = table.labels[pool]
-    groups = natural_groups(len(pool), *keep_whole(table, pool, digests if table.audited else ()))
+    groups = natural_groups(len(pool), *keep_whole(table, pool, digests))
     by_group = table.groups is not None
     if config.folds > 1:
         pairs = split_folds(labels, groups, config.folds, config.seed, by_group=by_group)
