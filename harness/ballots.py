@@ -25,7 +25,7 @@ ANSWERS = ("ans", "answer", "pred", "prediction", "target")
 ID_WORDS = ("id", "imageid", "image_id", "image", "filename", "file", "name", "path", "index")
 
 EXACT = 1e-5  # float32 rounding of a row's sum: nothing to do, nothing to say
-CHUNK = 2**16  # numbers parsed at once
+CHUNK = 2**18  # numbers parsed at once
 ROUNDED = 1e-2  # float16 or three printed decimals: normalised again, and said
 
 
