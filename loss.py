@@ -23,14 +23,18 @@ CRITERIA = Registry("criterion")
 
 
 def create_criterion(
-    name: str, num_classes: int, class_weights: Tensor | None = None, **args: Any
+    name: str, num_classes: int, class_weights: Tensor | None = None, /, **args: Any
 ) -> nn.Module:
-    """Build the criterion `name`; `class_weights` `[C]` are not negative, `args` its own arguments.
+    """Build the criterion `name` with its own `args`; `class_weights` is `[C]`.
 
-    An unknown name or argument, and weights that it cannot use, are a `UserError`.
+    The weights may stand among the arguments too (`{"class_weights": [1, 2, 1]}`), but not in both
+    places. Unknown names and arguments, and weights that cannot be used, are a `UserError`.
     """
     entry = CRITERIA.entry(name)
-    weights = _check_weights(class_weights, num_classes)
+    own = args.pop("class_weights", None)
+    if own is not None and class_weights is not None:
+        raise UserError("class_weights: stand in criterion_args too; use --class_weights none")
+    weights = _check_weights(class_weights if own is None else own, num_classes)
     if "class_weights" in inspect.signature(entry.build).parameters:
         return CRITERIA.create(name, num_classes, args=args, class_weights=weights)
     if weights is not None:
@@ -256,7 +260,10 @@ class Asymmetric(Criterion):
 def _check_weights(weights: Tensor | None, num_classes: int) -> Tensor | None:
     if weights is None:
         return None
-    weights = torch.as_tensor(weights, dtype=torch.float32)
+    try:
+        weights = torch.as_tensor(weights, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"class_weights: {weights!r} are no numbers, one a class") from None
     if weights.shape != (num_classes,):
         raise UserError(
             f"class_weights: there are {num_classes} classes but weights of shape "

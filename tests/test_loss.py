@@ -220,11 +220,21 @@ def test_names_are_found_and_told_apart():
         ({"class_weights": torch.tensor([1.0, -1.0, 1.0])}, "not negative"),
         ({"class_weights": torch.tensor([1.0, float("inf"), 1.0])}, "finite"),
         ({"class_weights": torch.zeros(3)}, "not all zero"),
+        ({"class_weights": ["a", "b", "c"]}, "no numbers"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(args, said):
     with pytest.raises(UserError, match=said):
         create_criterion("focal", 3, **args)
+
+
+def test_class_weights_may_stand_among_the_arguments_but_not_in_both_places(batch):
+    logits, targets, _ = batch
+    given = create_criterion("focal", 4, WEIGHTS)(logits, targets)
+    listed = create_criterion("focal", 4, None, class_weights=WEIGHTS.tolist())(logits, targets)
+    assert given == listed
+    with pytest.raises(UserError, match="use --class_weights none"):
+        create_criterion("focal", 4, WEIGHTS, class_weights=[1, 2, 3, 4])
 
 
 def test_a_readers_own_criterion_need_not_take_class_weights():
