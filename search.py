@@ -141,7 +141,10 @@ def prove_guard(search: Search, public: bool) -> None:
     """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
     wrong = guard.self_test(search.port, public=public)
     if wrong:
-        raise UserError(f"{wrong[0]}; the search was stopped, --no_guard runs it all the same")
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{wrong[0]}{more}; the search was stopped, --no_guard runs it all the same"
+        )
 
 
 def watch(search: Search, plan: Plan) -> None:
@@ -209,7 +212,7 @@ def conclude(search: Search, plan: Plan, vote_dir: Path) -> int:
         say_failure(trial, plan.outputs, search)
     if not ballots:
         print(f"no trial of {search.id} left a ballot; the trials' own words are in "
-              f"{search.folder / 'trials'}", file=sys.stderr)  # fmt: skip
+              f"{search.folder / 'environments'}", file=sys.stderr)  # fmt: skip
         return 1
     report = run_vote(ballots, VoteOptions(out_dir=str(vote_dir)))
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
@@ -222,9 +225,7 @@ def say_failure(trial: TrialRecord, outputs: Path, search: Search) -> None:
     if result.get("status") == "failed":
         print(f"trial {trial.sequence} ({trial.id}) failed: {result['reason']}")
     elif trial.status == "FAILED":
-        stderr = search.folder / "trials" / trial.id / "trial.stderr"
-        lines = stderr.read_text(errors="replace").strip().splitlines() if stderr.exists() else []
-        print(f"trial {trial.sequence} ({trial.id}) failed: {lines[-1] if lines else 'no word'}")
+        print(f"trial {trial.sequence} ({trial.id}) failed: {search.last_words(trial.id)}")
 
 
 if __name__ == "__main__":

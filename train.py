@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
     trial = tuner.current_trial()
     runtime.setup_logging()
+    tuner.warn_if_unguarded(trial)
     config, origin, show_only = configure(argv, trial)
     if show_only:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))

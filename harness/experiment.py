@@ -76,6 +76,13 @@ class Search:
         """Every trial so far, in the order they were made."""
         return read_trials(self.folder)
 
+    def last_words(self, trial_id: str) -> str:
+        """Return the last line that a local trial wrote to its standard error."""
+        for path in self.folder.glob(f"environments/*/trials/{trial_id}/trial.stderr"):
+            if lines := path.read_text(encoding="utf-8", errors="replace").strip().splitlines():
+                return lines[-1]
+        return "it left no word"
+
     def stop(self) -> None:
         """End the trials (SIGINT, and SIGKILL five seconds later) and the manager."""
         self.experiment.stop()

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,6 +46,16 @@ class Trial:
             import nni
 
             nni.report_final_result(_finite(score))
+
+
+def warn_if_unguarded(trial: Trial) -> None:
+    """Say what it means that NNI's manager was started without the guard (docs/nni.md)."""
+    if trial.under_nni and os.environ.get("BALLOT_GUARD") != "1":
+        log.warning(
+            "NNI runs without the guard: it may record this trial with another one's parameters "
+            "(config.json here is right), and its portal is open to the network; "
+            "python search.py --config FILE runs it guarded"
+        )
 
 
 def current_trial() -> Trial:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def search(home, *words):
 
 
 def only_experiment(home):
-    return next(p for p in (home / "nni").iterdir() if (p / "db").is_dir() and not p.is_symlink())
+    return (home / "nni" / "_latest").resolve()
 
 
 @pytest.mark.slow
@@ -119,17 +118,19 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stdout + done.stderr
-    name = re.search(r"Experiment ID: \W*(?:\x1b\[\d+m)?(\w+)", done.stdout + done.stderr)[1]
-    folder, deadline = home / "nni" / name, time.monotonic() + 200
+    folder, deadline = only_experiment(home), time.monotonic() + 200
     while time.monotonic() < deadline:
         trials = experiment.read_trials(folder)
         if len(trials) == 2 and all(trial.has_ended for trial in trials):
             break
         time.sleep(0.5)
-    subprocess.run(["nnictl", "stop", name], cwd=home, env=environment(home), check=True,
+    subprocess.run(["nnictl", "stop", folder.name], cwd=home, env=environment(home), check=True,
                    capture_output=True, timeout=60)  # fmt: skip
     assert [trial.status for trial in trials] == ["SUCCEEDED"] * 2
     assert len(list(home.glob("outputs/*.csv"))) == 2
+    said = [next(folder.glob(f"environments/*/trials/{trial.id}/trial.stdout")).read_text()
+            for trial in trials]  # fmt: skip
+    assert all(text.count("NNI runs without the guard") == 1 for text in said)
 
 
 @pytest.mark.slow

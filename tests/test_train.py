@@ -229,7 +229,7 @@ def test_the_first_command_of_the_readme_trains(script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(pd.read_csv(tmp_path / "outputs" / "b4.csv")) > 300
     result = json.loads((tmp_path / "outputs" / "b4" / "result.json").read_text())
-    assert result["pretrained"] is False and "from scratch" in done.stdout
+    assert result["pretrained"] is False and "FROM SCRATCH" in done.stdout
 
 
 @pytest.mark.slow
