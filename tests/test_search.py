@@ -128,7 +128,7 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
                    capture_output=True, timeout=60)  # fmt: skip
     assert [trial.status for trial in trials] == ["SUCCEEDED"] * 2
     assert len(list(home.glob("outputs/*.csv"))) == 2
-    said = [next(folder.glob(f"environments/*/trials/{trial.id}/trial.stdout")).read_text()
+    said = [next(folder.glob(f"environments/*/trials/{trial.id}/trial.log")).read_text()
             for trial in trials]  # fmt: skip
     assert all(text.count("NNI runs without the guard") == 1 for text in said)
 
