@@ -79,11 +79,10 @@ def load_new(
     cannot be decoded is a `UserError`.
     """
     where = Path(where)
-    files = [where] if where.is_file() else list_images(where)
-    if not files:
+    ids = [where.name] if where.is_file() else list_images(where)
+    if not ids:
         raise UserError(f"{where}: there are no images")
     root = where.parent if where.is_file() else where
-    ids = [file.relative_to(root).as_posix() for file in files]
     table = Table(
         name=where.name,
         classes=classes,
@@ -280,13 +279,13 @@ def _mask_train(
         gender, age = int(profile["gender"] == "female"), int(years >= 30) + int(years >= 60)
         facts.setdefault(profile["id"], set()).add((gender, age))
         for file in list_images(folder):
-            stem = file.stem.lower()
+            stem = Path(file).stem.lower()
             if stem not in ("incorrect_mask", "normal") and not re.fullmatch(r"mask\d*", stem):
-                odd.append(f"{folder.name}/{file.name}")
+                odd.append(f"{folder.name}/{file}")
                 continue
             mask = {"incorrect_mask": 1, "normal": 2}.get(stem, 0)
             joint = {"mask": mask, "gender": gender, "age": age}
-            ids.append(file.relative_to(folder.parent).as_posix())
+            ids.append(f"{folder.name}/{file}")
             labels.append(joint.get(classification, mask * 6 + gender * 3 + age))
             groups.append(profile["id"])
     problems = []
@@ -367,18 +366,20 @@ def class_folders(data_dir: Path | None) -> Table:
     classes = [folder.name for folder in subfolders(sides["train"])]
     if not classes:
         raise UserError(f"{root}: there are no folders with images; one for each class is needed")
+    known = set(classes)
     ids: list[str] = []
     names: list[str] = []
     splits: list[str] = []
     loose: list[str] = []
     for side, folder in sides.items():
-        labelled = side != "test" or bool({f.name for f in subfolders(folder)} & set(classes))
+        labelled = side != "test" or bool({f.name for f in subfolders(folder)} & known)
+        prefix = "" if folder == root else folder.name + "/"
         for file in list_images(folder):
-            name = file.relative_to(folder).parts[0] if labelled else ""
-            if labelled and (file.parent == folder or name not in classes):
-                loose.append(file.relative_to(root).as_posix())
+            name = file.partition("/")[0] if labelled else ""
+            if labelled and name not in known:  # a file right in the folder has another name
+                loose.append(prefix + file)
                 continue
-            ids.append(file.relative_to(root).as_posix())
+            ids.append(prefix + file)
             names.append(name)
             splits.append(side)
     text = f"{len(loose)} images stand in no folder of a class and are left out"

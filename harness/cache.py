@@ -327,7 +327,7 @@ def _staleness(path: Path, info: dict[str, Any]) -> str:
         kind, _, rest = line.partition("\t")
         if kind == "file":
             name = rest.split("\t")[0]
-            if file_stamp(Path(name)) != line:
+            if file_stamp(name) != line:
                 there = Path(name).exists()
                 return f"{name} {'has changed' if there else 'is gone'}"
     if info.get("images_below") != _images_below(info["label"]):

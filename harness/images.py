@@ -184,7 +184,7 @@ class FileSource:
 
     def stamps(self) -> list[str]:
         # The change time too: a file can be replaced and given its old modification time.
-        return [file_stamp(self.root / path) for path in self.paths]
+        return [file_stamp(os.path.join(self.root, path)) for path in self.paths]  # noqa: PTH118
 
 
 def is_image(name: str) -> bool:
@@ -192,10 +192,10 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")  # noqa: PTH122
 
 
-def file_stamp(path: Path) -> str:
+def file_stamp(path: str) -> str:
     """A text that changes whenever the file does; a missing one has a stamp too."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)  # noqa: PTH116
     except OSError:
         return f"file\t{path}\tmissing"
     return f"file\t{path}\t{stat.st_size}\t{stat.st_mtime_ns}\t{stat.st_ctime_ns}"
