@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python from 3.10 to 3.13 found; make PYTHON=/path/to/python"; exit 2; }
 	@echo "installing into $(VENV) with $(PYTHON): torch is large, this takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

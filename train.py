@@ -20,6 +20,8 @@ import torch
 from dataset import AUGMENTATIONS, load_data
 from harness import artifacts, engine, runtime, tuner
 from harness.artifacts import Run
+from harness.ballots import write_answers as write_submission
+from harness.ballots import write_ballot
 from harness.batches import Data, Fold, Subset
 from harness.config import (
     Config,
@@ -405,14 +407,14 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
         ids += list(fold.val.ids)
         labels += [data.classes[k] for k in fold.val.labels]
     val = np.concatenate([o.val for o in outcomes])
-    artifacts.write_probs(run.folder / "val.csv", ids, val, data.classes, labels)
+    write_ballot(run.folder / "val.csv", ids, data.classes, val, labels)
     if not data.test:
         return {}
     probs = np.mean([o.test for o in outcomes], axis=0, dtype=np.float64).astype(np.float32)
     columns, answers = data.submission.columns, data.submission.answers
-    rows = [{columns[0]: i, columns[1]: answers[k]} for i, k in zip(data.test.ids, probs.argmax(1))]
-    artifacts.write_rows(run.folder / "submission.csv", rows)
-    artifacts.write_probs(run.soft_csv, data.test.ids, probs, data.classes)
+    rows = zip(data.test.ids, (answers[k] for k in probs.argmax(1)))
+    write_submission(run.folder / "submission.csv", columns, rows)
+    write_ballot(run.soft_csv, data.test.ids, data.classes, probs)
     known = data.test.labels >= 0
     if not known.any():
         return {}

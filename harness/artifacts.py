@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
-import io
 import json
 import math
 import os
@@ -28,8 +27,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from harness.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "nni", "numpy", "efficientnet-pytorch", "timm")
@@ -37,19 +34,27 @@ PACKAGES = ("torch", "torchvision", "nni", "numpy", "efficientnet-pytorch", "tim
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file that takes `path`'s place once it is written whole and on the disk."""
+    """Open a temporary file that takes `path`'s place once it is written whole and on the disk.
+
+    A folder that is not there is made; what cannot be written is a `UserError`.
+    """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, mode, **text) as file:
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -82,21 +87,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def write_probs(path: Path, ids: Sequence[str], probs: np.ndarray, classes: Sequence[str],
-                labels: Sequence[str] | None = None) -> None:  # fmt: skip
-    """Write `probs` [N, C] with nine digits: a float32 needs them to come back the same."""
-    import pandas as pd
-
-    table = pd.DataFrame(np.asarray(probs, np.float32), columns=list(classes))
-    if labels is not None:
-        table.insert(0, "label", list(labels), allow_duplicates=True)
-    table.insert(0, "id", list(ids), allow_duplicates=True)
-    text = io.StringIO()
-    table.to_csv(text, index=False, float_format="%.9g", lineterminator="\n")
-    with replacing(path) as file:
-        file.write(text.getvalue())
 
 
 class Run:

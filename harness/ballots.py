@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.artifacts import replacing
 from harness.errors import UserError, suggest
 
 EXPECTED = "expected id,<class>,<class>,... with one row of probabilities an image"
@@ -382,50 +382,35 @@ def rows_like(ballot: Ballot, ids: Sequence[str], other: Path) -> np.ndarray | N
     return np.fromiter((index[name] for name in ids), dtype=np.intp, count=len(ids))
 
 
-def write_text(path: Path, write) -> None:
-    """Call `write(file)` on a temporary file and put it in the place of `path` when whole."""
-    whole: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=path.parent, prefix=".", delete=False
-        ) as file:
-            whole = Path(file.name)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        whole.chmod(0o644)  # a temporary file is its owner's alone
-        whole.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        if whole is not None:
-            whole.unlink(missing_ok=True)
+def write_ballot(
+    path: Path,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    probs: np.ndarray,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Write `id,<class>,...`, with the true labels behind the ids if they are given.
 
-
-def write_ballot(path: Path, ids: Sequence[str], classes: Sequence[str], probs) -> None:
-    """Write `id,<class>,...`; nine digits give back every float32 exactly."""
+    Nine digits give back every float32 of `probs` `[N, C]` exactly.
+    """
     row = ",%.9g" * len(classes) + "\n"
-
-    def write(file) -> None:
-        csv.writer(file, lineterminator="\n").writerow(["id", *classes])
+    with replacing(path) as file:
+        truth = [] if labels is None else ["label"]
+        csv.writer(file, lineterminator="\n").writerow(["id", *truth, *classes])
         for start in range(0, len(ids), 4096):
-            stop = start + 4096
-            values = np.asarray(probs[start:stop], dtype=np.float32).tolist()
-            names = map(quote, ids[start:stop])
+            part = slice(start, start + 4096)
+            values = np.asarray(probs[part], dtype=np.float32).tolist()
+            names = [quote(name) for name in ids[part]]
+            if labels is not None:
+                names = [f"{n},{quote(t)}" for n, t in zip(names, labels[part], strict=True)]
             file.writelines(n + row % tuple(v) for n, v in zip(names, values, strict=True))
-
-    write_text(path, write)
 
 
 def write_answers(path: Path, columns: Sequence[str], rows: Iterable[tuple[str, str]]) -> None:
     """Write a submission: the two `columns`, an id and an answer a row."""
-
-    def write(file) -> None:
+    with replacing(path) as file:
         csv.writer(file, lineterminator="\n").writerow(columns)
         file.writelines(f"{quote(name)},{quote(answer)}\n" for name, answer in rows)
-
-    write_text(path, write)
 
 
 def quote(text: str) -> str:

@@ -6,7 +6,6 @@ once, one at a time, into one running sum.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness import vote
+from harness.artifacts import write_json
 from harness.ballots import (
     Ballot,
     check_same_classes,
@@ -28,7 +28,6 @@ from harness.ballots import (
     short,
     write_answers,
     write_ballot,
-    write_text,
 )
 from harness.errors import UserError, suggest
 from harness.members import (
@@ -360,8 +359,7 @@ def write_vote(
         if len(submission.order) == len(rows) and by_id.keys() == set(submission.order):
             rows = [(name, by_id[name]) for name in submission.order]
     write_answers(answers, submission.columns, rows)
-    facts = json.dumps(describe(report, recipe, columns, submission), indent=2, ensure_ascii=False)
-    write_text(record, lambda file: file.write(facts + "\n"))
+    write_json(record, describe(report, recipe, columns, submission))
     report.files = [soft, answers, record]
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from harness import artifacts
+from harness.ballots import write_ballot
 from harness.errors import UserError
 
 
@@ -28,8 +29,9 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
 def test_probabilities_come_back_bit_for_bit(tmp_path):
     probs = np.random.default_rng(0).dirichlet(np.ones(7), 100).astype(np.float32)
     ids = [f"row,{i}" for i in range(100)]
-    artifacts.write_probs(tmp_path / "p.csv", ids, probs, list("abcdefg"))
+    write_ballot(tmp_path / "p.csv", ids, list("abcdefg"), probs, ["x,y"] * 100)
     table = pd.read_csv(tmp_path / "p.csv", dtype={"id": str})
+    assert set(table["label"]) == {"x,y"}
     assert table["id"].tolist() == ids
     np.testing.assert_array_equal(table[list("abcdefg")].to_numpy(np.float32), probs)
 
