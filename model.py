@@ -562,6 +562,7 @@ def backbone_head(
 
     Pretrained weights are the backbone's.
     """
+    HEADS.check_args(head, head_args or {}, skip=2)  # before the weights are looked up
     body = _build(backbone, 1000, pretrained=pretrained, args=backbone_args or {},
                   image_size=image_size)  # fmt: skip
     features = _strip_classifier(body)
