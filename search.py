@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from harness import experiment, guard
+from harness import experiment, guard, nni_config
 from harness.artifacts import read_result
 from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
 from harness.experiment import Search, TrialRecord
 from harness.poll import VoteOptions
+from harness.space import check_search_space
 from harness.tally import run_vote
 from harness.tally_table import format_table
 
@@ -80,10 +81,10 @@ def build_parser() -> Parser:
 def preflight(args: object) -> Plan:
     """Check everything that can be checked before anything starts."""
     path = Path(args.config)
-    config = experiment.load_experiment(path)
-    space = experiment.read_search_space(config, path)
-    experiment.check_search_space(space, str(config.search_space_file or path))
-    experiment.check_trial_command(config.trial_command, str(path))
+    config = nni_config.load_experiment(path)
+    space = nni_config.read_search_space(config, path)
+    check_search_space(space, str(config.search_space_file or path))
+    nni_config.check_trial_command(config.trial_command, str(path))
     for name, value in (("max_trials", args.max_trials), ("concurrency", args.concurrency)):
         if value is not None and value < 1:
             raise UserError(f"command line: {name} is {value}; it must be at least 1")

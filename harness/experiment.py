@@ -1,11 +1,10 @@
-"""NNI experiments: checked before they start, started, watched, stopped, and read from the disk."""
+"""NNI experiments: started, watched, stopped, and read from the disk."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
 import shlex
 import socket
 import sqlite3
@@ -16,18 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.config import COMPONENTS, OWN_FIELDS, Layer, convert, flatten, parse_json, parse_yaml
-from harness.errors import UserError, suggest
+from harness.errors import UserError
 
 ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 STARTS = 3  # NNI gives its manager about four seconds; on a busy machine that is not always enough
-
-# How many numbers each type of NNI's search space takes, and which of them are values of the field.
-SPACE_TYPES = {
-    "choice": None, "randint": 2, "uniform": 2, "quniform": 3, "loguniform": 2, "qloguniform": 3,
-    "normal": 2, "qnormal": 3, "lognormal": 2, "qlognormal": 3,
-}  # fmt: skip
-BOUNDED = ("randint", "uniform", "quniform", "loguniform", "qloguniform")
 
 
 @dataclass
@@ -86,97 +77,6 @@ class Search:
     def stop(self) -> None:
         """End the trials (SIGINT, and SIGKILL five seconds later) and the manager."""
         self.experiment.stop()
-
-
-def load_experiment(path: Path) -> Any:
-    """Read an NNI configuration, version 1 or 2, into NNI's own `ExperimentConfig`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    content = parse_yaml(text, path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no configuration of a search; see config_local.yml")
-    from nni.experiment.config import ExperimentConfig, convert, utils
-
-    utils.set_base_path(path.parent.resolve())
-    try:
-        if "trainingServicePlatform" in content:
-            content = convert.to_v2(content)
-        config = ExperimentConfig(**content)
-    except Exception as error:  # NNI raises whatever its checks of the fields raise
-        raise UserError(f"{path}: NNI does not take it ({error or type(error).__name__})") from None
-    finally:
-        utils.unset_base_path()
-    return config
-
-
-def read_search_space(config: Any, path: Path) -> dict[str, Any]:
-    """Return the search space that the configuration holds or names."""
-    if config.search_space is not None:
-        return config.search_space
-    if config.search_space_file is None:
-        raise UserError(f"{path}: names no search space; set searchSpaceFile: search_space.json")
-    file = Path(path.parent, config.search_space_file)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    space = parse_yaml(text, file) if file.suffix in (".yml", ".yaml") else parse_json(text, file)
-    if not isinstance(space, dict) or not space:
-        raise UserError(f"{file}: holds no search space; it is an object with a key an option")
-    return space
-
-
-def check_search_space(space: Mapping[str, Any], source: str) -> None:
-    """Check every key, type and value against `Config`, nested choices too."""
-    for key, spec in space.items():
-        if not isinstance(spec, Mapping) or "_type" not in spec or "_value" not in spec:
-            raise UserError(f'{source}: {key} needs {{"_type": "choice", "_value": [...]}}')
-        kind, values = spec["_type"], spec["_value"]
-        if kind not in SPACE_TYPES:
-            raise UserError(f"{source}: {key} has type {kind!r}{suggest(kind, SPACE_TYPES)}")
-        _check_values(key, kind, values, source)
-        candidates = values if kind == "choice" else values[:2] if kind in BOUNDED else values[:1]
-        for value in candidates:
-            _check_candidate(key, value, source)
-
-
-def _check_values(key: str, kind: str, values: Any, source: str) -> None:
-    wanted = SPACE_TYPES[kind]
-    if not isinstance(values, list) or not values or (wanted and len(values) != wanted):
-        raise UserError(
-            f"{source}: {key} ({kind}) takes {wanted or 'one or more'} values in a list"
-        )
-    if kind == "choice":
-        return
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise UserError(f"{source}: {key} ({kind}) takes numbers, not {values}")
-    if kind in BOUNDED and values[0] >= values[1]:
-        raise UserError(
-            f"{source}: {key} goes from {values[0]} to {values[1]}; put the lower first"
-        )
-    if "log" in kind and kind in BOUNDED and values[0] <= 0:
-        raise UserError(f"{source}: {key} ({kind}) must start above 0")
-
-
-def _check_candidate(key: str, value: Any, source: str) -> None:
-    if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
-        for inner, spec in value.items():
-            own = inner in OWN_FIELDS.get(key, ())
-            if isinstance(spec, Mapping):
-                check_search_space({inner if own else f"{key}_args.{inner}": spec}, source)
-        return
-    for name, part in flatten(Layer(source, {key: value})):
-        if "." not in name:
-            convert(name, part, source)
-
-
-def check_trial_command(command: str, source: str) -> None:
-    """Refuse a command that NNI cannot end: its kill reaches only the direct process."""
-    if re.search(r"&&|\|\||[;|&]", command):
-        raise UserError(f"{source}: trialCommand {command!r} is several commands, of which NNI "
-                        "would end only the shell; give one, as in python3 train.py")  # fmt: skip
 
 
 def with_own_interpreter(command: str) -> str:
