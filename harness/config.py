@@ -131,11 +131,13 @@ class Config:
     scheduler: str = option("multistep", "schedule of the learning rate", "training")
     scheduler_args: dict = option({}, "arguments of the schedule", "training")
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from zero", "training", low=0)
+    time_limit: float = option(0.0, "seconds after which training ends with the best so far, earlier parts of the run included; 0 is none", "training", low=0)
     monitor: str = option("val_acc", "score that is reported, kept and searched for; 'min val_loss' to minimise one", "training")
     metrics: Any = option(("acc",), "scores of an epoch, by name", "training")
     seed: int = option(42, "seed of the split, the weights and the order", "training", low=0, high=2**32 - 1)
     # On what
     device: str = option("auto", "cpu, cuda, cuda:N, mps, or auto for the best there is", "machine")
+    trials_per_gpu: int = option(1, "trials of a search that share a GPU, where NNI does not assign them", "machine", low=1)
     amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
     # What stays
     out_dir: str = option("outputs", "folder of the runs", "output")
