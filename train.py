@@ -45,12 +45,12 @@ from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler
 
 log = logging.getLogger("train")
 
-CATALOGUES: dict[str, Registry] = {
-    "model": MODELS,
-    "criterion": CRITERIA,
-    "optimizer": OPTIMIZERS,
-    "scheduler": SCHEDULERS,
-    "augmentation": AUGMENTATIONS,
+# With how many arguments each builder is given before those of the user.
+CATALOGUES: dict[str, tuple[Registry, int]] = {
+    "model": (MODELS, 2),
+    "criterion": (CRITERIA, 1),
+    "optimizer": (OPTIMIZERS, 3),
+    "scheduler": (SCHEDULERS, 1),
 }
 
 # What a resumed run may be given anew; anything else would make another run of it.
@@ -114,11 +114,12 @@ def configure(argv: list[str] | None, trial: Trial) -> tuple[Config, dict[str, s
         refuse_changes(merge([saved])[0], resumed)
         config = resumed
     load_plugins(config.plugins)
-    for key, catalogue in CATALOGUES.items():
+    for key, (catalogue, given) in CATALOGUES.items():
         try:
-            catalogue.entry(getattr(config, key))
+            catalogue.check_args(getattr(config, key), getattr(config, f"{key}_args"), skip=given)
         except UserError as error:
             raise UserError(f"{origin[key]}: {error}") from None
+    AUGMENTATIONS.entry(config.augmentation)
     return config, origin, said.print_config
 
 
@@ -267,11 +268,11 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> None:
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
-            if state.epoch == config.unfreeze_epoch:
+            if config.unfreeze_epoch is not None and state.epoch >= config.unfreeze_epoch:
                 unfreeze(state.model)
             began, first_step = time.monotonic(), state.step
             trained, scores = one_epoch(job, fold, state)
-            state.schedule.step_epoch(scores[goal.name])
+            state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
             is_best = state.note_best(goal, scores)
             if is_best:

@@ -35,6 +35,10 @@ class Goal:
         """Whether `score` beats the best so far."""
         return best is None or (score < best if self.mode == "min" else score > best)
 
+    def gain(self, score: float) -> float:
+        """Return the score as a number of which more is better."""
+        return score if self.mode == "max" else -score
+
     def floor(self, num_classes: int) -> float:
         """Return a score that nothing which learnt has: what a failed trial is reported with."""
         return 0.0 if self.mode == "max" else 10 * math.log(max(num_classes, 2))

@@ -159,11 +159,17 @@ def start(folder: Path, *words: object) -> subprocess.Popen:
     )
 
 
+SETTINGS = [
+    (),
+    ("--optimizer", "SGD", "--optimizer_args.momentum", 0.9, "--scheduler", "cosine", "--ema", 0.9,
+     "--augmentation", "AffineAugmentation", "--model_args", '{"dropout": 0.3}'),
+    ("--freeze", "backbone", "--unfreeze_epoch", 1, "--scheduler", "plateau",
+     "--monitor", "min val_loss"),
+]  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--optimizer", "SGD", "--optimizer_args.momentum", 0.9,
-                                       "--scheduler", "cosine", "--ema", 0.9,
-                                       "--augmentation", "AffineAugmentation",
-                                       "--model_args", '{"dropout": 0.3}')])  # fmt: skip
+@pytest.mark.parametrize("more", SETTINGS)
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, more):
     words = ("--epochs", 4, "--image_size", 32, *more)
     whole = start(tmp_path, *words, "--run_name", "whole")
@@ -189,6 +195,15 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, more):
     a, b = (pd.read_csv(outputs / run / "history.csv") for run in ("whole", "killed"))
     timing = ["seconds", "images_per_second"]
     pd.testing.assert_frame_equal(a.drop(columns=timing), b.drop(columns=timing))
+
+
+@pytest.mark.slow
+def test_plateau_waits_while_a_monitored_loss_falls(script, tmp_path):
+    done = script("train.py", "--epochs", 4, "--monitor", "min val_loss", "--scheduler", "plateau",
+                  "--scheduler_args.patience", 0, "--run_name", "run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    history = pd.read_csv(tmp_path / "outputs" / "run" / "history.csv")
+    assert history["val_loss"].is_monotonic_decreasing and history["lr"].nunique() == 1
 
 
 @pytest.mark.slow
