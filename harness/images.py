@@ -352,7 +352,8 @@ class MemoryStore:
         for rows in batches:
             index = self._index[torch.from_numpy(rows)]
             if self._images is None:
-                yield self._geometry.fit(channels_first(self._array[index.numpy()]))
+                fitted = self._geometry.fit(channels_first(self._array[index.numpy()]))
+                yield fitted.contiguous()  # repeated grey shares its memory; steps write in place
                 continue
             out = self._buffers.take((len(rows), 3, self.size, self.size))
             with one_thread():

@@ -176,6 +176,16 @@ def test_arrays_give_three_channels(grey):
         assert torch.equal(images[:, 0], images[:, 2])
 
 
+def test_arrays_too_large_to_be_resized_at_once_are_resized_by_batch(monkeypatch):
+    source = ArraySource(np.stack([GREY[:, :30]] * 4))
+    at_once = MemoryStore(source, Geometry(30))
+    monkeypatch.setattr("harness.images.IN_MEMORY", 0)
+    (images,) = MemoryStore(source, Geometry(30)).stream([np.array([0, 2])])
+    images[0] = images[0].flip(-1)  # as a step does
+    (expected,) = at_once.stream([np.array([0, 2])])
+    assert torch.equal(images[0], expected[0].flip(-1)) and torch.equal(images[1], expected[1])
+
+
 def test_threads_keep_the_order_of_rows(tmp_path):
     paths = [save(tmp_path / f"{k}.png", k).name for k in range(10)]
     source = FileSource(tmp_path, paths)
