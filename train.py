@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -19,11 +20,13 @@ import torch
 
 from dataset import AUGMENTATIONS, load_data
 from harness import artifacts, engine, runtime, tuner
+from harness import probe as trying
 from harness.artifacts import Run
 from harness.ballots import write_answers as write_submission
 from harness.ballots import write_ballot
 from harness.batches import Data, Fold, Subset
 from harness.config import (
+    FIELDS,
     Config,
     Layer,
     build_parser,
@@ -32,6 +35,7 @@ from harness.config import (
     parse_monitor,
     read_config_file,
 )
+from harness.devices import choose_device
 from harness.engine import Goal, TrainState
 from harness.errors import TrialFailed, UserError, guard
 from harness.plugins import load_plugins
@@ -55,7 +59,8 @@ CATALOGUES: dict[str, tuple[Registry, int]] = {
 
 # What a resumed run may be given anew; anything else would make another run of it.
 RESUMABLE = {"resume", "out_dir", "run_name", "epochs", "device", "workers", "cache", "data_dir",
-             "cache_limit", "tensorboard", "plugins", "pretrained", "init_from"}  # fmt: skip
+             "cache_limit", "tensorboard", "plugins", "pretrained", "init_from", "time_limit",
+             "trials_per_gpu"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,20 +98,26 @@ def main(argv: list[str] | None = None) -> int:
     trial = tuner.current_trial()
     runtime.setup_logging()
     tuner.warn_if_unguarded(trial)
-    config, origin, show_only = configure(argv, trial)
-    if show_only:
+    layers, said = read_layers(argv)
+    if said.probe:
+        return probe(layers, Path(said.probe))
+    config, origin = configure([*layers, Layer("tuner", trial.parameters)])
+    if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
     with runtime.stop_on_signals():
         return run_trial(config, origin, trial)
 
 
-def configure(argv: list[str] | None, trial: Trial) -> tuple[Config, dict[str, str], bool]:
-    """Lay the command line over the files, the tuner over both, and check every name."""
+def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
+    """Return the layers of the files and of the command line over them, and what else it says."""
     parser = build_parser("train.py", __doc__ or "")
     command_line, said = parse_command_line(parser, argv)
-    layers = [read_config_file(path) for path in said.config]
-    layers += [command_line, Layer("tuner", trial.parameters)]
+    return [*(read_config_file(path) for path in said.config), command_line], said
+
+
+def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
+    """Lay the layers over each other, and check every name and every argument."""
     config, origin = merge(layers)
     if config.resume not in (None, "auto"):
         saved = Layer(f"{config.resume}/config.json", artifacts.read_config(Path(config.resume)))
@@ -120,7 +131,7 @@ def configure(argv: list[str] | None, trial: Trial) -> tuple[Config, dict[str, s
         except UserError as error:
             raise UserError(f"{origin[key]}: {error}") from None
     AUGMENTATIONS.entry(config.augmentation)
-    return config, origin, said.print_config
+    return config, origin
 
 
 def refuse_changes(before: Config, now: Config) -> None:
@@ -134,7 +145,9 @@ def refuse_changes(before: Config, now: Config) -> None:
 
 def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
     """Data, model, epochs, answers: the story of one trial."""
-    device = runtime.pick_device(config.device)
+    lease = choose_device(config.device, trials_per_gpu=config.trials_per_gpu,
+                          among_trials=trial.under_nni)  # fmt: skip
+    device = runtime.pick_device(lease.name)
     amp = runtime.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
     spec = model_spec(config.model, config.model_args)
@@ -151,7 +164,7 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
         outcomes: list[Outcome] = []
         for fold in data.folds:
             outcomes.append(train_fold(job, fold, state))
-            if outcomes[-1].status != "done":
+            if outcomes[-1].reason:
                 break
             state = None
         return conclude(job, outcomes)
@@ -168,6 +181,58 @@ def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
         monitored = {**metrics.stages.get(stage, {}), **create_metrics(metric).stages[stage]}
         metrics = Metrics({**metrics.stages, stage: monitored})
     return metrics, Goal(*parse_monitor(config.monitor, lower_is_better(metric)))
+
+
+def probe(layers: list[Layer], wanted: Path) -> int:
+    """Try configurations of a search before it starts: a line of JSON for each, and no run."""
+    loaded: dict[str, Data] = {}
+    for number, item in enumerate(json.loads(wanted.read_text(encoding="utf-8"))):
+        with trying.answer(number) as facts:
+            config, _ = configure([*layers, Layer("tuner", item["values"])])
+            goal = choose_metrics(config)[1]
+            facts |= {"monitor": goal.name, "mode": goal.mode, "epochs": config.epochs}
+            if item["steps"]:
+                facts |= try_steps(config, loaded)
+            else:
+                try_components(config, next((len(data.classes) for data in loaded.values()), 10))
+    return 0
+
+
+def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
+    """Take a few steps, and say how long an epoch would be; data that were loaded are kept."""
+    device = runtime.pick_device(config.device)
+    began, spec = time.monotonic(), model_spec(config.model, config.model_args)
+    shape = [getattr(config, name) for name, f in FIELDS.items()
+             if f.metadata["group"] in ("data", "images")]  # fmt: skip
+    key = repr((spec, shape, config.class_weights))
+    if key not in loaded:
+        loaded[key] = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
+    data = loaded[key]
+    fold = data.folds[0]
+    state = build_state(config, data, fold, device, runtime.pick_amp(config.amp, device))
+    ready = time.monotonic() - began
+
+    def train(epoch: int) -> Iterable[engine.Batch]:
+        batches = fold.train.batches(config.batch_size, device=device, epoch=epoch, train=True,
+                                     seed=config.seed)  # fmt: skip
+        return shaped(config, batches)
+
+    def val() -> Iterable[engine.Batch]:
+        return shaped(config, fold.val.batches(config.batch_size, device=device))
+
+    facts = trying.measure(state, train, val, device)
+    rows = {"train": len(fold.train), "val": len(fold.val), "test": len(data.test or ())}
+    batches = {name: math.ceil(count / config.batch_size) for name, count in rows.items()}
+    return facts | {"ready": ready, "batches": batches, "folds": len(data.folds)}
+
+
+def try_components(config: Config, num_classes: int) -> None:
+    """Make everything but the data and the network, whose arguments `configure` has checked."""
+    create_criterion(config.criterion, num_classes, None, **config.criterion_args)
+    optimizer = create_optimizer(config.optimizer, torch.nn.Linear(2, 2), lr=config.lr,
+                                 weight_decay=config.weight_decay, args=config.optimizer_args)  # fmt: skip
+    create_scheduler(config.scheduler, optimizer, epochs=config.epochs, steps_per_epoch=10,
+                     warmup_epochs=config.warmup_epochs, args=config.scheduler_args)  # fmt: skip
 
 
 def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
@@ -218,12 +283,12 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
         if (folder / "last.pt").exists():
             state.load(folder / "last.pt", job.device)
             log.info("resuming after epoch %d of %d", state.epoch, config.epochs)
-        learn(job, fold, folder, state)
+        outcome.reason = learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
     except runtime.Stopped as stopped:
         outcome = Outcome("stopped", reason=str(stopped), signum=stopped.signum)
-        log.warning("stopped by %s: keeping the best so far", stopped)
+        log.warning("stopped by %s", stopped)
     if state is None or state.best_epoch is None:
         return outcome
     return keep_best(job, fold, folder, state, outcome)
@@ -259,8 +324,11 @@ def build_state(
                       clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema)  # fmt: skip
 
 
-def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> None:
-    """Train until the last epoch: train, score, write down, report, keep."""
+def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
+    """Train until the last epoch: train, score, write down, report, keep.
+
+    Returns why it ended before the last epoch, if it did.
+    """
     config, goal = job.config, job.goal
     history = [row for row in artifacts.read_rows(folder / "history.csv")
                if int(row["epoch"]) <= state.epoch]  # fmt: skip
@@ -268,6 +336,9 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> None:
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
+            if out_of_time(job, history):
+                log.info("time limit: no epoch is begun after %d of them", state.epoch)
+                return "time limit"
             if config.unfreeze_epoch is not None and state.epoch >= config.unfreeze_epoch:
                 unfreeze(state.model)
             began, first_step = time.monotonic(), state.step
@@ -288,6 +359,15 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> None:
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
             log.info(epoch_line(config, history[-1], scores, is_best))
             job.trial.report_epoch(scores[goal.name])
+    return None
+
+
+def out_of_time(job: Job, history: list[dict[str, Any]]) -> bool:
+    """Tell whether another epoch, as long as the past ones, would end after the time limit."""
+    if not job.config.time_limit or not history:
+        return False
+    mean = sum(float(row["seconds"]) for row in history) / len(history)
+    return job.run.result["seconds"] + mean > job.config.time_limit
 
 
 def tracker(job: Job, folder: Path, state: TrainState) -> Any:
@@ -432,6 +512,8 @@ def say_the_end(job: Job, last: Outcome) -> None:
         log.info("best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested,
                  result["seconds"])  # fmt: skip
         log.info("the ballot is %s; all else is in %s", run.soft_csv, run.folder)
+    elif last.status == "stopped":
+        log.info("no epoch had ended yet, so there is nothing to keep")
     if last.status == "stopped":
         log.info("continue with: python train.py --resume %s", run.folder)
 

@@ -335,11 +335,14 @@ def _snake(word: str) -> str:
 
 def build_parser(prog: str, description: str) -> Parser:
     """Derive the command line from `Config`: a flag a field, in the groups of the fields."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(
+        prog=prog, usage=f"{prog} [options]", description=description, allow_abbrev=False
+    )
     parser.add_argument("--config", "-c", action="append", default=[], metavar="FILE",
                         help="JSON or YAML file with any of the options below; may be repeated")  # fmt: skip
     parser.add_argument("--print_config", action="store_true",
                         help="print every value and where it comes from, and stop")  # fmt: skip
+    parser.add_argument("--probe", metavar="FILE", help=argparse.SUPPRESS)  # for harness.preflight
     groups: dict[str, Any] = {}
     for name, f in FIELDS.items():
         group = groups.setdefault(f.metadata["group"], None)
@@ -354,23 +357,27 @@ def _add_flag(group: Any, name: str, f: dataclasses.Field) -> None:
     shown = getattr(Config(), name)
     if isinstance(shown, tuple):
         shown = " ".join(map(str, shown)) or "none"
-    text = f"{f.metadata['help']} (default: {'none' if shown in (None, {}) else shown})"
+    text = f.metadata["help"]
+    if kind is not bool:
+        text += f" (default: {'none' if shown in (None, {}) else shown})"
     text = text.replace("%", "%%")
     quiet = {"default": argparse.SUPPRESS, "help": text, "dest": name}
     if kind is bool:
-        group.add_argument(f"--{name}", action="store_true", **quiet)
-        group.add_argument(f"--no_{name}", action="store_false",
-                           **{**quiet, "help": argparse.SUPPRESS})  # fmt: skip
+        yes, no = dict(quiet), {**quiet, "help": f"do not {text}"}
+        (yes if getattr(Config(), name) else no)["help"] = argparse.SUPPRESS
+        group.add_argument(f"--{name}", action="store_true", **yes)
+        group.add_argument(f"--no_{name}", action="store_false", **no)
         return
-    metavar = {int: "N", float: "X", dict: "JSON", str: "TEXT"}.get(kind, "TEXT")
+    many = kind is Any or typing.get_origin(kind) is tuple
+    item = typing.get_args(kind)[0] if typing.get_args(kind) else kind
+    metavar = {int: "N", float: "X", dict: "JSON"}.get(item, "TEXT")
     if "choices" in f.metadata:
         metavar = "|".join(f.metadata["choices"])
-    many = kind is Any or typing.get_origin(kind) is tuple
     group.add_argument(f"--{name}", metavar=metavar, **quiet, **({"nargs": "+"} if many else {}))
 
 
 def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, argparse.Namespace]:
-    """Return the layer of the command line and what else it says (`config`, `print_config`).
+    """Return the layer of the command line and what else it says (`config`, `print_config`, `probe`).
 
     `--optimizer_args.momentum 0.9` and `--optimizer.momentum 0.9` set one argument.
     """

@@ -38,7 +38,7 @@ def test_each_layer_wins_over_the_ones_below_and_is_named_as_origin():
 def test_every_field_is_a_flag_in_snake_and_kebab_case_with_its_default_in_the_help():
     text = " ".join(build_parser("train.py", "").format_help().split())
     for name in FIELDS:
-        assert f"--{name}" in text
+        assert f"--{name}" in text or f"--no_{name}" in text
     assert command_line("--batch-size=8").values == {"batch_size": 8}
     assert "steps" not in command_line("--no-tensorboard").values
     assert merge([command_line("--no-tensorboard")])[0].tensorboard is False
