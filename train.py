@@ -230,7 +230,8 @@ def try_components(config: Config, num_classes: int) -> None:
     """Make everything but the data and the network, whose arguments `configure` has checked."""
     create_criterion(config.criterion, num_classes, None, **config.criterion_args)
     optimizer = create_optimizer(config.optimizer, torch.nn.Linear(2, 2), lr=config.lr,
-                                 weight_decay=config.weight_decay, args=config.optimizer_args)  # fmt: skip
+                                 weight_decay=config.weight_decay,
+                                 args=config.optimizer_args)  # fmt: skip
     create_scheduler(config.scheduler, optimizer, epochs=config.epochs, steps_per_epoch=10,
                      warmup_epochs=config.warmup_epochs, args=config.scheduler_args)  # fmt: skip
 
