@@ -24,7 +24,7 @@ from harness import engine
 from harness.engine import Batch, TrainState
 from harness.errors import TrialFailed, UserError
 
-SECONDS = 0.4  # of steps that are timed, at least one and at most `STEPS`
+SECONDS = 0.4  # of steps that are timed, one at least and `STEPS` at most
 STEPS = 16
 
 
@@ -84,9 +84,8 @@ def measure(
     began = time.perf_counter()
     engine.train_one_epoch(state, islice(train(0), 1))
     first = time.perf_counter() - began
-    count = max(1, min(STEPS, int(SECONDS / max(first / 2, 1e-4))))
     done, began = state.step, time.perf_counter()
-    engine.train_one_epoch(state, islice(train(1), count))
+    engine.train_one_epoch(state, _for_a_while(train(1)))
     step = (time.perf_counter() - began) / (state.step - done)
     began = time.perf_counter()
     engine.predict(state.scored, islice(val(), 1), state.amp)
@@ -94,6 +93,14 @@ def measure(
     return {"first_step": first, "step": step, "predict": predict, "peak": peak_memory(device),
             "parts": state.parts, "parameters": sum(p.numel() for p in state.model.parameters()),
             **device_facts(device)}  # fmt: skip
+
+
+def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
+    end = time.perf_counter() + SECONDS
+    for batch in islice(batches, STEPS):
+        yield batch
+        if time.perf_counter() > end:
+            return
 
 
 def peak_memory(device: torch.device) -> int:
