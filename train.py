@@ -63,11 +63,17 @@ RESUMABLE = {"resume", "out_dir", "run_name", "epochs", "device", "workers", "ca
              "trials_per_gpu"}  # fmt: skip
 
 
+# What the HParams page shows in any case, beside what the tuner set.
+HPARAMS = ("model", "criterion", "optimizer", "scheduler", "augmentation", "image_size", "lr",
+           "weight_decay", "batch_size", "epochs", "seed")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Job:
     """What stays the same while a trial runs."""
 
     config: Config
+    origin: dict[str, str]
     trial: Trial
     run: Run
     data: Data
@@ -159,8 +165,8 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
     facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
              "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
     with artifacts.open_run(folder, resume=resume, facts=facts) as run:
-        job = Job(config, trial, run, data, metrics, goal, device, amp)
-        describe(job, origin)
+        job = Job(config, origin, trial, run, data, metrics, goal, device, amp)
+        describe(job)
         outcomes: list[Outcome] = []
         for fold in data.folds:
             outcomes.append(train_fold(job, fold, state))
@@ -247,11 +253,11 @@ def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
     return Path(config.out_dir) / name, config.resume == "auto"
 
 
-def describe(job: Job, origin: dict[str, str]) -> None:
+def describe(job: Job) -> None:
     """Write down what is run, and say it."""
     run, data, name = job.run, job.data, device_name(job.device)
     values = asdict(job.config)
-    artifacts.write_json(run.folder / "config.json", {"values": values, "origin": origin})
+    artifacts.write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
     artifacts.write_rows(run.folder / "split.csv", data.split_rows())
     run.begin(status="running", reason=None, score=None, epochs=0,
               epochs_planned=job.config.epochs * len(data.folds), device=name,
@@ -375,7 +381,12 @@ def tracker(job: Job, folder: Path, state: TrainState) -> Any:
     """Open the run's event file, or nothing."""
     if not job.config.tensorboard:
         return nullcontext()
-    return TensorBoard(folder / "tensorboard", state.step, asdict(job.config), job.goal.name)
+    values = asdict(job.config)
+    shown = {key: values[key] for key in HPARAMS}
+    for key in (key for key, layer in job.origin.items() if layer == "tuner"):
+        name, _, argument = key.partition(".")
+        shown[key] = values[name][argument] if argument else values[name]
+    return TensorBoard(folder / "tensorboard", state.step, shown, job.goal.name)
 
 
 def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, dict[str, float]]:
