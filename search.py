@@ -2,79 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from harness import experiment, guard, nni_config
-from harness.artifacts import read_result
+from harness import experiment, guard, nni_config, overview, searches, space
 from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
-from harness.experiment import Search, TrialRecord
+from harness.experiment import TrialRecord, read_trials
 from harness.poll import VoteOptions
-from harness.space import check_search_space
+from harness.results import Results, searched_values
+from harness.searches import Search
 from harness.tally import run_vote
 from harness.tally_table import format_table
+from harness.watch import Trouble, Watch, overdue
+
+SHOWN = 20  # last lines of a trial that ends the search
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A search that has been checked and can start."""
 
-    config: object  # nni.experiment.config.ExperimentConfig
+    config: Any  # nni.experiment.config.ExperimentConfig; None where NNI's database has it
+    command: str
     outputs: Path
     max_trials: int | None
     max_seconds: float | None
     concurrency: int
     maximize: bool
+    may_wait: bool = False  # trials may wait for a GPU or a machine
 
 
 @guarded
 def main(argv: list[str] | None = None) -> int:
-    """Run a search from its configuration to its vote."""
+    """Run a search from its configuration to its vote, or look after others."""
     args = build_parser().parse_args(argv)
+    if args.list:
+        print("\n".join(overview.list_lines(searches.known_searches())))
+        return 0
+    if args.status is not None:
+        print("\n".join(overview.status_lines(named_search(args.status, args.config))))
+        return 0
+    if args.stop is not None:
+        return stop_searches(args.stop)
+    if args.resume is not None:
+        found = named_search(args.resume, args.config)
+        with found.watched():
+            return follow(*take_up(found, args), args)
+    if args.config is None:
+        raise UserError("command line: --config names what to search; see config_local.yml")
     plan = preflight(args)
     if args.check:
         print(f"{args.config}: nothing is wrong with it")
         return 0
-    print(f"starting NNI for {args.config} ...", flush=True)
-    environment = threads_for(plan.concurrency)
-    if not args.no_guard:
-        environment |= guard.environment(public=args.public)
-    search = experiment.start(plan.config, args.port, environment)
-    interrupted = False
-    try:
-        if not args.no_guard:
-            prove_guard(search, args.public)
-        print(f"search {search.id}: http://127.0.0.1:{search.port} until it ends", flush=True)
-        watch(search, plan)
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\nstopping: the running trials write what they have ...", flush=True)
-    finally:
-        search.stop()
-    status = conclude(search, plan, Path(args.vote_dir))
-    return 130 if interrupted else status
+    search = begin(plan, args)
+    with search.watched():
+        return follow(search, plan, args)
 
 
 def build_parser() -> Parser:
     """Make the command line."""
     parser = Parser(prog="search.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="NNI configuration, as config_local.yml")
+    add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
     add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
     add("--max_duration", metavar="TIME", help="time in all, such as 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="trials at once")
+    add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
-    add("--vote_dir", default="ensemble", help="folder of the vote (default: ensemble)")
+    add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble)")
     add("--public", action="store_true", help="let other machines reach the portal")
     add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
+    add("--resume", nargs="?", const="", metavar="ID",
+        help="go on with a search that was stopped or killed (default: the newest)")  # fmt: skip
+    add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
+    add("--list", action="store_true", help="list the searches")
+    add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
     return parser
 
 
@@ -82,28 +96,36 @@ def preflight(args: object) -> Plan:
     """Check everything that can be checked before anything starts."""
     path = Path(args.config)
     config = nni_config.load_experiment(path)
-    space = nni_config.read_search_space(config, path)
-    check_search_space(space, str(config.search_space_file or path))
+    found = nni_config.read_search_space(config, path)
+    space.check_search_space(found, str(config.search_space_file or path))
     nni_config.check_trial_command(config.trial_command, str(path))
-    for name, value in (("max_trials", args.max_trials), ("concurrency", args.concurrency)):
-        if value is not None and value < 1:
-            raise UserError(f"command line: {name} is {value}; it must be at least 1")
-    if args.max_trials:
-        config.max_trial_number = args.max_trials
-    if args.max_duration:
-        seconds_of(args.max_duration, "command line")
-        config.max_experiment_duration = args.max_duration
-    if args.concurrency:
-        config.trial_concurrency = args.concurrency
+    for key, value in limits_of(args, config.trial_command).items():
+        setattr(config, re.sub("[A-Z]", lambda m: f"_{m[0].lower()}", key), value)
     local = config.training_service.platform == "local"
     if local:
         config.trial_command = experiment.with_own_interpreter(config.trial_command)
     code = Path(path.parent, config.trial_code_directory or ".").resolve()
-    outputs = code / experiment.option_of(config.trial_command, "--out_dir", "outputs")
+    outputs = overview.outputs_of(config.trial_command, code)
     limit = config.max_experiment_duration
-    return Plan(config, outputs, config.max_trial_number,
+    return Plan(config, config.trial_command, outputs, config.max_trial_number,
                 seconds_of(limit, str(path)) if limit else None, config.trial_concurrency,
-                is_maximized(config, path))  # fmt: skip
+                is_maximized(config, path), not local or bool(config.trial_gpu_number))  # fmt: skip
+
+
+def limits_of(args: Any, command: str) -> dict[str, Any]:
+    """Return what the command line says of limits, by NNI's names."""
+    for name, value in (("max_trials", args.max_trials), ("concurrency", args.concurrency)):
+        if value is not None and value < 1:
+            raise UserError(f"command line: {name} is {value}; it must be at least 1")
+    limits: dict[str, Any] = {"maxTrialNumber": args.max_trials,
+                              "maxExperimentDuration": args.max_duration,
+                              "trialConcurrency": args.concurrency}  # fmt: skip
+    if args.max_duration:
+        seconds_of(args.max_duration, "command line")
+    if args.trial_timeout:
+        seconds = seconds_of(args.trial_timeout, "command line")
+        limits["trialCommand"] = f"{command} --time_limit {seconds:g}"
+    return {key: value for key, value in limits.items() if value}
 
 
 def seconds_of(text: str | int, source: str) -> float:
@@ -138,6 +160,143 @@ def threads_for(concurrency: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // concurrency))}
 
 
+def begin(plan: Plan, args: Any) -> Search:
+    """Start a new search, and write down what it takes to go on with it."""
+    folder = plan.outputs.parent
+    if not os.access(next(f for f in (folder, *folder.parents) if f.exists()), os.W_OK):
+        raise UserError(f"{folder}: cannot be written, where the results are to stand")
+    print(f"starting NNI for {args.config} ...", flush=True)
+    search = experiment.start(plan.config, args.port, manager_environment(plan.concurrency, args))
+    search.write_note(config=str(Path(args.config).resolve()), folder=str(Path.cwd()),
+                      vote_dir=str(Path(args.vote_dir or "ensemble").absolute()),
+                      guarded=not args.no_guard, public=args.public)  # fmt: skip
+    return search
+
+
+def manager_environment(concurrency: int, args: Any) -> dict[str, str]:
+    """Return what NNI's manager, and with it every trial, has in its environment."""
+    extra = {} if args.no_guard else experiment.environment(args.public)
+    return threads_for(concurrency) | extra
+
+
+def named_search(wanted: str, config: str | None) -> Search:
+    """Return the search of an id, or the newest of a configuration or of this folder."""
+    if wanted:
+        return searches.find_search(wanted)
+    return searches.newest_search(Path(config).resolve() if config else None)
+
+
+def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
+    """Go on with a search: watch the manager that it has, or start it another one."""
+    params, spent = found.profile()
+    trials = read_trials(found.folder)
+    ended = sum(trial.has_ended for trial in trials)
+    changes = limits_of(args, params["trialCommand"])
+    if changes.get("maxTrialNumber", ended) < len(trials):
+        raise UserError(f"command line: max_trials is {args.max_trials}, but {len(trials)} trials "
+                        "have been started already")  # fmt: skip
+    params.update(changes)
+    plan = resumed_plan(params)
+    status, _ = found.status()
+    if status == "RUNNING" and "trialCommand" not in changes:
+        found.raise_limits(changes)
+        print(f"search {found.id} still runs: watching it", flush=True)
+        return found, plan
+    whole = plan.max_trials is not None and ended >= plan.max_trials
+    late = plan.max_seconds is not None and spent >= plan.max_seconds
+    waits = status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL") and not changes
+    if waits or ((whole or late) and status in ("GONE", "DONE")):
+        if not waits:
+            more = "--max_trials" if whole else "--max_duration"
+            print(f"search {found.id} is complete; a larger {more} goes on with it", flush=True)
+        return found, plan
+    found.stop()  # what hangs, what is to run with other limits, and what a dead manager left
+    params["trainingService"]["trialCommand"] = params["trialCommand"]
+    found.change_profile(params)
+    print(f"resuming search {found.id}: {ended} trials have ended ...", flush=True)
+    args.no_guard = args.no_guard or not found.note().get("guarded", True)
+    args.public = args.public or found.note().get("public", False)
+    extra = manager_environment(plan.concurrency, args)
+    return experiment.resume(found, args.port, extra), plan
+
+
+def resumed_plan(params: dict[str, Any]) -> Plan:
+    """Return the plan of a search as NNI's database has it."""
+    limit = params.get("maxExperimentDuration")
+    service = params.get("trainingService") or {}
+    command, local = params["trialCommand"], service.get("platform") == "local"
+    return Plan(None, command, overview.outputs_of(command, params["trialCodeDirectory"]),
+                params.get("maxTrialNumber"), seconds_of(limit, "NNI") if limit else None,
+                params["trialConcurrency"], overview.is_maximized(params),
+                not local or bool(params.get("trialGpuNumber")))  # fmt: skip
+
+
+def stop_searches(wanted: str) -> int:
+    """Stop one search, or all that search.py started and that run."""
+    if wanted == "all":
+        found = [s for s in searches.known_searches() if s.note() and s.manager()]
+    else:
+        found = [searches.find_search(wanted)]
+    for search in found:
+        if search.manager() is None and not searches.belonging(search.id, search.folder):
+            print(f"search {search.id} does not run")
+            continue
+        print(f"stopping search {search.id}: its trials write what they have ...", flush=True)
+        search.stop()
+        print(f"search {search.id} is stopped; --resume {search.id} goes on with it")
+    if not found:
+        print("no search runs")
+    return 0
+
+
+def follow(search: Search, plan: Plan, args: Any) -> int:
+    """Watch a search to its end, however it comes, and let its trials vote."""
+    note = search.note()
+    results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
+    trouble, interrupted = None, False
+    with sigterm_as_interrupt():
+        try:
+            if search.manager() is not None:
+                if not args.no_guard and note.get("guarded", True):
+                    prove_guard(search, args.public or note.get("public", False))
+                print(f"search {search.id}: http://127.0.0.1:{search.port} until it ends",
+                      flush=True)  # fmt: skip
+                trouble = watch(search, plan, results)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("\nstopping: the running trials write what they have ...", flush=True)
+        finally:
+            stop(search)
+    vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
+    status = conclude(search, plan, results, trouble, vote_dir)
+    if interrupted:
+        print(f"continue with: python search.py --resume {search.id}")
+    return 130 if interrupted else status
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let a SIGTERM end the search as Ctrl-C does: trials write what they have, and vote."""
+
+    def interrupt(_signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(search: Search) -> None:
+    """Stop a search; a second Ctrl-C does not wait for the trials."""
+    try:
+        search.stop()
+    except KeyboardInterrupt:
+        print("\nended at once: trials keep what they wrote after their last epoch", flush=True)
+        search.kill()
+
+
 def prove_guard(search: Search, public: bool) -> None:
     """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
     wrong = guard.self_test(search.port, public=public)
@@ -148,85 +307,128 @@ def prove_guard(search: Search, public: bool) -> None:
         )
 
 
-def watch(search: Search, plan: Plan) -> None:
-    """Show how the search goes until its last trial has ended."""
-    began = time.time()
-    shown = ""
+def watch(search: Search, plan: Plan, results: Results) -> Trouble | None:
+    """Show how the search goes until its last trial has ended, or until it cannot go on."""
+    eye = Watch(search.id, plan.max_trials, plan.may_wait)
+    screen = Screen(plan, search.profile()[1])
+    told = set(search.retries())
+    limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
+    last_update = 0.0
     while True:
-        status = search.status()
-        trials = search.trials()
-        line = progress_line(trials, plan, began, time.time())
-        if sys.stdout.isatty():
-            width = os.get_terminal_size().columns
-            print(f"\r\x1b[K{line[: width - 1]}", end="", flush=True)
-        elif line.split("|")[1:3] != shown:
-            shown = line.split("|")[1:3]
-            print(line, flush=True)
-        if status in ("DONE", "STOPPED", "ERROR", "GONE"):
-            break
+        status, errors = search.status()
+        now, trials = time.time(), read_trials(search.folder)
+        if now - last_update > 2:
+            results.update(trials)
+            last_update = now
+        screen.show(trials, results, now)
+        for trial_id, why in search.retries().items():
+            if trial_id not in told:
+                told.add(trial_id)
+                screen.say(f"trial {trial_id} {why}; it runs once more")
+        for trial in overdue(trials, limit, signs_of_life(trials, results), now):
+            screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
+            results.reasons[trial.id] = "hung: it was ended long after its time limit"
+            search.cancel(trial.id)
+        if eye.is_done(status, trials, now):
+            return screen.close()
+        if status == "STOPPING":  # by nnictl, the portal, or --stop
+            screen.close()
+            raise KeyboardInterrupt
+        trouble = eye.look(status, errors, trials, lambda: search.tuner() is not None, now)
+        if trouble is not None and trouble.fatal:
+            screen.close()
+            return trouble
+        if trouble is not None:
+            screen.say(f"{trouble.what}; {trouble.remedy}")
         time.sleep(1)
-    print()
-    if status in ("ERROR", "GONE"):
-        print(f"NNI ended with {status}; see {search.folder / 'log'}", file=sys.stderr)
 
 
-def progress_line(trials: list[TrialRecord], plan: Plan, began: float, now: float) -> str:
-    """Return trials done, running, best score and time left in one line."""
-    done = [trial for trial in trials if trial.has_ended]
-    running = [trial for trial in trials if trial.status == "RUNNING"]
-    scores = [
-        score for trial in trials for score in [*trial.scores, trial.final] if score is not None
-    ]
-    best = (max if plan.maximize else min)(scores, default=None)
-    left = time_left(trials, plan, began, now)
-    return (f"{clock(now - began)} | {len(done)}/{plan.max_trials or '?'} trials done, "
-            f"{len(running)} running | best {'-' if best is None else format(best, '.4f')} | "
-            f"{left} left")  # fmt: skip
-
-
-def time_left(trials: list[TrialRecord], plan: Plan, began: float, now: float) -> str:
-    """Estimate the time left from the mean time of the trials that have ended."""
-    limit = None if plan.max_seconds is None else began + plan.max_seconds - now
-    times = [trial.ended - trial.started for trial in trials if trial.ended and trial.started]
-    if not times or not plan.max_trials:
-        return "unknown time" if limit is None else f"at most {clock(limit)}"
-    mean = sum(times) / len(times)
-    spent = sum(min(mean, now - trial.started) for trial in trials
-                if trial.started and not trial.ended)  # fmt: skip
-    work = (plan.max_trials - len(times)) * mean - spent
-    left = work / min(plan.concurrency, plan.max_trials)
-    return f"about {clock(left if limit is None else min(left, limit))}"
-
-
-def clock(seconds: float) -> str:
-    """Write a time as 1:05 or 2:03:04."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def conclude(search: Search, plan: Plan, vote_dir: Path) -> int:
-    """Let the trials vote, and say where everything is."""
-    ballots = sorted(plan.outputs.glob(f"{search.id}-*.csv"))
-    trials = search.trials()
+def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
+    """Return when each trial last wrote its result, in seconds since the epoch."""
+    signs = {}
     for trial in trials:
-        say_failure(trial, plan.outputs, search)
+        with contextlib.suppress(OSError):
+            signs[trial.id] = (results.folder_of(trial) / "result.json").stat().st_mtime
+    return signs
+
+
+class Screen:
+    """One live line on a terminal, a line for each change in a pipe."""
+
+    def __init__(self, plan: Plan, spent: float) -> None:
+        self._plan = plan
+        self._began = time.time() - spent
+        self._shown: list[str] = []
+
+    def show(self, trials: list[TrialRecord], results: Results, now: float) -> None:
+        """Show how it goes."""
+        plan, spent = self._plan, now - self._began
+        limit = None if plan.max_seconds is None else plan.max_seconds - spent
+        left = overview.time_left(trials, plan.max_trials, plan.concurrency, limit, now)
+        parts = [overview.count_line(trials, results.rows, plan.max_trials),
+                 f"best {overview.best_score(results.rows, plan.maximize)}"]  # fmt: skip
+        line = " | ".join([overview.clock(spent), *parts, f"{left} left"])
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size((100, 24)).columns
+            print(f"\r\x1b[K{line[: width - 1]}", end="", flush=True)
+        elif parts != self._shown:
+            self._shown = parts
+            print(line, flush=True)
+
+    def say(self, text: str) -> None:
+        """Say something that stays on the screen."""
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)
+
+    def close(self) -> None:
+        """Leave the live line as it is."""
+        if sys.stdout.isatty():
+            print(flush=True)
+
+
+def conclude(
+    search: Search, plan: Plan, results: Results, trouble: Trouble | None, vote_dir: Path
+) -> int:
+    """Say what went wrong, let the trials vote, and say where everything is."""
+    trials = read_trials(search.folder)
+    rows = results.update(trials, over=True)
+    if trouble is not None:
+        say_trouble(trouble, search)
+    failed = [(t, row) for t, row in zip(trials, rows) if row["status"] == "failed"]
+    for trial, row in failed[:10]:
+        print(f"trial {trial.sequence} ({trial.id}) failed: {row['reason']}")
+    if len(failed) > 10:
+        print(f"and {len(failed) - 10} more failed")
+    print(f"a row for each of {len(rows)} trials: {results.path}")
+    ballots = sorted(plan.outputs.glob(f"{search.id}-*.csv"))
     if not ballots:
         print(f"no trial of {search.id} left a ballot; the trials' own words are in "
               f"{search.folder / 'environments'}", file=sys.stderr)  # fmt: skip
         return 1
     report = run_vote(ballots, VoteOptions(out_dir=str(vote_dir)))
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
-    return 0
+    if best := results.best(trials):
+        names, values = searched_values(best), results.values_of(best)
+        typed = experiment.typed_command(
+            plan.command, {key: values.get(key, value) for key, value in names.items()}
+        )
+        print(f"the best trial by hand: {typed}")
+    return 0 if trouble is None else 1
 
 
-def say_failure(trial: TrialRecord, outputs: Path, search: Search) -> None:
-    """Name a trial that did not end well, and why."""
-    result = read_result(outputs / f"{search.id}-{trial.sequence:03d}-{trial.id}")
-    if result.get("status") == "failed":
-        print(f"trial {trial.sequence} ({trial.id}) failed: {result['reason']}")
-    elif trial.status == "FAILED":
-        print(f"trial {trial.sequence} ({trial.id}) failed: {search.last_words(trial.id)}")
+def say_trouble(trouble: Trouble, search: Search) -> None:
+    """Say why a search ended early, with the words of what failed, and what to do."""
+    out = sys.stderr
+    sys.stdout.flush()
+    print(f"the search ended early: {trouble.what}", file=out)
+    if trouble.trials:
+        last = trouble.trials[-1]
+        print(f"trial {last.sequence} ({last.id}) said at last:", file=out)
+        for line in search.last_words(last.id, SHOWN).splitlines():
+            print(f"    {line}", file=out)
+    elif words := search.tuner_words():
+        print(f"    the tuner said: {words}", file=out)
+    print(f"what to do: {trouble.remedy} (NNI's own words: {search.folder / 'log'})", file=out,
+          flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import socket
-import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import guard
 from harness.errors import UserError
+from harness.searches import Search, end_processes, query_database
 
 ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 STARTS = 3  # NNI gives its manager about four seconds; on a busy machine that is not always enough
@@ -29,54 +30,16 @@ class TrialRecord:
     sequence: int
     status: str = "WAITING"
     started: float | None = None
+    resumed: float | None = None  # when its present process started; later where it was resumed
     ended: float | None = None
     scores: list[float] = field(default_factory=list)  # intermediate results, in order
     final: float | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)  # as the tuner gave them
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will come from it."""
         return self.status in ENDED
-
-
-@dataclass
-class Search:
-    """A search that runs: NNI's manager, where it listens and what it writes."""
-
-    experiment: Any  # nni.experiment.Experiment
-    folder: Path
-
-    @property
-    def id(self) -> str:
-        """NNI's experiment id."""
-        return self.experiment.id
-
-    @property
-    def port(self) -> int:
-        """The manager's port on this machine."""
-        return self.experiment.port
-
-    def status(self) -> str:
-        """NNI's word for it: RUNNING, NO_MORE_TRIAL, DONE, ERROR ..., or GONE without a manager."""
-        try:
-            return self.experiment.get_status()
-        except Exception:  # NNI's client raises whatever requests and json raise
-            return "GONE"
-
-    def trials(self) -> list[TrialRecord]:
-        """Every trial so far, in the order they were made."""
-        return read_trials(self.folder)
-
-    def last_words(self, trial_id: str) -> str:
-        """Return the last line that a local trial wrote to its standard error."""
-        for path in self.folder.glob(f"environments/*/trials/{trial_id}/trial.stderr"):
-            if lines := path.read_text(encoding="utf-8", errors="replace").strip().splitlines():
-                return lines[-1]
-        return "it left no word"
-
-    def stop(self) -> None:
-        """End the trials (SIGINT, and SIGKILL five seconds later) and the manager."""
-        self.experiment.stop()
 
 
 def with_own_interpreter(command: str) -> str:
@@ -88,13 +51,38 @@ def with_own_interpreter(command: str) -> str:
 
 
 def option_of(command: str, flag: str, default: str) -> str:
-    """Return the value that the trial command gives to a flag."""
-    words = shlex.split(command)
+    """Return the value that the trial command gives to a flag; the last one counts."""
+    words, found = shlex.split(command), default
     for word, after in zip(words, [*words[1:], default]):
         name, equals, value = word.partition("=")
         if name.replace("-", "_") == flag.replace("-", "_"):
-            return value if equals else after
-    return default
+            found = value if equals else after
+    return found
+
+
+def typed_command(command: str, values: Mapping[str, Any]) -> str:
+    """Return a command that trains by hand what a trial of `command` trained with `values`."""
+    dropped = {"--resume", "--out_dir", "--run_name", "--time_limit", "--device", *(
+        f"--{key}" for key in values)}  # fmt: skip
+    words = shlex.split(command)
+    scripts = [place for place, word in enumerate(words) if word.endswith(".py")]
+    kept, dropping = ["python"], False
+    for word in words[scripts[0] if scripts else 1 :]:
+        if word.startswith("--"):
+            dropping = word.partition("=")[0].replace("-", "_").replace("__", "--", 1) in dropped
+        if not dropping:
+            kept.append(word)
+    for key, value in values.items():
+        kept += _flag(key, value)
+    return shlex.join(kept)
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool) and "." not in key:
+        return [f"--{key}" if value else f"--no_{key}"]
+    if isinstance(value, list) and "." not in key:
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
 
 
 def free_port(first: int) -> int:
@@ -108,24 +96,53 @@ def free_port(first: int) -> int:
     raise UserError(f"port: none of {first} to {first + 99} is free; choose another with --port")
 
 
-def start(config: Any, port: int, environment: Mapping[str, str]) -> Search:
+def start(config: Any, port: int, extra: Mapping[str, str]) -> Search:
     """Start NNI's manager, which outlives this process; try again where it is slow to answer."""
+    return _launch(config, None, port, extra)
+
+
+def resume(search: Search, port: int, extra: Mapping[str, str]) -> Search:
+    """Start a manager for a search that has none, from what NNI's database says of it."""
+    from nni.experiment.config import ExperimentConfig
+
+    params, _ = search.profile()
+    params.pop("searchSpaceFile", None)  # the space is there too, and the file may be gone
+    config = ExperimentConfig(**params)
+    config.experiment_working_directory = str(search.folder.parent)
+    return _launch(config, search.id, port, extra)
+
+
+def environment(public: bool) -> dict[str, str]:
+    """Return what to add to the environment of a manager: the guard, and the mended trials."""
+    extra = guard.environment(public=public)
+    script = str(Path(__file__).with_name("nni_trials.js").resolve())
+    quoted = script.replace("\\", "\\\\").replace('"', '\\"')
+    return {**extra, "NODE_OPTIONS": f'--require="{quoted}" {extra["NODE_OPTIONS"]}'}
+
+
+def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> Search:
     import logging
 
     from nni.experiment import Experiment, RunMode
 
-    logging.getLogger("nni").setLevel(logging.ERROR)
+    logging.getLogger("nni").setLevel(logging.CRITICAL)
+    root = Path(config.canonical_copy().experiment_working_directory)
     for attempt in range(STARTS):
-        experiment = Experiment(config)
+        experiment = Experiment(config, known)
+        experiment._action = "resume" if known else "create"  # NNI's own resume() never detaches
+        folder, began = root / experiment.id, time.time()
         try:
-            with _environment(environment):
+            with _environment(extra):
                 experiment.start(free_port(port), run_mode=RunMode.Detach)
-            folder = Path(config.canonical_copy().experiment_working_directory, experiment.id)
-            return Search(experiment, folder)
+            return Search(experiment.id, folder, experiment.port, experiment._proc.pid, None, began)
+        except KeyboardInterrupt:
+            end_processes(experiment.id, folder, 0.0)
+            raise
         except Exception as error:  # connection errors, JSON errors, RuntimeError: all of NNI's
+            end_processes(experiment.id, folder, 0.0)
             if attempt == STARTS - 1:
                 raise UserError(f"NNI: its manager did not start ({error}); see "
-                                f"~/nni-experiments/{experiment.id}/log") from None  # fmt: skip
+                                f"{folder / 'log'}") from None  # fmt: skip
             time.sleep(2)
     raise AssertionError("unreachable")
 
@@ -144,39 +161,73 @@ def _environment(extra: Mapping[str, str]) -> Iterator[None]:
 def read_trials(folder: Path) -> list[TrialRecord]:
     """Read the trials from an experiment's database, while it runs or long after."""
     database = folder / "db" / "nni.sqlite"
-    if not database.exists():
-        return []
-    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
-        try:
-            events = db.execute("SELECT timestamp, trialJobId, event, sequenceId FROM "
-                                "TrialJobEvent ORDER BY timestamp").fetchall()  # fmt: skip
-            metrics = db.execute("SELECT trialJobId, type, data FROM MetricData "
-                                 "ORDER BY timestamp").fetchall()  # fmt: skip
-        except sqlite3.OperationalError:  # being made, or locked for a moment
-            return []
+    events = query_database(database, "SELECT timestamp, trialJobId, event, sequenceId, data FROM "
+                                      "TrialJobEvent ORDER BY timestamp")  # fmt: skip
+    metrics = query_database(database, "SELECT trialJobId, parameterId, type, data FROM "
+                                       "MetricData ORDER BY timestamp")  # fmt: skip
     trials: dict[str, TrialRecord] = {}
-    for stamp, trial_id, event, sequence in events:
+    given: dict[str, dict[str, Any]] = {}  # a trial's first parameters, as they were recorded
+    for stamp, trial_id, event, sequence, data in events:
+        if not trial_id:  # what was posted or imported, before it is a trial
+            continue
         trial = trials.setdefault(trial_id, TrialRecord(trial_id, len(trials)))
         if sequence is not None:
             trial.sequence = sequence
+        if data:
+            given.setdefault(trial_id, _unpack(data))
         _apply(trial, event, stamp / 1000)
-    for trial_id, kind, data in metrics:
+    reported: dict[str, str] = {}
+    for trial_id, parameter_id, kind, data in metrics:
         if trial_id in trials:
-            score = _score(data)
-            if kind == "FINAL":
-                trials[trial_id].final = score
-            elif score is not None:
-                trials[trial_id].scores.append(score)
-    return sorted(trials.values(), key=lambda trial: trial.sequence)
+            reported[trial_id] = str(parameter_id)
+            _add_score(trials[trial_id], kind, data)
+    for trial_id, trial in trials.items():
+        trial.parameters = _really_given(trial_id, given, reported)
+    return sorted(trials.values(), key=lambda trial: (trial.sequence, trial.started or 0.0))
+
+
+def _really_given(
+    trial_id: str, given: Mapping[str, dict[str, Any]], reported: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a trial's parameters by the number that it reported.
+
+    Without the guard NNI records trials with other trials' parameters (#5726), but the number that
+    comes back with a score is right. Numbers start anew when a search is resumed, so that only one
+    that is there once says more than the record does.
+    """
+    own = given.get(trial_id, {})
+    number = reported.get(trial_id, "None")
+    if number in ("None", "null", str(own.get("parameter_id"))):
+        return own.get("parameters") or {}
+    same = [each for each in given.values() if str(each.get("parameter_id")) == number]
+    return (same[0] if len(same) == 1 else own).get("parameters") or {}
+
+
+def _add_score(trial: TrialRecord, kind: str, data: str) -> None:
+    score = _score(data)
+    if kind == "FINAL":
+        trial.final = score
+    elif score is not None:
+        trial.scores.append(score)
 
 
 def _apply(trial: TrialRecord, event: str, seconds: float) -> None:
-    if event == "RUNNING" and trial.started is None:
-        trial.started = seconds
+    if event == "RUNNING":
+        trial.resumed = seconds
+        trial.started = seconds if trial.started is None else trial.started
     if event in ENDED:
         trial.ended = seconds
     if event in (*ENDED, "RUNNING", "WAITING", "UNKNOWN"):
         trial.status = event
+    if event == "ADD_RESUMED":
+        trial.status = "WAITING"
+
+
+def _unpack(data: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        value = json.loads(data)
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _score(data: str) -> float | None:

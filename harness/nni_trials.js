@@ -1,0 +1,187 @@
+/*
+ * What NNI 3.0 does to trials that crash, that are ended and that are resumed, mended in its
+ * running manager. A preload like nni_guard.js, which has to come after this one:
+ *
+ *     NODE_OPTIONS="--require=nni_trials.js --require=nni_guard.js"
+ *
+ *   again     a trial that crashed or was killed from outside runs once more (NNI: it is lost),
+ *             with the same id, parameters and folder, so that it goes on from its last epoch
+ *   together  all trials that are ended are told so at once (NNI: one after the other)
+ *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
+ *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
+ *
+ * A part whose target is not found, as in another version of NNI, leaves NNI as it is.
+ */
+'use strict';
+
+const fs = require('node:fs');
+const Module = require('node:module');
+const path = require('node:path');
+const { setTimeout: sleep } = require('node:timers/promises');
+
+const PAUSE_MS = 1000; // NNI first has to let go of the devices of the trial that ended
+const PATIENCE_MS = 20000;
+const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
+const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP']; // a person ended it, and means it
+
+function warn(message) {
+    console.error(`[ballot trials] ${message}`); // nnictl_stderr.log, where search.py reads it
+}
+
+function need(target, ...methods) {
+    const missing = methods.filter(name => typeof target?.[name] !== 'function');
+    if (missing.length > 0) {
+        throw new Error(`this version of NNI has no ${missing.join(', ')}`);
+    }
+}
+
+/** Apply one part; an exception of ours must never reach the manager. */
+function attempt(part, apply) {
+    try {
+        apply();
+    } catch (error) {
+        warn(`'${part}' is not in hold: ${error.message}`);
+    }
+}
+
+// ---------------------------------------------------------------- again
+
+function mendTrials(exports) {
+    const { V3asV1 } = exports;
+    need(V3asV1?.prototype, 'submitTrialJob');
+    exports.V3asV1 = class extends V3asV1 {
+        constructor(config) {
+            super(config);
+            attempt('again', () => runCrashedOnesAgain(this.v3));
+        }
+    };
+}
+
+/**
+ * Start a trial a second time instead of telling NNI of its end.
+ *
+ * It has to be one whose parameters are bound to its id, which is the guard's work: the guard
+ * wraps this `createTrial` and names the id, NNI by itself does not.
+ */
+function runCrashedOnesAgain(v3) {
+    need(v3, 'createTrial', 'stopTrial', 'stop', 'onTrialEnd');
+    const [create, stopTrial, stop, onTrialEnd] =
+        ['createTrial', 'stopTrial', 'stop', 'onTrialEnd'].map(name => v3[name].bind(v3));
+    const started = new Map(); // id -> how it was started
+    const closed = new Set(); // ids that were ended on purpose, or had their second run
+    const ended = new Set(); // ids that were ended on purpose
+    let stopping = false;
+
+    const mayRunAgain = (id, exitCode) => !stopping && !closed.has(id) && started.has(id)
+        && exitCode !== 0 && exitCode !== BAD_INPUT && (exitCode !== null || wasKilled(v3, id));
+
+    async function runAgain(id, exitCode) {
+        closed.add(id);
+        keepWords(v3, id);
+        warn(`trial ${id} ${exitCode === null ? 'was killed' : `crashed (exit ${exitCode})`}; `
+            + 'it runs once more');
+        await sleep(PAUSE_MS);
+        try {
+            return !stopping && !ended.has(id) && await create(...started.get(id)) !== null;
+        } catch (error) {
+            warn(error.stack);
+            return false;
+        }
+    }
+
+    v3.createTrial = async (...how) => {
+        const id = await create(...how);
+        if (id !== null && how[4] === id) {
+            started.set(id, how);
+        }
+        return id;
+    };
+    v3.stopTrial = id => {
+        closed.add(id);
+        ended.add(id);
+        return stopTrial(id);
+    };
+    v3.stop = () => {
+        stopping = true;
+        return stop();
+    };
+    v3.onTrialEnd = callback => onTrialEnd(async (id, timestamp, exitCode) => {
+        if (!mayRunAgain(id, exitCode) || !await runAgain(id, exitCode)) {
+            await callback(id, timestamp, exitCode);
+        }
+    });
+}
+
+/** Tell whether a local trial was killed from outside, as by the kernel when memory is out. */
+function wasKilled(v3, id) {
+    const signal = v3.trialKeeper?.trials?.get(id)?.info?.stopSignal;
+    return Boolean(signal) && !MEANT.includes(signal);
+}
+
+/** Keep what a local trial said before it crashed: its second run begins the file anew. */
+function keepWords(v3, id) {
+    const folder = path.join(option('experiments-directory'), option('experiment-id'),
+        'environments', v3.env?.id ?? '', 'trials', id);
+    const said = path.join(folder, 'trial.stderr');
+    attempt('words', () => fs.existsSync(said) && fs.renameSync(said, `${said}.first`));
+}
+
+function option(name) {
+    return process.argv[process.argv.indexOf(`--${name}`) + 1] ?? '';
+}
+
+// ---------------------------------------------------------------- together, patience, numbers
+
+function mendManager(exports) {
+    const proto = exports.NNIManager?.prototype;
+    need(proto, 'stopExperimentBottomHalf', 'addRecoveredTrialJob');
+    const { stopExperimentBottomHalf, addRecoveredTrialJob } = proto;
+    proto.stopExperimentBottomHalf = async function () {
+        const jobs = await this.trainingService.listTrialJobs();
+        const alive = jobs.filter(job => ['RUNNING', 'WAITING'].includes(job.status));
+        await Promise.allSettled(alive.map(job => this.trainingService.cancelTrialJob(job.id)));
+        return stopExperimentBottomHalf.call(this);
+    };
+    proto.addRecoveredTrialJob = function (jobs) {
+        const recovered = addRecoveredTrialJob.call(this, jobs);
+        const numbers = jobs.map(job => job.sequenceId ?? -1);
+        this.experimentProfile.nextSequenceId = Math.max(-1, ...numbers) + 1;
+        return recovered;
+    };
+}
+
+function mendProcesses(exports) {
+    const proto = exports.TrialProcess?.prototype;
+    need(proto, 'kill');
+    const { kill } = proto;
+    proto.kill = function (timeout) {
+        return kill.call(this, timeout ?? PATIENCE_MS);
+    };
+}
+
+// ---------------------------------------------------------------- entry
+
+const TARGETS = {
+    'training_service/v3/compat.js': mendTrials,
+    'core/nnimanager.js': mendManager,
+    'common/trial_keeper/process.js': mendProcesses,
+};
+
+/** Whether this process is NNI's manager, and no other Node program with our NODE_OPTIONS. */
+function isManager() {
+    const main = process.argv[1] ?? '';
+    return path.basename(main) === 'main.js'
+        && fs.existsSync(path.join(path.dirname(main), 'core/nnimanager.js'));
+}
+
+if (isManager()) {
+    const root = path.dirname(fs.realpathSync(process.argv[1]));
+    const load = Module._extensions['.js'];
+    Module._extensions['.js'] = function (module, filename) {
+        load.call(this, module, filename);
+        const name = path.relative(root, filename).replaceAll(path.sep, '/');
+        if (TARGETS[name] !== undefined) {
+            attempt(name, () => TARGETS[name](module.exports));
+        }
+    };
+}
