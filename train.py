@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from argparse import Namespace
@@ -30,6 +31,7 @@ from harness.config import (
     Config,
     Layer,
     build_parser,
+    environment_layer,
     merge,
     parse_command_line,
     parse_monitor,
@@ -58,9 +60,9 @@ CATALOGUES: dict[str, tuple[Registry, int]] = {
 }
 
 # What a resumed run may be given anew; anything else would make another run of it.
-RESUMABLE = {"resume", "out_dir", "run_name", "epochs", "device", "workers", "cache", "data_dir",
-             "cache_limit", "tensorboard", "plugins", "pretrained", "init_from", "time_limit",
-             "trials_per_gpu"}  # fmt: skip
+RESUMABLE = {"resume", "out_dir", "model_dir", "run_name", "epochs", "time_limit", "device",
+             "trials_per_gpu", "workers", "cache", "cache_limit", "tensorboard", "data_dir",
+             "plugins", "pretrained", "init_from"}  # fmt: skip
 
 
 # What the HParams page shows in any case, beside what the tuner set.
@@ -119,7 +121,8 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
     """Return the layers of the files and of the command line over them, and what else it says."""
     parser = build_parser("train.py", __doc__ or "")
     command_line, said = parse_command_line(parser, argv)
-    return [*(read_config_file(path) for path in said.config), command_line], said
+    files = [read_config_file(path) for path in said.config]
+    return [environment_layer(os.environ), *files, command_line], said
 
 
 def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
@@ -470,6 +473,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     if whole:
         facts |= summary(whole)
         facts["test"] = write_answers(job, whole)
+        hand_over(job)
     score = facts.get("score")
     if last.status == "failed":
         # A crash teaches a tuner nothing; a floor score keeps it away from there.
@@ -512,6 +516,16 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
     if not known.any():
         return {}
     return job.metrics.score(probs[known], data.test.labels[known], stage="val")
+
+
+def hand_over(job: Job) -> None:
+    """Copy the best weights to where the machine wants models, if it does."""
+    if job.config.model_dir is None:
+        return
+    for path in sorted(job.run.folder.rglob("best.pt")):
+        fold = "" if path.parent == job.run.folder else f"-{path.parent.name}"
+        with artifacts.replacing(Path(job.config.model_dir, f"{job.run.name}{fold}.pt"), "wb") as f:
+            f.write(path.read_bytes())
 
 
 def say_the_end(job: Job, last: Outcome) -> None:

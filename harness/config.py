@@ -47,12 +47,15 @@ SYNONYMS = {
     "lr_scheduler": "scheduler",
     "num_workers": "workers",
     "output_dir": "out_dir",
-    "model_dir": "out_dir",
     "name": "run_name",
     "fp16": "amp",
     "valid_ratio": "val_ratio",
 }
 
+
+# What the machines of image competitions say by their environment (Amazon SageMaker's names);
+# SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
+ENVIRONMENT = {"SM_OUTPUT_DATA_DIR": "out_dir", "SM_MODEL_DIR": "model_dir"}
 
 LIMITS = {
     "low": ("at least", operator.ge),
@@ -102,7 +105,7 @@ class Config:
     sampler: str = option("shuffle", "order of the training rows; weighted draws rare classes more often", "images", choices=("shuffle", "weighted"))
     cache: str = option("auto", "decoded images: auto, off, or the folder to keep them in", "images")
     cache_limit: float = option(16.0, "largest decoded data set that is kept, in GiB", "images", low=0)
-    workers: int = option(2, "processes that decode images where there is no cache", "images", low=0, high=256)
+    workers: int = option(2, "threads that decode images where there is no cache", "images", low=0, high=256)
     # What learns
     model: str = option("simple_cnn", "architecture; python model.py lists them", "model")
     model_args: dict = option({}, "arguments of the architecture", "model")
@@ -141,6 +144,7 @@ class Config:
     amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
     # What stays
     out_dir: str = option("outputs", "folder of the runs", "output")
+    model_dir: str | None = option(None, "folder that the best weights are copied to as well, as <run>.pt", "output")
     run_name: str | None = option(None, "name of the run; none makes one", "output")
     resume: str | None = option(None, "run folder to continue, or auto for this trial's own if it is there", "output")
     tensorboard: bool = option(True, "write TensorBoard files", "output")
@@ -159,6 +163,12 @@ class Layer:
 
     name: str
     values: Mapping[str, Any]
+
+
+def environment_layer(environ: Mapping[str, str]) -> Layer:
+    """Return the defaults that a competition's machine sets in its environment."""
+    values = {key: environ[name] for name, key in ENVIRONMENT.items() if environ.get(name)}
+    return Layer("environment", values)
 
 
 def check_key(key: str, source: str) -> str:

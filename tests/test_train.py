@@ -139,6 +139,16 @@ def test_the_tuner_wins_over_the_command_line(tmp_path):
     assert float(reports[3][1]) == history["val_acc"].max()
 
 
+@pytest.mark.slow
+def test_a_competitions_machine_says_where_results_and_models_go(script, tmp_path):
+    env = {"SM_OUTPUT_DATA_DIR": str(tmp_path / "o"), "SM_MODEL_DIR": str(tmp_path / "m")}
+    done = script("train.py", "--epochs", 1, "--run_name", "run", **env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m" / "run.pt").read_bytes() == (tmp_path / "o/run/best.pt").read_bytes()
+    saved = json.loads((tmp_path / "o" / "run" / "config.json").read_text())
+    assert saved["origin"]["out_dir"] == "environment"
+
+
 def wait_for_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
