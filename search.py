@@ -192,7 +192,7 @@ def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
     trials = read_trials(found.folder)
     ended = sum(trial.has_ended for trial in trials)
     changes = limits_of(args, params["trialCommand"])
-    if changes.get("maxTrialNumber", ended) < len(trials):
+    if changes.get("maxTrialNumber", len(trials)) < len(trials):
         raise UserError(f"command line: max_trials is {args.max_trials}, but {len(trials)} trials "
                         "have been started already")  # fmt: skip
     params.update(changes)

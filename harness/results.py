@@ -110,7 +110,8 @@ class Results:
         facts = (self.folder_of(trial).name, status, reason, score,
                  result.get("epochs", len(trial.scores)), seconds, result.get("machine"),
                  result.get("device"))  # fmt: skip
-        return dict(zip(FACTS, facts)) | self.values_of(trial)
+        # Facts come last: the device that was asked for is not the one that it ran on.
+        return self.values_of(trial) | dict(zip(FACTS, facts))
 
     def _write(self, searched: Sequence[str]) -> None:
         """Put this search's rows in the place of its old ones; the other searches' stay."""
