@@ -194,12 +194,13 @@ def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
 
 def probe(layers: list[Layer], wanted: Path) -> int:
     """Try configurations of a search before it starts: a line of JSON for each, and no run."""
-    loaded: dict[str, Data] = {}
+    own_start, loaded = trying.process_age(), {}
     for number, item in enumerate(json.loads(wanted.read_text(encoding="utf-8"))):
         with trying.answer(number) as facts:
             config, _ = configure([*layers, Layer("tuner", item["values"])])
             goal = choose_metrics(config)[1]
-            facts |= {"monitor": goal.name, "mode": goal.mode, "epochs": config.epochs}
+            facts |= {"monitor": goal.name, "mode": goal.mode, "epochs": config.epochs,
+                      "own_start": own_start}  # fmt: skip
             if item["steps"]:
                 facts |= try_steps(config, loaded)
             else:

@@ -1,15 +1,382 @@
-"""The configuration of a search: NNI's own file, version 1 or 2, and what it names."""
+"""The configuration of a search: NNI's own file, version 1 or 2, and what NNI makes of it.
+
+Everything here can be said without a manager. What NNI 3.0 takes and then fails on is refused, each
+with the reason (docs/preflight.md).
+"""
 
 from __future__ import annotations
 
+import copy
+import json
+import logging
+import math
 import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.config import parse_json, parse_yaml
-from harness.errors import UserError
+from harness.errors import UserError, suggest
+from harness.problems import Problem
+
+WORKING_TUNERS = ("TPE", "Random", "Evolution", "GridSearch")
+
+# Aliases of NNI included; lower case, as NNI compares them.
+BROKEN_TUNERS = {
+    "hyperband": "fails on its first final result and then runs for ever",
+    "bohb": "fails on its first final result and then runs for ever",
+    "gp": "fails with today's numpy and scipy",
+    "gptuner": "fails with today's numpy and scipy",
+    "metis": "fails with today's numpy and scipy",
+    "metistuner": "fails with today's numpy and scipy",
+    "anneal": "needs hyperopt 0.1.2, which fails on today's Python",
+    "tpe_legacy": "needs hyperopt 0.1.2, which fails on today's Python",
+    "smac": "needs smac4nni, which cannot be installed any more",
+    "dngo": "needs pybnn, which NNI does not install",
+    "dngotuner": "needs pybnn, which NNI does not install",
+    "ppo": "searches architectures, not options",
+    "ppotuner": "searches architectures, not options",
+    "networkmorphism": "searches architectures, not options",
+    "regularizedevolutiontuner": "searches architectures, not options",
+    "batch": "takes no search space but a list of whole configurations",
+    "batchtuner": "takes no search space but a list of whole configurations",
+    "pbt": "adds load_checkpoint_dir and save_checkpoint_dir to the options, which no trial takes",
+    "pbttuner": "adds load_checkpoint_dir and save_checkpoint_dir to the options, "
+    "which no trial takes",
+}
+ASSESSORS = ("Medianstop", "Curvefitting")
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What can be said of a configuration without NNI, whichever its version is."""
+
+    version: int
+    content: Mapping[str, Any]
+    platform: str
+    command: str
+    code: Path  # the folder that trials run in
+    concurrency: int
+    space: Mapping[str, Any]
+    space_source: str
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Read the file; what is no configuration at all is a `UserError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"{path}: cannot be read ({reason})") from None
+    content = parse_yaml(text, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no configuration of a search; see config_local.yml")
+    return content
+
+
+def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Problem]]:
+    """Return what the file says in either version, and what is missing or cannot be read."""
+    given = {_plain(key): value for key, value in content.items()}
+    old = "trainingserviceplatform" in given
+    trial = given.get("trial") if old else given
+    trial = {_plain(k): v for k, v in trial.items()} if isinstance(trial, Mapping) else {}
+    service = given.get("trainingservice")
+    platform = given.get("trainingserviceplatform") if old else None
+    if isinstance(service, Mapping):
+        platform = service.get("platform")
+    problems = []
+    command = trial.get("command" if old else "trialcommand")
+    if not isinstance(command, str) or not command.strip():
+        where = "trial: command" if old else "trialCommand"
+        problems.append(Problem(str(path), f"has no {where}", "as in python3 train.py"))
+        command = ""
+    code = trial.get("codedir" if old else "trialcodedirectory") or "."
+    code = Path(path.parent, Path(str(code)).expanduser()).resolve()
+    if not code.is_dir():
+        problems.append(Problem(str(path), f"trial code directory {code} is not there"))
+    file = given.get("searchspacepath" if old else "searchspacefile")
+    space, source, more = _space(given.get("searchspace"), file, path)
+    concurrency = given.get("trialconcurrency")
+    concurrency = concurrency if isinstance(concurrency, int) and concurrency > 0 else 1
+    found = Outline(1 if old else 2, content, str(platform or "local"), command, code, concurrency,
+                    space, source)  # fmt: skip
+    return found, problems + more
+
+
+def _plain(key: object) -> str:
+    return str(key).lower().replace("_", "")  # as NNI compares them
+
+
+def _space(inline: Any, file: Any, path: Path) -> tuple[dict[str, Any], str, list[Problem]]:
+    source = path if file is None else Path(path.parent, Path(str(file)).expanduser())
+    if inline is None and file is None:
+        wrong = Problem(
+            str(path), "names no search space", "set searchSpaceFile: search_space.json"
+        )
+        return {}, str(source), [wrong]
+    space = inline
+    if file is not None:
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            return {}, str(source), [Problem(str(source), f"cannot be read ({reason})")]
+        is_yaml = source.suffix in (".yml", ".yaml")
+        try:
+            space = parse_yaml(text, source) if is_yaml else parse_json(text, source)
+        except UserError as error:
+            return {}, str(source), [Problem(str(source), str(error).partition(": ")[2])]
+    if not isinstance(space, dict) or not space:
+        what = "holds no search space"
+        return {}, str(source), [Problem(str(source), what, "it is an object with a key an option")]
+    return space, str(source), []
+
+
+def seconds_of(text: str | int, source: str) -> float:
+    """Read a duration such as 90, 90s, 30m, 2h or 1d as seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text).strip())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"{source}: {text!r} is no duration; as in 90s, 30m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def to_experiment(found: Outline, path: Path) -> tuple[Any, list[Problem]]:
+    """Make NNI's own `ExperimentConfig`, or None, and say what NNI does not take.
+
+    A version 1 file is converted by NNI; what it drops on the way is a problem.
+    """
+    content, problems = dict(found.content), []
+    from nni.experiment.config import ExperimentConfig, convert, utils
+
+    if found.version == 1:
+        content, problems = _converted(content, path, convert)
+    else:
+        problems = _unknown_keys(content, path, ExperimentConfig)
+    if problems:
+        return None, problems
+    utils.set_base_path(path.parent.resolve())
+    try:
+        config = ExperimentConfig(**content)
+    except Exception as error:  # NNI raises whatever its checks of the fields raise
+        return None, [_refusal(path, error)]
+    finally:
+        utils.unset_base_path()
+    config.search_space, config.search_space_file = dict(found.space), None
+    return config, []
+
+
+def _unknown_keys(content: Mapping[str, Any], path: Path, kind: Any) -> list[Problem]:
+    names = {_plain(name): _camel(name) for name in kind.__dataclass_fields__}
+    return [Problem(str(path), f"NNI does not take it: there is no {key!r}",
+                    suggest(str(key), names.values()).removeprefix("; "))
+            for key in content if _plain(key) not in names]  # fmt: skip
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
+
+
+def _refusal(path: Path, error: Exception) -> Problem:
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"{said} is missing"
+    said = re.sub(r"^\w*Config: ", "", said)
+    if unset := re.fullmatch(r"(\w+) is not set", said):
+        said = f"{_camel(unset[1])} is not set"
+    return Problem(str(path), f"NNI does not take it: {said}")
+
+
+def _converted(
+    content: dict[str, Any], path: Path, convert: Any
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Convert version 1; what NNI would only have logged as not converted is a problem."""
+    heard: list[str] = []
+    log = logging.getLogger(convert.__name__)
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    propagates, log.propagate = log.propagate, False
+    try:
+        content = convert.to_v2(content)
+    except Exception as error:  # KeyError, AssertionError ...: it checks nothing by itself
+        return {}, [_refusal(path, error)]
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagates
+    problems = [Problem(str(path), f"NNI does not take all of it: {line[0].lower() + line[1:]}")
+                for line in heard]  # fmt: skip
+    return content, problems
+
+
+def refused_by_nni(config: Any, path: Path) -> list[Problem]:
+    """Let NNI check every field as it will at the start."""
+    import warnings
+
+    trial = copy.deepcopy(config)
+    trial.use_annotation = False
+    trial.search_space = {"x": {"_type": "choice", "_value": [1]}}  # checked by harness.space
+    log = logging.getLogger("nni.experiment.config")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial.canonical_copy()
+    except Exception as error:  # ValueError, AssertionError, TypeError
+        return [_refusal(path, error)]
+    finally:
+        log.setLevel(level)
+    return []
+
+
+def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list[Problem]:
+    """Return what is wrong with the tuner and the assessor, which shall aim at `mode`."""
+    if config.tuner is None and config.advisor is None:
+        return [Problem(str(path), "names no tuner", "set tuner: {name: TPE, ...}")]
+    tuner = config.tuner or config.advisor
+    problems = []
+    if tuner.name is not None:
+        problems += _tuner_name(tuner.name, path)
+    if config.assessor is not None and config.assessor.name is not None:
+        names = [name.lower() for name in ASSESSORS]
+        if config.assessor.name.lower() not in names:
+            hint = suggest(config.assessor.name, ASSESSORS).removeprefix("; ")
+            problems.append(Problem(str(path), f"no assessor {config.assessor.name!r}", hint))
+    if problems:
+        return problems
+    problems += _aim(tuner.class_args, "minimize", mode, monitor, "the tuner's", path)
+    problems += _class_problems("tuners", tuner, path)
+    if config.assessor is not None:
+        arguments = config.assessor.class_args
+        problems += _aim(arguments, "maximize", mode, monitor, "the assessor's", path)
+        problems += _class_problems("assessors", config.assessor, path)
+    return problems
+
+
+def _tuner_name(name: str, path: Path) -> list[Problem]:
+    if name.lower() in [working.lower() for working in WORKING_TUNERS]:
+        return []
+    if reason := BROKEN_TUNERS.get(name.lower()):
+        remedy = f"use {', '.join(WORKING_TUNERS[:-1])} or {WORKING_TUNERS[-1]}"
+        return [Problem(str(path), f"the tuner {name} {reason}", remedy)]
+    return [Problem(str(path), f"no tuner {name!r}", suggest(name, WORKING_TUNERS)[2:])]
+
+
+def _aim(
+    given: Mapping[str, Any] | None, default: str, mode: str, monitor: str, whose: str, path: Path
+) -> list[Problem]:
+    said = (given or {}).get("optimize_mode")
+    if said is not None and said not in ("minimize", "maximize"):
+        what = f"{whose} optimize_mode is {said!r}"
+        return [Problem(str(path), what, "it is maximize or minimize")]
+    if (said or default) == mode:
+        return []
+    said = said or f"not set, which NNI takes for {default}"
+    what = f"{whose} optimize_mode is {said}, but the trials report {monitor}"
+    return [Problem(str(path), what, f"set it to {mode}")]
+
+
+def _class_problems(kind: str, algorithm: Any, path: Path) -> list[Problem]:
+    """Make the tuner or assessor as its process will; one of a user's own is left to NNI."""
+    if algorithm.name is None:
+        return []
+    whose = kind.removesuffix("s")
+    try:
+        make_algorithm(kind, algorithm)
+    except (
+        Exception
+    ) as error:  # SchemaError, TypeError, ValueError: whatever its arguments are to it
+        said = " ".join(str(error).split()) or type(error).__name__
+        said = re.sub(r"^\w+\.__(init|new)__\(\) ", "", said)
+        what = f"the {whose} {algorithm.name} does not take its classArgs: {said}"
+        return [Problem(str(path), what)]
+    return []
+
+
+def make_algorithm(kind: str, algorithm: Any) -> Any:
+    """Return NNI's own tuner or assessor object, its arguments checked by NNI."""
+    import importlib
+
+    from nni.tools.package_utils import tuner_factory
+
+    logging.getLogger("nni").setLevel(logging.CRITICAL)  # they announce their seeds
+    arguments = dict(algorithm.class_args or {})
+    checker = tuner_factory.create_validator_instance(kind, algorithm.name)
+    if checker is not None and arguments:
+        checker.validate_class_args(**arguments)
+    module, name = tuner_factory.get_builtin_module_class_name(kind, algorithm.name)
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def samples(config: Any, space: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+    """Let a tuner of NNI's own draw from the space, as the search would begin."""
+    if config.tuner is None or config.tuner.name is None:
+        return []
+    import nni
+
+    tuner = make_algorithm("tuners", config.tuner)
+    tuner.update_search_space(copy.deepcopy(dict(space)))
+    drawn = []
+    for parameter_id in range(number):
+        try:
+            drawn.append(tuner.generate_parameters(parameter_id))
+        except nni.NoMoreTrialError:
+            break
+    return drawn
+
+
+def startup_notes(config: Any, path: Path) -> list[Problem]:
+    """Say where TPE's defaults waste a small search."""
+    tuner = config.tuner
+    if tuner is None or (tuner.name or "").lower() != "tpe":
+        return []
+    arguments = (tuner.class_args or {}).get("tpe_args") or {}
+    random, trials = arguments.get("n_startup_jobs", 20), config.max_trial_number
+    found = []
+    if trials and random >= trials:
+        what = f"all {trials} trials are random: TPE begins after {random}"
+        found.append(Problem(str(path), what, f"set tpe_args: {{n_startup_jobs: "
+                             f"{max(1, math.ceil(trials / 3))}}}", fatal=False))  # fmt: skip
+    return found
+
+
+# NNI packs what `ignore`, the package that reads .nniignore, lets through (common/tarball.js).
+_WALK = """
+const fs = require('fs'), path = require('path');
+const [root, ignore] = process.argv.slice(1);
+let ig;
+try { ig = require(ignore)().add(fs.readFileSync(path.join(root, '.nniignore'), 'utf8')); } catch {}
+const found = {};
+let files = 0;
+function walk(dir, top) {
+    for (const entry of fs.readdirSync(path.join(root, dir))) {
+        const relative = path.join(dir, entry), stats = fs.lstatSync(path.join(root, relative));
+        if (ig && ig.ignores(relative + (stats.isDirectory() ? path.sep : ''))) continue;
+        if (stats.isDirectory()) { walk(relative, top || entry + '/'); continue; }
+        const sum = found[top || entry] ||= [0, 0];
+        sum[0] += 1; sum[1] += stats.size;
+        if (++files > 100000) return;
+    }
+}
+walk('', '');
+console.log(JSON.stringify(found));
+"""
+
+
+def uploaded(code: Path) -> dict[str, tuple[int, int]]:
+    """Count what NNI would send to other machines: files and bytes of each entry of the folder."""
+    import nni_node
+
+    home = Path(nni_node.__path__[0])
+    command = [home / "node", "-e", _WALK, code, home / "node_modules" / "ignore"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+# --- until search.py is switched
 def load_experiment(path: Path) -> Any:
     """Read an NNI configuration, version 1 or 2, into NNI's own `ExperimentConfig`."""
     try:

@@ -31,7 +31,7 @@ STEPS = 16
 @contextlib.contextmanager
 def answer(number: int) -> Iterator[dict[str, Any]]:
     """Print what is found out about a configuration, also what a trial would die of."""
-    facts: dict[str, Any] = {"probe": number, "startup": process_age()}
+    facts: dict[str, Any] = {"probe": number}
     heard = _Warnings()
     logging.getLogger().addHandler(heard)
     try:

@@ -28,24 +28,27 @@ FIXED = {
 ROWS = ("dataset", "data_dir", "val_ratio", "folds", "fold", "split_column", "group_column")
 
 
-def find_problems(space: Mapping[str, Any], source: str) -> list[UserError]:
-    """Return everything that is wrong with a search space, nested choices included."""
+def find_problems(space: Mapping[str, Any], source: str, *, ours: bool = True) -> list[UserError]:
+    """Return everything that is wrong with a search space, nested choices included.
+
+    `ours` says that its keys are options of train.py, and not those of a script of another.
+    """
     found: list[UserError] = []
     for key, spec in space.items():
         try:
-            found += _problems_of(key, spec, source)
+            found += _problems_of(key, spec, source, ours)
         except UserError as error:
             found.append(error)
     return list({str(error): error for error in found}.values())
 
 
-def _problems_of(key: str, spec: Any, source: str) -> list[UserError]:
+def _problems_of(key: str, spec: Any, source: str, ours: bool) -> list[UserError]:
     if not is_spec(spec):
         raise UserError(f"{source}: {key} is no range; write {key}: {SPEC}")
     kind, values = spec["_type"], spec["_value"]
     if kind not in SPACE_TYPES:
         raise UserError(f"{source}: {key} has type {kind!r}{suggest(kind, SPACE_TYPES)}")
-    if key in FIXED:
+    if key in FIXED and ours:
         raise UserError(f"{source}: {key} is searched, but {FIXED[key]}; fix it in trialCommand")
     _check_values(key, kind, values, source)
     candidates = values if kind == "choice" else values[:2] if kind in BOUNDED else values[:1]
@@ -54,7 +57,7 @@ def _problems_of(key: str, spec: Any, source: str) -> list[UserError]:
         raise UserError(f"{source}: {key} mixes names and nested options, which NNI hands over "
                         'unsampled; write every name as {"_name": ...}')  # fmt: skip
     found: list[UserError] = []
-    for value in candidates:
+    for value in candidates if ours else ():
         try:
             found += _problems_of_candidate(key, value, source)
         except UserError as error:

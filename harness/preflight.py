@@ -1,0 +1,395 @@
+"""Everything that is wrong with a search, found before anything starts (docs/preflight.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness import nni_config, tryout
+from harness.config import Config, Layer, merge, parse_monitor
+from harness.errors import UserError
+from harness.nni_config import Outline
+from harness.problems import Problem, as_problem
+from harness.space import ROWS, count, find_problems, keys_of
+from harness.trial_command import (
+    TrialCommand,
+    command_problems,
+    own_problems,
+    parse_command,
+    read_options,
+)
+from harness.tryout import Answers, Tryout
+
+PYTHONS = ((3, 10), (3, 14))
+DRAWN = 16  # configurations that the tuner draws to see whether trials take them
+UPLOAD = (2000, 300 * 1024**2)  # NNI's own limits: files, bytes
+
+
+@dataclass
+class Found:
+    """A search's configuration as NNI takes it (None where it does not), and what was found."""
+
+    path: Path
+    told: Outline
+    config: Any = None  # nni.experiment.config.ExperimentConfig
+    aim: tuple[str, str] = ("val_acc", "max")  # what is searched for, and which way
+    problems: list[Problem] = field(default_factory=list)
+    estimate: str = ""
+
+    @property
+    def errors(self) -> list[Problem]:
+        """What must be mended before the search can start."""
+        return [problem for problem in self.problems if problem.fatal]
+
+    @property
+    def notes(self) -> list[Problem]:
+        """What is worth knowing."""
+        return [problem for problem in self.problems if not problem.fatal]
+
+
+def examine(
+    path: Path,
+    limits: Callable[[str], Mapping[str, Any]],
+    *,
+    port: int = 8080,
+    guarded: bool = True,
+    probe: bool = True,
+) -> Found:
+    """Check all that can be checked of a search without starting it.
+
+    `limits` returns, for a trial command, what the command line says instead of the file, by NNI's
+    names. The trial's interpreter tries configurations while NNI is imported here.
+    """
+    content = nni_config.read_content(path)
+    told, problems = nni_config.outline(content, path)
+    changed = {_snake(key): value for key, value in limits(told.command).items()}
+    command = TrialCommand(told.command)
+    if not command_problems(told.command, str(path)):
+        command = parse_command(changed.get("trial_command", told.command), told.code)
+    found = Found(path, told, problems=problems)
+    at_once = changed.get("trial_concurrency", told.concurrency)
+    options = _check_words(found, command)
+    found.problems += version_problems() + port_problems(port, told.platform)
+    with ExitStack() as stack:
+        trial = None
+        if probe and told.platform == "local" and options.config is not None:
+            trial = _try(found, command, options, at_once)
+            stack.callback(trial.end)
+        if _has_nni(found):
+            _check_nni(found, changed, guarded)
+        answers = trial.finish() if trial else None
+    _conclude(found, options, answers, guarded)
+    found.problems = list({(p.where, p.what): p for p in found.problems}.values())
+    return found
+
+
+def _snake(name: str) -> str:
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a trial of train.py starts with; `config` is None where that is wrong or not ours."""
+
+    layers: list[Layer] = field(default_factory=list)
+    config: Config | None = None
+
+
+def _check_words(found: Found, command: TrialCommand) -> Options:
+    """Check the trial command, its options and the search space against them."""
+    told, where = found.told, str(found.path)
+    wrong = command_problems(told.command, where)
+    found.problems += wrong
+    ours = command.script >= 0
+    names_script = bool(wrong) or ours
+    found.problems += [as_problem(error) for error in
+                       find_problems(told.space, told.space_source, ours=names_script)]  # fmt: skip
+    if not ours:
+        if told.command and not wrong:
+            found.problems += _foreign(told, where)
+        return Options()
+    layers, config, problems = read_options(command, told.code, where)
+    found.problems += problems
+    if config is None:
+        return Options(layers)
+    found.problems += own_problems(config, where) + data_problems(config, told.code, where)
+    return Options(layers, config)
+
+
+def _foreign(told: Outline, where: str) -> list[Problem]:
+    script = re.search(r"(?:^|\s|/)(train\.py)\b", told.command)
+    if script and not (told.code / "train.py").exists():
+        what = f"trialCodeDirectory {told.code} has no train.py"
+        return [Problem(where, what, "name the project's folder")]
+    what = "the trial command runs another script, whose options are not checked"
+    return [Problem(where, what, fatal=False)]
+
+
+def data_problems(config: Config, code: Path, where: str) -> list[Problem]:
+    """Return the folders and files of a trial that are not there."""
+    found = []
+    for key, file in (("data_dir", config.data_dir), ("init_from", config.init_from),
+                      *(("plugins", file) for file in config.plugins)):  # fmt: skip
+        if file is not None and not Path(code, Path(file).expanduser()).exists():
+            found.append(Problem(where, f"{key}: {file} is not there, seen from {code}"))
+    return found
+
+
+def version_problems() -> list[Problem]:
+    """Return what is not installed, or in a version that NNI does not run with."""
+    found = []
+    if not PYTHONS[0] <= sys.version_info < PYTHONS[1]:
+        what = (
+            f"Python {sys.version_info.major}.{sys.version_info.minor} is not one of 3.10 to 3.13"
+        )
+        found.append(Problem("python", what, "make setup chooses one"))
+    have = {name: _version(name) for name in ("nni", "setuptools", "torch")}
+    remedy = f"{sys.executable} -m pip install -r requirements.txt"
+    if have["nni"] != "3.0":
+        found.append(Problem("nni", f"{have['nni'] or 'none'} is installed, 3.0 is needed", remedy))
+    setuptools = (have["setuptools"] or "0").partition(".")[0]
+    if not have["setuptools"] or int(setuptools) >= 81:
+        what = f"{have['setuptools'] or 'none'} is installed, but NNI needs one before 81"
+        found.append(Problem("setuptools", what, remedy))
+    if not have["torch"]:
+        found.append(Problem("torch", "is not installed", remedy))
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _has_nni(found: Found) -> bool:
+    return not any(problem.where == "nni" for problem in found.problems)
+
+
+def port_problems(port: int, platform: str) -> list[Problem]:
+    """Return what is wrong with NNI's port; other machines also need the one after it."""
+    if not 0 < port < 65500:
+        return [Problem("port", f"{port} is no port", "take one from 1024 to 65499")]
+    if platform == "local":
+        return []
+    taken = [number for number in (port, port + 1) if not _is_free(number)]
+    if not taken:
+        return []
+    free = next((p for p in range(port + 2, 65500, 2) if _is_free(p) and _is_free(p + 1)), None)
+    what = f"{' and '.join(map(str, taken))} {'is' if len(taken) == 1 else 'are'} taken; other " \
+           f"machines need {port} and {port + 1}"  # fmt: skip
+    return [Problem("port", what.replace(";", ","), f"choose with --port {free}")]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _try(found: Found, command: TrialCommand, options: Options, at_once: int) -> Tryout:
+    """Begin to try what is valid of the search space."""
+    told = found.told
+    valid = {key: spec for key, spec in told.space.items()
+             if not find_problems({key: spec}, told.space_source)}  # fmt: skip
+    missing = data_problems(options.config, told.code, "")
+    items = tryout.what_to_try(valid, train=not missing)
+    return tryout.start(command, told.code, items, max(1, (os.cpu_count() or 1) // at_once))
+
+
+def _check_nni(found: Found, changed: Mapping[str, Any], guarded: bool) -> None:
+    """Let NNI read the configuration, and check what it would take and then fail on."""
+    path = found.path
+    config, problems = nni_config.to_experiment(found.told, path)
+    found.problems += problems
+    if found.told.version == 1:
+        what = "is written for NNI before version 2.0 and was converted"
+        found.problems.append(Problem(str(path), what, fatal=False))
+    if config is None:
+        return
+    limit = changed.get("max_experiment_duration", config.max_experiment_duration)
+    try:
+        limit = None if limit is None else f"{nni_config.seconds_of(limit, str(path)):g}s"
+    except UserError as error:
+        found.problems.append(as_problem(error))
+        limit = None
+    for name, value in {**changed, "max_experiment_duration": limit}.items():
+        setattr(config, name, value)
+    if config.use_annotation:
+        what, remedy = "useAnnotation is not supported", "leave it out and set searchSpaceFile"
+        found.problems.append(Problem(str(path), what, remedy))
+    if getattr(config.training_service, "reuse_mode", False) is True and guarded:
+        what = "reuseMode: true runs code of NNI's that the guard does not cover"
+        found.problems.append(Problem(str(path), what, "leave it out: it is slower, too"))
+    found.problems += nni_config.refused_by_nni(config, path)
+    found.config = config
+
+
+def _conclude(found: Found, options: Options, answers: Answers | None, guarded: bool) -> None:
+    """Add what only NNI and the trial together can tell."""
+    told, where = found.told, str(found.path)
+    if answers is not None:
+        found.problems += tryout.problems_of(answers, where, told.space_source)
+    found.aim = (answers.aim if answers else None) or _guess_aim(options.config)
+    config = found.config
+    if config is None:
+        return
+    monitor, way = found.aim
+    mode = "maximize" if way == "max" else "minimize"
+    if options.config is not None or answers is not None:
+        algorithms = nni_config.algorithm_problems(config, mode, monitor, found.path)
+    else:  # another's script: nobody knows what it reports
+        algorithms = nni_config.algorithm_problems(config, "", monitor, found.path)
+        algorithms = [p for p in algorithms if "optimize_mode is" not in p.what]
+    found.problems += algorithms
+    gpus = answers.gpus if answers and answers.measured else count_gpus()
+    local = told.platform == "local"
+    if local:
+        found.problems += gpu_problems(config, options.config, gpus, where, guarded=guarded)
+    else:
+        found.problems += upload_problems(told.code)
+    found.problems += space_notes(config, options, told)
+    if not algorithms and not find_problems(told.space, "", ours=False):
+        found.problems += draw_problems(config, options, told)
+    if answers is not None and not found.errors:
+        limit = config.max_experiment_duration
+        seconds = None if limit is None else nni_config.seconds_of(limit, where)
+        at_once = _at_once(config, options.config, answers.gpus)
+        trials = config.max_trial_number
+        found.estimate = tryout.estimate(answers, trials, at_once, seconds)
+        found.problems += tryout.memory_notes(answers, at_once, where)
+
+
+def _guess_aim(config: Config | None) -> tuple[str, str]:
+    monitor = config.monitor if config is not None else "val_acc"
+    try:
+        return parse_monitor(monitor, "loss" in monitor)
+    except UserError:
+        return monitor, "max"
+
+
+def _at_once(config: Any, options: Config | None, gpus: int) -> int:
+    wanted = config.trial_concurrency
+    if gpus and config.trial_gpu_number is None and options and options.device == "auto":
+        return min(wanted, gpus * options.trials_per_gpu)
+    return wanted
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs there are, as NNI counts them."""
+    try:
+        import pynvml  # comes with NNI
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except Exception:  # no library, no driver: no GPU
+        return 0
+
+
+def gpu_problems(
+    config: Any, options: Config | None, gpus: int, where: str, *, guarded: bool = True
+) -> list[Problem]:
+    """Return what NNI's own assignment of GPUs would do wrong on this machine."""
+    wanted = config.trial_gpu_number
+    leave = "leave trialGpuNumber out: a trial takes a free GPU by itself"
+    if wanted is None:
+        return _sharing(config, options, gpus, where)
+    if wanted == 0:
+        on_cpu = options is not None and options.device == "cpu"
+        what = f"trialGpuNumber: 0 hides the {gpus} GPU{'s' * (gpus > 1)} from the trials, which "
+        return [Problem(where, f"{what}train on the CPU", leave)] if gpus and not on_cpu else []
+    if wanted > gpus:
+        what = f"trialGpuNumber is {wanted}, but this machine has {gpus or 'no'} GPU"
+        return [Problem(where, what + "s" * (gpus > 1) + ": NNI waits for ever", leave)]
+    if wanted == gpus:
+        what = f"trialGpuNumber is {wanted}, all GPUs of this machine: NNI without the guard hangs"
+        return [Problem(where, what, leave, fatal=not guarded)]
+    return []
+
+
+def _sharing(config: Any, options: Config | None, gpus: int, where: str) -> list[Problem]:
+    if not gpus or options is None or options.device != "auto":
+        return []
+    have = gpus * options.trials_per_gpu
+    if config.trial_concurrency <= have:
+        return []
+    what = f"{config.trial_concurrency} trials at once on {gpus} GPU{'s' * (gpus > 1)}: " \
+           f"{config.trial_concurrency - have} would wait for one"  # fmt: skip
+    remedy = "lower trialConcurrency, or let them share with --trials_per_gpu in trialCommand"
+    return [Problem(where, what, remedy, fatal=False)]
+
+
+def upload_problems(code: Path) -> list[Problem]:
+    """Return why NNI would refuse to send the trial's folder to other machines."""
+    entries = nni_config.uploaded(code)
+    files = sum(number for number, _ in entries.values())
+    total = sum(size for _, size in entries.values())
+    found = []
+    for have, most, unit, place in ((files, UPLOAD[0], "files", 0), (total, UPLOAD[1], "", 1)):
+        if have <= most:
+            continue
+        large = sorted(entries, key=lambda name: -entries[name][place])[:3]
+        amount = f"{have:,} {unit}" if unit else f"{have / 1024**2:,.0f} MB"
+        limit = f"{most:,} {unit}" if unit else f"{most // 1024**2} MB"
+        what = f"NNI would upload {amount} and takes {limit}, most are in {', '.join(large)}"
+        found.append(Problem(str(code), what, "name what trials do not need in .nniignore"))
+    return found
+
+
+def space_notes(config: Any, options: Options, told: Outline) -> list[Problem]:
+    """Say what of the search space is hardly meant so."""
+    where, source = str(told.space_source), told.space_source
+    found = nni_config.startup_notes(config, Path(source))
+    if find_problems(told.space, source, ours=False):
+        return found
+    number, trials = count(told.space), config.max_trial_number
+    if trials and number < trials:
+        what = f"holds {number:.0f} configurations, so that the search ends before {trials} trials"
+        found.append(Problem(source, what, fatal=False))
+    if trials is None and config.max_experiment_duration is None and number == float("inf"):
+        what = "nothing ends this search but Ctrl-C"
+        found.append(Problem(where, what, "set maxTrialNumber or maxExperimentDuration", False))
+    searched = set(keys_of(told.space))
+    for key in sorted(searched & {k for layer in options.layers[-1:] for k in layer.values}):
+        what = f"{key} is in trialCommand and in the search space"
+        found.append(Problem(source, what, "the search space wins", fatal=False))
+    if rows := sorted(searched & set(ROWS)):
+        what = f"{', '.join(rows)} is searched: trials are scored on other rows, as on other exams"
+        found.append(Problem(source, what, fatal=False))
+    return found
+
+
+def draw_problems(config: Any, options: Options, told: Outline) -> list[Problem]:
+    """Let the tuner draw configurations, and check that a trial would take each."""
+    try:
+        drawn = nni_config.samples(config, told.space, DRAWN)
+    except Exception as error:  # whatever NNI's tuners make of a space they were not made for
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = f"the tuner {config.tuner.name} cannot draw from it: {said}"
+        return [Problem(told.space_source, what)]
+    if options.config is None:
+        return []
+    return [as_problem(text) for text in _refused(drawn, options.layers, told.space_source)]
+
+
+def _refused(drawn: Iterable[Mapping[str, Any]], layers: list[Layer], source: str) -> list[str]:
+    found: dict[str, None] = {}
+    for values in drawn:
+        try:
+            merge([*layers, Layer(source, values)])
+        except UserError as error:
+            found[str(error)] = None
+    return list(found)

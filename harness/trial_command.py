@@ -1,0 +1,156 @@
+"""The command of a trial, taken apart as the shell will, and the options it gives to train.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.config import (
+    Config,
+    Layer,
+    build_parser,
+    merge,
+    parse_command_line,
+    read_config_file,
+)
+from harness.errors import UserError
+from harness.problems import Problem, as_problem
+
+SCRIPT = "train.py"
+
+
+@dataclass(frozen=True)
+class TrialCommand:
+    """Words of a command; `script` is the place of train.py among them, -1 where it is not run."""
+
+    text: str
+    environment: dict[str, str] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    script: int = -1
+
+    @property
+    def options(self) -> list[str]:
+        """What train.py is given."""
+        return self.words[self.script + 1 :] if self.script >= 0 else []
+
+    def probe(self, file: Path) -> list[str]:
+        """Return the words that try the configurations in `file` in the trial's interpreter."""
+        return [*self.words, "--probe", str(file)]
+
+
+def parse_command(text: str, code: Path) -> TrialCommand:
+    """Split a command, expand its variables and find our train.py, run by a Python, in it."""
+    words = [os.path.expandvars(word) for word in shlex.split(text)]
+    words = [str(Path(word).expanduser()) if word.startswith("~") else word for word in words]
+    environment = {}
+    while words and (words[0] in ("exec", "env") or re.match(r"[A-Za-z_]\w*=", words[0])):
+        name, equals, value = words.pop(0).partition("=")
+        if equals:
+            environment[name] = value
+    script = next((place for place, word in enumerate(words) if Path(word).name == SCRIPT), -1)
+    before = words[:script] if script > 0 else []
+    programs = [word for word in before if re.fullmatch(r"python[\d.]*", Path(word).name)]
+    ours = script > 0 and Path(code, words[script]).with_name("harness").is_dir()
+    if not (ours and programs and "-m" not in before):
+        script = -1
+    if words and words[0] in ("python", "python3"):
+        words[0] = sys.executable
+    return TrialCommand(text, environment, words, script)
+
+
+def command_problems(text: str, where: str) -> list[Problem]:
+    """Refuse a command that NNI cannot end: its kill reaches only the direct process."""
+    if not text:
+        return []
+    try:
+        lexer = shlex.shlex(text.strip(), posix=True, punctuation_chars=";|&()<>")
+        lexer.whitespace_split, lexer.commenters = True, ""
+        tokens = list(lexer)
+    except ValueError as error:  # a quotation mark without its partner
+        return [Problem(where, f"trialCommand {text!r} cannot be split ({error})")]
+    several = "\n" in text.strip() or "$(" in text or "`" in text
+    if several or any(re.fullmatch(r"[;|&()]+", token) for token in tokens):
+        what = f"trialCommand {text!r} is several commands, of which NNI would end only the shell"
+        return [Problem(where, what, "give one, as in python3 train.py")]
+    return []
+
+
+def read_options(
+    command: TrialCommand, code: Path, where: str
+) -> tuple[list[Layer], Config | None, list[Problem]]:
+    """Read the options that a trial starts with: of its files and of its command line.
+
+    Returns the layers, the `Config` without a tuner's values (None where an option is wrong) and
+    every option that is.
+    """
+    problems: list[Problem] = []
+    options = _without_unknown(command.options, problems)
+    parser = build_parser(SCRIPT, "")
+    try:
+        on_line, said = parse_command_line(parser, options)
+    except UserError as error:
+        return [], None, _located([*problems, as_problem(error)], where)
+    layers = []
+    for file in said.config:
+        try:
+            layers.append(read_config_file(Path(code, file)))
+        except UserError as error:
+            problems.append(as_problem(error))
+    layers.append(on_line)
+    for layer in layers:
+        for key, value in layer.values.items():
+            try:
+                merge([Layer(layer.name, {key: value})])
+            except UserError as error:
+                problems.append(as_problem(error))
+    if problems:
+        return layers, None, _located(problems, where)
+    return layers, merge(layers)[0], []
+
+
+def _without_unknown(options: list[str], problems: list[Problem]) -> list[str]:
+    """Take out flags that train.py does not have, one after the other, and note each."""
+    parser = build_parser(SCRIPT, "")
+    kept = list(options)
+    while True:
+        try:
+            parse_command_line(parser, kept)
+        except UserError as error:
+            flag = re.match(r"command line: unknown flag '(--[^']+)'", str(error))
+            place = next((i for i, word in enumerate(kept) if flag and _same(word, flag[1])), None)
+            if place is None:
+                return kept
+            problems.append(as_problem(error))
+            after = place + 1
+            while after < len(kept) and "=" not in kept[place] and not kept[after].startswith("--"):
+                after += 1
+            del kept[place:after]
+        else:
+            return kept
+
+
+def _same(word: str, flag: str) -> bool:
+    return word.replace("-", "_") == flag.replace("-", "_")
+
+
+def _located(problems: list[Problem], where: str) -> list[Problem]:
+    """Say where the command line is that a problem speaks of."""
+    return [Problem(f"{where}: trialCommand" if p.where == "command line" else p.where, p.what,
+                    p.remedy.replace(f"; {SCRIPT} --help lists what there is", ""), p.fatal)
+            for p in problems]  # fmt: skip
+
+
+def own_problems(config: Config, where: str) -> list[Problem]:
+    """Return options that do not go with a search."""
+    found = []
+    if config.run_name is not None:
+        what = "trialCommand gives all trials one --run_name"
+        found.append(Problem(where, what, "leave it out: a trial's run is named after it"))
+    if config.resume is None:
+        what = "a trial that was interrupted would begin again at its first epoch"
+        found.append(Problem(where, what, "add --resume auto to trialCommand", fatal=False))
+    return found
