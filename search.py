@@ -195,9 +195,11 @@ def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
     if changes.get("maxTrialNumber", len(trials)) < len(trials):
         raise UserError(f"command line: max_trials is {args.max_trials}, but {len(trials)} trials "
                         "have been started already")  # fmt: skip
+    status, _ = found.status()
+    if status == "GONE" and not args.max_trials:
+        changes |= replacing_those_that_never_ran(found, trials, params)
     params.update(changes)
     plan = resumed_plan(params)
-    status, _ = found.status()
     if status == "RUNNING" and "trialCommand" not in changes:
         found.raise_limits(changes)
         print(f"search {found.id} still runs: watching it", flush=True)
@@ -218,6 +220,22 @@ def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
     args.public = args.public or found.note().get("public", False)
     extra = manager_environment(plan.concurrency, args)
     return experiment.resume(found, args.port, extra), plan
+
+
+def replacing_those_that_never_ran(
+    search: Search, trials: list[TrialRecord], params: dict[str, Any]
+) -> dict[str, Any]:
+    """Raise the number of trials by those that crashed at their start, which NNI counts.
+
+    What was the matter with them has been mended, or the search would not be resumed.
+    """
+    note, limit = search.note(), params.get("maxTrialNumber")
+    crashed = sum(trial.status == "FAILED" and not trial.scores for trial in trials)
+    more = crashed - note.get("replaced", 0)
+    if limit is None or more <= 0:
+        return {}
+    search.write_note(**{**note, "replaced": crashed})
+    return {"maxTrialNumber": limit + more}
 
 
 def resumed_plan(params: dict[str, Any]) -> Plan:
@@ -309,7 +327,7 @@ def prove_guard(search: Search, public: bool) -> None:
 
 def watch(search: Search, plan: Plan, results: Results) -> Trouble | None:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
-    eye = Watch(search.id, plan.max_trials, plan.may_wait)
+    eye = Watch(search.id, time.time(), plan.may_wait)
     screen = Screen(plan, search.profile()[1])
     told = set(search.retries())
     limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None

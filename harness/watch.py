@@ -31,7 +31,7 @@ class Watch:
     """What has been seen so far; `look` is asked about once a second."""
 
     search_id: str
-    max_trials: int | None = None
+    since: float = 0.0  # what ended before, in an earlier part of the search, is another story
     may_wait: bool = False  # for a GPU that is taken, for a machine that comes back
     _since: dict[str, float] = field(default_factory=dict)
     _tuner_seen: bool = False
@@ -55,7 +55,7 @@ class Watch:
             return Trouble("; ".join(errors) or "NNI ended with an error", again)
         if status in WORKING and self._tuner_is_gone(tuner_lives(), now):
             return Trouble("the tuner has died, so that no new trial would start", again)
-        failing = crashed_in_a_row(trials)
+        failing = crashed_in_a_row([t for t in trials if (t.ended or now) >= self.since])
         if len(failing) >= IN_A_ROW:
             return Trouble(f"{IN_A_ROW} trials in a row crashed before their first epoch",
                            f"mend what they say; then {again}", trials=tuple(failing))  # fmt: skip
