@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
-import re
 import shutil
 import signal
 import sys
@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import experiment, guard, nni_config, overview, searches, space
+from harness import experiment, guard, overview, searches
+from harness import preflight as check
 from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
 from harness.experiment import TrialRecord, read_trials
+from harness.nni_config import seconds_of
 from harness.poll import VoteOptions
+from harness.problems import listed, note
 from harness.results import Results, searched_values
 from harness.searches import Search
 from harness.tally import run_vote
@@ -62,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.config is None:
         raise UserError("command line: --config names what to search; see config_local.yml")
     plan = preflight(args)
+    if plan is None:
+        return 2
     if args.check:
         print(f"{args.config}: nothing is wrong with it")
         return 0
@@ -84,6 +89,7 @@ def build_parser() -> Parser:
     add("--public", action="store_true", help="let other machines reach the portal")
     add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
+    add("--no_probe", action="store_true", help="check without trying a batch of training")
     add("--resume", nargs="?", const="", metavar="ID",
         help="go on with a search that was stopped or killed (default: the newest)")  # fmt: skip
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
@@ -92,24 +98,50 @@ def build_parser() -> Parser:
     return parser
 
 
-def preflight(args: object) -> Plan:
-    """Check everything that can be checked before anything starts."""
-    path = Path(args.config)
-    config = nni_config.load_experiment(path)
-    found = nni_config.read_search_space(config, path)
-    space.check_search_space(found, str(config.search_space_file or path))
-    nni_config.check_trial_command(config.trial_command, str(path))
-    for key, value in limits_of(args, config.trial_command).items():
-        setattr(config, re.sub("[A-Z]", lambda m: f"_{m[0].lower()}", key), value)
-    local = config.training_service.platform == "local"
+def preflight(args: Any) -> Plan | None:
+    """Check everything that can be checked before anything starts; None where something is wrong.
+
+    A single problem is raised, several are listed.
+    """
+    path, width = Path(args.config), shutil.get_terminal_size((100, 24)).columns - 1
+    with passing_words(f"checking {path} ..."):
+        found = check.examine(path, functools.partial(limits_of, args), port=args.port,
+                              guarded=not args.no_guard, probe=not args.no_probe)  # fmt: skip
+    if len(found.errors) == 1:
+        raise UserError(str(found.errors[0]))
+    if found.errors:
+        heading = f"error: {path}: {len(found.errors)} things are wrong"
+        print(listed(found.errors, heading, width), file=sys.stderr)
+        return None
+    for each in found.notes:
+        print(note(each, width))
+    if found.estimate:
+        print(found.estimate, flush=True)
+    return plan_of(found)
+
+
+@contextlib.contextmanager
+def passing_words(text: str) -> Iterator[None]:
+    """Show what is being done to a person who waits, and take it away again."""
+    if sys.stdout.isatty():
+        print(text, end="", flush=True)
+    try:
+        yield
+    finally:
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="", flush=True)
+
+
+def plan_of(found: check.Found) -> Plan:
+    """Make the plan of a search that nothing is wrong with."""
+    config, local = found.config, found.told.platform == "local"
     if local:
         config.trial_command = experiment.with_own_interpreter(config.trial_command)
-    code = Path(path.parent, config.trial_code_directory or ".").resolve()
-    outputs = overview.outputs_of(config.trial_command, code)
+    outputs = overview.outputs_of(config.trial_command, found.told.code)
     limit = config.max_experiment_duration
     return Plan(config, config.trial_command, outputs, config.max_trial_number,
-                seconds_of(limit, str(path)) if limit else None, config.trial_concurrency,
-                is_maximized(config, path), not local or bool(config.trial_gpu_number))  # fmt: skip
+                seconds_of(limit, str(found.path)) if limit else None, config.trial_concurrency,
+                found.aim[1] == "max", not local or bool(config.trial_gpu_number))  # fmt: skip
 
 
 def limits_of(args: Any, command: str) -> dict[str, Any]:
@@ -126,31 +158,6 @@ def limits_of(args: Any, command: str) -> dict[str, Any]:
         seconds = seconds_of(args.trial_timeout, "command line")
         limits["trialCommand"] = f"{command} --time_limit {seconds:g}"
     return {key: value for key, value in limits.items() if value}
-
-
-def seconds_of(text: str | int, source: str) -> float:
-    """Read a duration such as 90, 90s, 30m, 2h or 1d as seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text).strip())
-    if not found or float(found[1]) <= 0:
-        raise UserError(f"{source}: {text!r} is no duration; as in 90s, 30m or 2h")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def is_maximized(config: object, path: Path) -> bool:
-    """Return which way the tuner goes; NNI's own default, minimize, is never what one means."""
-    tuner = config.tuner
-    if tuner is None:
-        raise UserError(f"{path}: names no tuner; set tuner: {{name: TPE, ...}}")
-    mode = (tuner.class_args or {}).get("optimize_mode")
-    monitor = experiment.option_of(config.trial_command, "--monitor", "val_acc")
-    wanted = "minimize" if "loss" in monitor or monitor.startswith("min ") else "maximize"
-    if mode is not None and mode not in ("minimize", "maximize"):
-        raise UserError(f"{path}: optimize_mode is {mode!r}; it is maximize or minimize")
-    if (mode or "minimize") != wanted:
-        said = mode or "not set, which NNI takes for minimize"
-        raise UserError(f"{path}: optimize_mode is {said}, but the trials report {monitor}; "
-                        f"set it to {wanted}")  # fmt: skip
-    return wanted == "maximize"
 
 
 def threads_for(concurrency: int) -> dict[str, str]:

@@ -247,12 +247,11 @@ def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list
             problems.append(Problem(str(path), f"no assessor {config.assessor.name!r}", hint))
     if problems:
         return problems
-    problems += _aim(tuner.class_args, "minimize", mode, monitor, "the tuner's", path)
-    problems += _class_problems("tuners", tuner, path)
-    if config.assessor is not None:
-        arguments = config.assessor.class_args
-        problems += _aim(arguments, "maximize", mode, monitor, "the assessor's", path)
-        problems += _class_problems("assessors", config.assessor, path)
+    for kind, default, algorithm in (("tuners", "minimize", tuner),
+                                     ("assessors", "maximize", config.assessor)):  # fmt: skip
+        if algorithm is not None:
+            wrong = _aim(algorithm.class_args, default, mode, monitor, kind[:-1], path)
+            problems += wrong or _class_problems(kind, algorithm, path)
     return problems
 
 
@@ -270,12 +269,12 @@ def _aim(
 ) -> list[Problem]:
     said = (given or {}).get("optimize_mode")
     if said is not None and said not in ("minimize", "maximize"):
-        what = f"{whose} optimize_mode is {said!r}"
+        what = f"the {whose}'s optimize_mode is {said!r}"
         return [Problem(str(path), what, "it is maximize or minimize")]
     if (said or default) == mode:
         return []
     said = said or f"not set, which NNI takes for {default}"
-    what = f"{whose} optimize_mode is {said}, but the trials report {monitor}"
+    what = f"the {whose}'s optimize_mode is {said}, but the trials report {monitor}"
     return [Problem(str(path), what, f"set it to {mode}")]
 
 
@@ -374,51 +373,3 @@ def uploaded(code: Path) -> dict[str, tuple[int, int]]:
     command = [home / "node", "-e", _WALK, code, home / "node_modules" / "ignore"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
     return json.loads(done.stdout) if done.returncode == 0 else {}
-
-
-# --- until search.py is switched
-def load_experiment(path: Path) -> Any:
-    """Read an NNI configuration, version 1 or 2, into NNI's own `ExperimentConfig`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    content = parse_yaml(text, path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no configuration of a search; see config_local.yml")
-    from nni.experiment.config import ExperimentConfig, convert, utils
-
-    utils.set_base_path(path.parent.resolve())
-    try:
-        if "trainingServicePlatform" in content:
-            content = convert.to_v2(content)
-        config = ExperimentConfig(**content)
-    except Exception as error:  # NNI raises whatever its checks of the fields raise
-        raise UserError(f"{path}: NNI does not take it ({error or type(error).__name__})") from None
-    finally:
-        utils.unset_base_path()
-    return config
-
-
-def read_search_space(config: Any, path: Path) -> dict[str, Any]:
-    """Return the search space that the configuration holds or names."""
-    if config.search_space is not None:
-        return config.search_space
-    if config.search_space_file is None:
-        raise UserError(f"{path}: names no search space; set searchSpaceFile: search_space.json")
-    file = Path(path.parent, config.search_space_file)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    space = parse_yaml(text, file) if file.suffix in (".yml", ".yaml") else parse_json(text, file)
-    if not isinstance(space, dict) or not space:
-        raise UserError(f"{file}: holds no search space; it is an object with a key an option")
-    return space
-
-
-def check_trial_command(command: str, source: str) -> None:
-    """Refuse a command that NNI cannot end: its kill reaches only the direct process."""
-    if re.search(r"&&|\|\||[;|&]", command):
-        raise UserError(f"{source}: trialCommand {command!r} is several commands, of which NNI "
-                        "would end only the shell; give one, as in python3 train.py")  # fmt: skip

@@ -20,6 +20,7 @@ from harness.nni_config import Outline
 from harness.problems import Problem, as_problem
 from harness.space import ROWS, count, find_problems, keys_of
 from harness.trial_command import (
+    Options,
     TrialCommand,
     command_problems,
     own_problems,
@@ -81,7 +82,7 @@ def examine(
     with ExitStack() as stack:
         trial = None
         if probe and told.platform == "local" and options.config is not None:
-            trial = _try(found, command, options, at_once)
+            trial = _try(found, options, at_once)
             stack.callback(trial.end)
         if _has_nni(found):
             _check_nni(found, changed, guarded)
@@ -93,14 +94,6 @@ def examine(
 
 def _snake(name: str) -> str:
     return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a trial of train.py starts with; `config` is None where that is wrong or not ours."""
-
-    layers: list[Layer] = field(default_factory=list)
-    config: Config | None = None
 
 
 def _check_words(found: Found, command: TrialCommand) -> Options:
@@ -116,12 +109,12 @@ def _check_words(found: Found, command: TrialCommand) -> Options:
         if told.command and not wrong:
             found.problems += _foreign(told, where)
         return Options()
-    layers, config, problems = read_options(command, told.code, where)
+    options, problems = read_options(command, told.code, where)
     found.problems += problems
-    if config is None:
-        return Options(layers)
-    found.problems += own_problems(config, where) + data_problems(config, told.code, where)
-    return Options(layers, config)
+    if options.config is not None:
+        found.problems += own_problems(options.config, where)
+        found.problems += data_problems(options.config, told.code, where)
+    return options
 
 
 def _foreign(told: Outline, where: str) -> list[Problem]:
@@ -200,14 +193,14 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _try(found: Found, command: TrialCommand, options: Options, at_once: int) -> Tryout:
+def _try(found: Found, options: Options, at_once: int) -> Tryout:
     """Begin to try what is valid of the search space."""
     told = found.told
     valid = {key: spec for key, spec in told.space.items()
              if not find_problems({key: spec}, told.space_source)}  # fmt: skip
     missing = data_problems(options.config, told.code, "")
     items = tryout.what_to_try(valid, train=not missing)
-    return tryout.start(command, told.code, items, max(1, (os.cpu_count() or 1) // at_once))
+    return tryout.start(options.command, told.code, items, max(1, (os.cpu_count() or 1) // at_once))
 
 
 def _check_nni(found: Found, changed: Mapping[str, Any], guarded: bool) -> None:

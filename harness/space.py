@@ -194,9 +194,3 @@ def keys_of(space: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
                 own = OWN_FIELDS.get(key, ())
                 yield from (k if k in own else f"{key}_args.{k}" for k in value if k != "_name")
-
-
-def check_search_space(space: Mapping[str, Any], source: str) -> None:
-    """Raise the first thing that is wrong with a search space."""
-    for error in find_problems(space, source):
-        raise error

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.config import (
@@ -79,22 +79,26 @@ def command_problems(text: str, where: str) -> list[Problem]:
     return []
 
 
-def read_options(
-    command: TrialCommand, code: Path, where: str
-) -> tuple[list[Layer], Config | None, list[Problem]]:
-    """Read the options that a trial starts with: of its files and of its command line.
+@dataclass(frozen=True)
+class Options:
+    """What a trial of train.py starts with; `config` is None where that is wrong or not ours."""
 
-    Returns the layers, the `Config` without a tuner's values (None where an option is wrong) and
-    every option that is.
-    """
+    layers: list[Layer] = field(default_factory=list)
+    config: Config | None = None
+    command: TrialCommand | None = None  # without the flags that train.py does not have
+
+
+def read_options(command: TrialCommand, code: Path, where: str) -> tuple[Options, list[Problem]]:
+    """Read the options of the files and the command line of a trial, and all that is wrong."""
     problems: list[Problem] = []
     options = _without_unknown(command.options, problems)
     parser = build_parser(SCRIPT, "")
     try:
         on_line, said = parse_command_line(parser, options)
     except UserError as error:
-        return [], None, _located([*problems, as_problem(error)], where)
-    layers = []
+        return Options(), _located([*problems, as_problem(error)], where)
+    known = replace(command, words=[*command.words[: command.script + 1], *options])
+    layers, unknown_only = [], len(problems)
     for file in said.config:
         try:
             layers.append(read_config_file(Path(code, file)))
@@ -107,9 +111,8 @@ def read_options(
                 merge([Layer(layer.name, {key: value})])
             except UserError as error:
                 problems.append(as_problem(error))
-    if problems:
-        return layers, None, _located(problems, where)
-    return layers, merge(layers)[0], []
+    config = merge(layers)[0] if len(problems) == unknown_only else None
+    return Options(layers, config, known), _located(problems, where)
 
 
 def _without_unknown(options: list[str], problems: list[Problem]) -> list[str]:
