@@ -75,13 +75,17 @@ def _group_parts(labels: np.ndarray, groups: np.ndarray, parts: int, seed: int) 
     """Number of the part of each row [N], with whole groups in a part (StratifiedGroupKFold)."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    count = len(np.unique(groups))
+    units, of_row = np.unique(groups, return_inverse=True)
+    count = len(units)
     if count < parts:
         raise UserError(
             f"split: {count} groups cannot be put into {parts} parts; lower folds, or choose "
             "another group_column"
         )
-    splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
+    # The draw is ours: scikit-learn's own shuffle means different splits in different versions, and
+    # before 1.8 none where all groups have the same shares of labels.
+    groups = np.random.default_rng(seed).permutation(count)[of_row]
+    splitter = StratifiedGroupKFold(n_splits=parts)
     # A class with fewer rows than parts only means that some parts lack it: the audit tells.
     out = np.empty(len(labels), dtype=np.int64)
     largest = np.bincount(labels).max()

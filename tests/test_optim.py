@@ -39,7 +39,9 @@ def losses(name, steps=10, lr=1e-3, args=None):
     return seen
 
 
-@pytest.mark.parametrize("name", TORCH + TIMM)
+@pytest.mark.parametrize(
+    "name", [*TORCH, *(pytest.param(name, marks=pytest.mark.slow) for name in TIMM)]
+)
 def test_every_optimizer_lowers_the_loss_of_a_batch(name):
     seen = losses(name)
     assert min(seen[1:]) < seen[0] and all(map(math.isfinite, seen))

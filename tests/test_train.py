@@ -92,20 +92,28 @@ def test_a_pipe_gets_plain_lines(trained):
     assert "epoch 2/2" in trained[1] and "\r" not in trained[1] and "\x1b" not in trained[1]
 
 
+BAD_INPUT = [
+    (["--model", "simple_cn"], "unknown model 'simple_cn'; did you mean 'simple_cnn'?"),
+    (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+]
+MORE_BAD_INPUT = [
+    (["--criterion", "focall"], "unknown criterion 'focall'; did you mean 'focal'?"),
+    (["--batch_size", "-4"], "batch_size is -4"),
+    (["--monitor", "val_accc"], "unknown metric 'accc'"),
+    (["--resume", "nowhere"], "nowhere: is no run folder"),
+    (["--config", "no.json"], "no.json: cannot be read"),
+    (["--model_args", '{"dropot": 1}'], "takes no argument 'dropot'; did you mean 'dropout'?"),
+    (["--criterion_args", '{"label_smoothing": 3}'], "label_smoothing is 3"),
+    (["--device", "cuda:99"], "device: 'cuda:99' is not to be had here"),
+    (["--run_name", "../x"], "is no name for a folder"),
+    (["--pretrained", "yes"], "'simple_cnn' has no published weights"),
+    (["--data_dir", "nowhere"], "nowhere"),
+]
+
+
 @pytest.mark.parametrize(
     "words, message",
-    [
-        (["--model", "simple_cn"], "unknown model 'simple_cn'; did you mean 'simple_cnn'?"),
-        (["--criterion", "focall"], "unknown criterion 'focall'; did you mean 'focal'?"),
-        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
-        (["--batch_size", "-4"], "batch_size is -4"),
-        (["--monitor", "val_accc"], "unknown metric 'accc'"),
-        (["--resume", "nowhere"], "nowhere: is no run folder"),
-        (["--config", "no.json"], "no.json: cannot be read"),
-        (["--model_args", '{"dropot": 1}'], "takes no argument 'dropot'; did you mean 'dropout'?"),
-        (["--device", "cuda:99"], "device: 'cuda:99' is not to be had here"),
-        (["--run_name", "../x"], "is no name for a folder"),
-    ],
+    [*BAD_INPUT, *(pytest.param(*row, marks=pytest.mark.slow) for row in MORE_BAD_INPUT)],
 )
 def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, words, message):
     done = script("train.py", *words)
