@@ -1,88 +1,30 @@
 """Real searches: NNI's own manager and tuner, started as a user starts them."""
 
+import csv
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
-import yaml
+from searches_for_tests import (
+    environment,
+    home_of_its_own,
+    managers_and_trials,
+    only_experiment,
+    search,
+    wait_for_epochs,
+    write_config,
+)
 
 from harness import experiment
-
-ROOT = Path(__file__).resolve().parents[1]
-SPACE = {
-    "lr": {"_type": "loguniform", "_value": [0.002, 0.01]},
-    "optimizer": {
-        "_type": "choice",
-        "_value": [
-            {"_name": "AdamW"},
-            {"_name": "SGD", "momentum": {"_type": "uniform", "_value": [0.8, 0.95]}},
-        ],
-    },
-}
 
 
 @pytest.fixture
 def home(tmp_path):
-    """A home of its own for NNI, a configuration in it, and no manager left behind."""
-    (tmp_path / "search_space.json").write_text(json.dumps(SPACE))
-    write_config(tmp_path)
-    yield tmp_path
-    for process in managers_and_trials(tmp_path):
-        process.kill()
-
-
-def write_config(home, epochs=2, **more):
-    config = {
-        "experimentName": "test",
-        "searchSpaceFile": "search_space.json",
-        "trialCommand": f"python3 train.py --resume auto --epochs {epochs} "
-        f"--out_dir {home}/outputs --no_tensorboard",
-        "trialCodeDirectory": str(ROOT),
-        "experimentWorkingDirectory": str(home / "nni"),
-        "maxTrialNumber": 3,
-        "trialConcurrency": 2,
-        "tuner": {"name": "TPE", "classArgs": {"optimize_mode": "maximize"}},
-        "trainingService": {"platform": "local"},
-        **more,
-    }
-    (home / "config.yml").write_text(yaml.safe_dump(config))
-
-
-def managers_and_trials(home):
-    """Every process that works in or for this home."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HOME") == str(home) and process.pid != os.getpid():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def environment(home):
-    # HOME keeps NNI's list of experiments apart; PATH is that of an activated environment.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(home), "PATH": path}
-
-
-def search(home, *words):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "search.py", "--port", "18200", *map(str, words)],
-        cwd=home, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
-
-
-def only_experiment(home):
-    return (home / "nni" / "_latest").resolve()
+    with home_of_its_own(tmp_path) as folder:
+        yield folder
 
 
 @pytest.mark.slow
@@ -103,6 +45,18 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
         assert config["origin"]["lr"] == "tuner" and 0.002 <= config["values"]["lr"] <= 0.01
     members = [pd.read_csv(file).set_index("id") for file in sorted(home.glob("outputs/*.csv"))]
     assert len(members) == 3
+    with (home / "results.csv").open(newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 3  # the table says what the runs' own files say, to the last digit
+    for run, row in rows.items():
+        result = json.loads((home / "outputs" / run / "result.json").read_text())
+        values = json.loads((home / "outputs" / run / "config.json").read_text())["values"]
+        assert (row["status"], float(row["score"])) == ("done", result["score"])
+        assert (row["machine"], row["device"]) == (result["machine"], result["device"])
+        assert float(row["lr"]) == values["lr"] and row["optimizer"] == values["optimizer"]
+        momentum = values["optimizer_args"].get("momentum")
+        assert row["optimizer_args.momentum"] == ("" if momentum is None else repr(momentum))
+    assert "the best trial by hand: python train.py --epochs 2 --no_tensorboard --lr 0.00" in said
     vote = pd.read_csv(home / "ensemble" / "soft.csv").set_index("id")
     assert vote.index.tolist() == members[0].index.tolist()
     assert managers_and_trials(home) == []
@@ -137,12 +91,7 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
 def test_ctrl_c_ends_the_trials_keeps_what_they_have_and_leaves_no_process(home):
     write_config(home, epochs=300)
     process = search(home, "--config", "config.yml")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        runs = [json.loads(p.read_text()) for p in home.glob("outputs/*/result.json")]
-        if len(runs) == 2 and all(run["epochs"] >= 1 for run in runs):
-            break
-        time.sleep(0.2)
+    wait_for_epochs(home, 2, 1)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert "stopping" in said and "Traceback" not in said
@@ -155,8 +104,13 @@ def test_ctrl_c_ends_the_trials_keeps_what_they_have_and_leaves_no_process(home)
 
 @pytest.mark.slow
 def test_trials_that_cannot_run_are_named_and_the_search_fails(home):
+    # Only a trial meets it: what any process of the trial's would meet is found by the preflight.
+    (home / "broken.py").write_text(
+        "import os\nif 'NNI_TRIAL_JOB_ID' in os.environ:\n    raise OSError('nowhere')\n"
+    )
     write_config(home, maxTrialNumber=1, trialConcurrency=1)
-    text = (home / "config.yml").read_text().replace("--epochs 2", "--epochs 2 --data_dir nowhere")
+    plugin = f"--epochs 2 --plugins {home}/broken.py"
+    text = (home / "config.yml").read_text().replace("--epochs 2", plugin)
     (home / "config.yml").write_text(text)
     process = search(home, "--config", "config.yml")
     said = process.communicate(timeout=120)[0]
