@@ -53,14 +53,16 @@ def unevenness(folds, labels):
     return max(abs(np.bincount(labels[val], minlength=len(even)) - even).max() for _, val in folds)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_group_folds_are_as_even_as_scikit_learns(seed):
-    rng = np.random.default_rng(seed)
-    groups = rng.integers(0, 60, 600)
-    labels = (groups + rng.integers(0, 2, 600)) % 4
-    ours = split_folds(labels, groups, 5, seed, by_group=True)
-    theirs = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, groups)
-    assert unevenness(ours, labels) <= 1.5 * unevenness(list(theirs), labels)
+def test_group_folds_are_as_even_as_scikit_learns():
+    ours, theirs = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        groups = rng.integers(0, 60, 600)
+        labels = (groups + rng.integers(0, 2, 600)) % 4
+        ours.append(unevenness(split_folds(labels, groups, 5, seed, by_group=True), labels))
+        splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        theirs.append(unevenness(list(splitter.split(labels, labels, groups)), labels))
+    assert np.mean(ours) <= 1.3 * np.mean(theirs)
 
 
 @pytest.mark.parametrize("by_group", [False, True])
