@@ -207,17 +207,17 @@ def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
         changes |= replacing_those_that_never_ran(found, trials, params)
     params.update(changes)
     plan = resumed_plan(params)
-    if status == "RUNNING" and "trialCommand" not in changes:
+    if (status == "RUNNING" and "trialCommand" not in changes) or (
+        status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL") and not changes
+    ):
         found.raise_limits(changes)
         print(f"search {found.id} still runs: watching it", flush=True)
         return found, plan
     whole = plan.max_trials is not None and ended >= plan.max_trials
     late = plan.max_seconds is not None and spent >= plan.max_seconds
-    waits = status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL") and not changes
-    if waits or ((whole or late) and status in ("GONE", "DONE")):
-        if not waits:
-            more = "--max_trials" if whole else "--max_duration"
-            print(f"search {found.id} is complete; a larger {more} goes on with it", flush=True)
+    if (whole or late) and status in ("GONE", "DONE"):
+        more = "--max_trials" if whole else "--max_duration"
+        print(f"search {found.id} is complete; a larger {more} goes on with it", flush=True)
         return found, plan
     found.stop()  # what hangs, what is to run with other limits, and what a dead manager left
     params["trainingService"]["trialCommand"] = params["trialCommand"]

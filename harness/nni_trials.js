@@ -6,7 +6,8 @@
  *
  *   again     a trial that crashed or was killed from outside runs once more (NNI: it is lost),
  *             with the same id, parameters and folder, so that it goes on from its last epoch
- *   together  all trials that are ended are told so at once (NNI: one after the other)
+ *   together  all trials that are ended are told so at once (NNI: one after the other), and while
+ *             they can still report (NNI: seconds after it has closed, so that a report crashes)
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
  *
@@ -134,19 +135,43 @@ function option(name) {
 
 function mendManager(exports) {
     const proto = exports.NNIManager?.prototype;
-    need(proto, 'stopExperimentBottomHalf', 'addRecoveredTrialJob');
-    const { stopExperimentBottomHalf, addRecoveredTrialJob } = proto;
-    proto.stopExperimentBottomHalf = async function () {
+    need(proto, 'stopExperiment', 'stopExperimentTopHalf', 'stopExperimentBottomHalf',
+        'addRecoveredTrialJob');
+    const { addRecoveredTrialJob } = proto;
+    proto.stopExperiment = async function () {
+        const tunerEnds = this.stopExperimentTopHalf(); // takes seconds; no new trial from now on
+        await sleep(PAUSE_MS); // what the manager is about to write down, it still writes down
         const jobs = await this.trainingService.listTrialJobs();
         const alive = jobs.filter(job => ['RUNNING', 'WAITING'].includes(job.status));
-        await Promise.allSettled(alive.map(job => this.trainingService.cancelTrialJob(job.id)));
-        return stopExperimentBottomHalf.call(this);
+        await Promise.allSettled(
+            [tunerEnds, ...alive.map(job => this.trainingService.cancelTrialJob(job.id))]);
+        await this.stopExperimentBottomHalf();
     };
     proto.addRecoveredTrialJob = function (jobs) {
         const recovered = addRecoveredTrialJob.call(this, jobs);
         const numbers = jobs.map(job => job.sequenceId ?? -1);
         this.experimentProfile.nextSequenceId = Math.max(-1, ...numbers) + 1;
         return recovered;
+    };
+}
+
+/** Keep the door open to which trials report, until they have ended. */
+function mendShutdown(exports) {
+    const proto = exports.ShutdownManager?.prototype;
+    need(proto, 'shutdown');
+    const { shutdown } = proto;
+    proto.shutdown = function () {
+        const manager = this.modules.get('NniManager');
+        if (manager !== undefined) {
+            const ended = Promise.resolve().then(manager);
+            this.modules.set('NniManager', () => ended);
+            for (const [name, close] of this.modules) {
+                if (name.startsWith('RestServer')) {
+                    this.modules.set(name, () => ended.catch(() => undefined).then(close));
+                }
+            }
+        }
+        return shutdown.call(this);
     };
 }
 
@@ -163,6 +188,7 @@ function mendProcesses(exports) {
 
 const TARGETS = {
     'training_service/v3/compat.js': mendTrials,
+    'common/globals/shutdown.js': mendShutdown,
     'core/nnimanager.js': mendManager,
     'common/trial_keeper/process.js': mendProcesses,
 };
