@@ -1,6 +1,7 @@
 """What is read of a search from the disk, and the words of its trial command."""
 
 import json
+import shlex
 import sqlite3
 
 import pytest
@@ -38,23 +39,96 @@ def test_a_port_that_is_taken_is_passed_over():
         assert experiment.free_port(port) > port
 
 
-def test_the_database_is_read_as_nni_writes_it(tmp_path):
-    (tmp_path / "db").mkdir()
-    with sqlite3.connect(tmp_path / "db" / "nni.sqlite") as db:
+def database(folder, events, metrics):
+    """Write NNI's tables: events (ms, trial, event, number, data), metrics (trial, id, type, x)."""
+    (folder / "db").mkdir(parents=True)
+    with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
         db.execute("CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
                    "sequenceId, message, environmentId)")  # fmt: skip
         db.execute("CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, "
                    "data)")  # fmt: skip
-        for stamp, trial, event, seq in [(1000, "a", "WAITING", 0), (1500, "b", "WAITING", 1),
-                                         (2000, "a", "RUNNING", 0), (9000, "a", "SUCCEEDED", 0),
-                                         (3000, "b", "RUNNING", 1)]:  # fmt: skip
-            db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,NULL,NULL,?,NULL,NULL)",
-                       (stamp, trial, event, seq))  # fmt: skip
-        for stamp, trial, kind, value in [(2500, "a", "PERIODICAL", 0.5), (2600, "a", "FINAL", 0.7),
-                                          (3500, "b", "PERIODICAL", {"default": 0.6})]:  # fmt: skip
-            db.execute("INSERT INTO MetricData VALUES (?,?,'0',?,0,?)",
-                       (stamp, trial, kind, json.dumps(json.dumps(value))))  # fmt: skip
+        for stamp, trial, event, number, data in events:
+            db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,NULL,?,NULL,NULL)",
+                       (stamp, trial, event, data and json.dumps(data), number))  # fmt: skip
+        for stamp, (trial, parameter, kind, value) in enumerate(metrics):
+            db.execute("INSERT INTO MetricData VALUES (?,?,?,?,0,?)",
+                       (stamp, trial, parameter, kind, json.dumps(json.dumps(value))))  # fmt: skip
+
+
+def given(number, **values):
+    return {"parameter_id": number, "parameters": values}
+
+
+def test_the_database_is_read_as_nni_writes_it(tmp_path):
+    database(tmp_path,
+             [(1000, "a", "WAITING", 0, given(0, x=1)), (1500, "b", "WAITING", 1, given(1, x=2)),
+              (2000, "a", "RUNNING", 0, None), (9000, "a", "SUCCEEDED", 0, None),
+              (3000, "b", "RUNNING", 1, None), (900, "", "ADD_CUSTOMIZED", None, {"x": 5})],
+             [("a", "0", "PERIODICAL", 0.5), ("a", "0", "FINAL", 0.7),
+              ("b", "1", "PERIODICAL", {"default": 0.6})])  # fmt: skip
     a, b = experiment.read_trials(tmp_path)
     assert (a.id, a.status, a.started, a.ended, a.final) == ("a", "SUCCEEDED", 2.0, 9.0, 0.7)
     assert a.has_ended and not b.has_ended and b.scores == [0.6]
+    assert (a.parameters, b.parameters) == ({"x": 1}, {"x": 2})
     assert experiment.read_trials(tmp_path / "nowhere") == []
+
+
+def test_a_resumed_trial_waits_and_then_runs_anew(tmp_path):
+    events = [(1000, "a", "RUNNING", 0, given(0, x=1)), (5000, "a", "ADD_RESUMED", None, None)]
+    database(tmp_path / "1", events, [])
+    assert experiment.read_trials(tmp_path / "1")[0].status == "WAITING"
+    database(tmp_path / "2", [*events, (6000, "a", "RUNNING", 0, given(0, x=1))], [])
+    (trial,) = experiment.read_trials(tmp_path / "2")
+    assert (trial.status, trial.started, trial.resumed) == ("RUNNING", 1.0, 6.0)
+
+
+def test_parameters_are_those_whose_number_came_back_with_a_score(tmp_path):
+    events = [(k, name, "RUNNING", k, given(k, x=k)) for k, name in enumerate("abcd")]
+    # As without the guard: a and b were recorded with each other's; c says nothing; d was posted.
+    database(tmp_path, [*events, (9, "e", "RUNNING", 4, given(None, x=9))],
+             [("a", "1", "FINAL", 0.1), ("b", "0", "FINAL", 0.2), ("d", "3", "FINAL", 0.3),
+              ("e", None, "FINAL", 0.4)])  # fmt: skip
+    found = {trial.id: trial.parameters["x"] for trial in experiment.read_trials(tmp_path)}
+    assert found == {"a": 1, "b": 0, "c": 2, "d": 3, "e": 9}
+
+
+def test_numbers_that_started_anew_on_resume_do_not_mix_up_parameters(tmp_path):
+    events = [(k, name, "RUNNING", k, given(k % 2, x=k)) for k, name in enumerate("abcd")]
+    database(tmp_path, events, [(n, str(k % 2), "FINAL", 0.1) for k, n in enumerate("abcd")])
+    found = [trial.parameters["x"] for trial in experiment.read_trials(tmp_path)]
+    assert found == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "command, values, typed",
+    [
+        ("/v/python train.py --resume auto --epochs 5 --out_dir o", {"lr": 0.1},
+         "python train.py --epochs 5 --lr 0.1"),
+        ("python3 train.py --lr 1 --metrics acc f1 --out-dir=o --time_limit 9",
+         {"lr": 0.25, "optimizer": "SGD", "model_args.x": True},
+         "python train.py --metrics acc f1 --lr 0.25 --optimizer SGD --model_args.x true"),
+        ("python train.py --compile", {"compile": False, "metrics": ["acc"], "seed": 3},
+         "python train.py --no_compile --metrics acc --seed 3"),
+        ("python train.py", {"model_args.a b": [1]}, "python train.py '--model_args.a b' '[1]'"),
+    ],
+)  # fmt: skip
+def test_the_best_trial_can_be_typed(command, values, typed):
+    assert experiment.typed_command(command, values) == typed
+
+
+def test_what_is_typed_trains_with_the_same_values():
+    from harness.config import build_parser, merge, parse_command_line
+
+    values = {"lr": 0.1 + 0.2, "optimizer": "SGD", "optimizer_args.nesterov": True,
+              "channels_last": True, "image_size": 64}  # fmt: skip
+    words = shlex.split(experiment.typed_command("python train.py --epochs 7 --lr 1", values))
+    layer, _ = parse_command_line(build_parser("train.py", ""), words[2:])
+    config, _ = merge([layer])
+    assert (config.lr, config.optimizer, config.epochs) == (0.1 + 0.2, "SGD", 7)
+    assert config.optimizer_args == {"nesterov": True}
+    assert config.channels_last and config.image_size == 64
+
+
+def test_the_mended_trials_come_before_the_guard_which_names_them():
+    options = experiment.environment(public=False)["NODE_OPTIONS"]
+    assert 0 < options.index("nni_trials.js") < options.index("nni_guard.js")
