@@ -46,6 +46,10 @@ BROKEN_TUNERS = {
     "pbttuner": "adds load_checkpoint_dir and save_checkpoint_dir to the options, "
     "which no trial takes",
 }
+# What those that mind which way is better take for granted.
+DEFAULT_AIM = {"tpe": "minimize", "evolution": "maximize", "medianstop": "maximize",
+               "curvefitting": "maximize"}  # fmt: skip
+PLATFORMS = ("local", "remote")
 ASSESSORS = ("Medianstop", "Curvefitting")
 
 
@@ -87,6 +91,10 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
     if isinstance(service, Mapping):
         platform = service.get("platform")
     problems = []
+    if platform not in PLATFORMS:
+        what = f"trainingService has platform {platform!r}" if platform else "names no platform"
+        remedy = suggest(str(platform), PLATFORMS).removeprefix("; ")
+        problems.append(Problem(str(path), what, remedy))
     command = trial.get("command" if old else "trialcommand")
     if not isinstance(command, str) or not command.strip():
         where = "trial: command" if old else "trialCommand"
@@ -98,6 +106,8 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
         problems.append(Problem(str(path), f"trial code directory {code} is not there"))
     file = given.get("searchspacepath" if old else "searchspacefile")
     space, source, more = _space(given.get("searchspace"), file, path)
+    if not given.get("tuner") and not given.get("advisor"):
+        problems.append(Problem(str(path), "names no tuner", "set tuner: {name: TPE, ...}"))
     concurrency = given.get("trialconcurrency")
     concurrency = concurrency if isinstance(concurrency, int) and concurrency > 0 else 1
     found = Outline(1 if old else 2, content, str(platform or "local"), command, code, concurrency,
@@ -145,33 +155,46 @@ def seconds_of(text: str | int, source: str) -> float:
 def to_experiment(found: Outline, path: Path) -> tuple[Any, list[Problem]]:
     """Make NNI's own `ExperimentConfig`, or None, and say what NNI does not take.
 
-    A version 1 file is converted by NNI; what it drops on the way is a problem.
+    A version 1 file is converted by NNI; what it drops on the way is a problem. A value of the
+    wrong type is said by NNI itself and then left out, so that the rest can be checked.
     """
-    content, problems = dict(found.content), []
     from nni.experiment.config import ExperimentConfig, convert, utils
 
+    content = dict(found.content)
     if found.version == 1:
         content, problems = _converted(content, path, convert)
+        if not content:
+            return None, problems
     else:
-        problems = _unknown_keys(content, path, ExperimentConfig)
-    if problems:
-        return None, problems
+        unknown, problems = _unknown_keys(content, path, ExperimentConfig)
+        content = {key: value for key, value in content.items() if key not in unknown}
     utils.set_base_path(path.parent.resolve())
     try:
         config = ExperimentConfig(**content)
     except Exception as error:  # NNI raises whatever its checks of the fields raise
-        return None, [_refusal(path, error)]
+        return None, [*problems, _refusal(path, error)]
     finally:
         utils.unset_base_path()
+    if problems and utils.is_missing(config.trial_concurrency):  # as likely misspelt as missing
+        config.trial_concurrency = found.concurrency
+    problems += _refused_by_nni(config, path)
+    for each in utils.fields(config):
+        if not utils.is_instance(getattr(config, each.name), each.type):
+            missing = utils.is_missing(each.default)
+            setattr(config, each.name, None if missing else each.default)
+    config.trial_concurrency = config.trial_concurrency or found.concurrency
     config.search_space, config.search_space_file = dict(found.space), None
-    return config, []
+    return config, problems
 
 
-def _unknown_keys(content: Mapping[str, Any], path: Path, kind: Any) -> list[Problem]:
+def _unknown_keys(
+    content: Mapping[str, Any], path: Path, kind: Any
+) -> tuple[list[str], list[Problem]]:
     names = {_plain(name): _camel(name) for name in kind.__dataclass_fields__}
-    return [Problem(str(path), f"NNI does not take it: there is no {key!r}",
-                    suggest(str(key), names.values()).removeprefix("; "))
-            for key in content if _plain(key) not in names]  # fmt: skip
+    unknown = [key for key in content if _plain(key) not in names]
+    hints = [suggest(str(key), names.values()).removeprefix("; ") for key in unknown]
+    return unknown, [Problem(str(path), f"NNI does not take it: there is no {key!r}", hint)
+                     for key, hint in zip(unknown, hints)]  # fmt: skip
 
 
 def _camel(name: str) -> str:
@@ -179,13 +202,17 @@ def _camel(name: str) -> str:
     return first + "".join(word.title() for word in rest)
 
 
-def _refusal(path: Path, error: Exception) -> Problem:
+def _refusal(path: Path, error: Exception, field: str = "") -> Problem:
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         said = f"{said} is missing"
     said = re.sub(r"^\w*Config: ", "", said)
     if unset := re.fullmatch(r"(\w+) is not set", said):
         said = f"{_camel(unset[1])} is not set"
+    elif wrong := re.match(r"type of (\w+) \((.*)\) is not ", said):
+        said = f"{_camel(wrong[1])} is {wrong[2]}, which is of the wrong type"
+    elif unknown := re.fullmatch(r"_?(\w+)Config does not have field\(s\) (.+)", said):
+        said = f"there is no {unknown[2]} in {field or unknown[1].lower()}"
     return Problem(str(path), f"NNI does not take it: {said}")
 
 
@@ -211,34 +238,63 @@ def _converted(
     return content, problems
 
 
-def refused_by_nni(config: Any, path: Path) -> list[Problem]:
-    """Let NNI check every field as it will at the start."""
+def _refused_by_nni(config: Any, path: Path) -> list[Problem]:
+    """Let NNI check every field as it will at the start; what is checked elsewhere is filled in."""
     import warnings
 
+    from nni.experiment.config import AlgorithmConfig, LocalConfig
+    from nni.experiment.config.training_service import TrainingServiceConfig
+
     trial = copy.deepcopy(config)
-    trial.use_annotation = False
-    trial.search_space = {"x": {"_type": "choice", "_value": [1]}}  # checked by harness.space
+    trial.use_annotation, trial.max_experiment_duration = False, None
+    trial.search_space_file, trial.trial_code_directory = None, "."
+    trial.search_space = {"x": {"_type": "choice", "_value": [1]}}
+    trial.trial_command = trial.trial_command or "python3 train.py"
+    if not isinstance(trial.training_service, TrainingServiceConfig):
+        trial.training_service = LocalConfig()  # its platform is checked with the outline
     log = logging.getLogger("nni.experiment.config")
     level = log.level
     log.setLevel(logging.ERROR)
+    problems: list[Problem] = []
+    for name in ("tuner", "assessor", "advisor"):
+        if isinstance(getattr(trial, name), dict):  # NNI left it so because it does not take it
+            try:
+                AlgorithmConfig.__base__(**getattr(trial, name))
+            except Exception as error:
+                problems.append(_refusal(path, error, name))
+            setattr(trial, name, None)
+    if trial.tuner is None and trial.advisor is None:
+        trial.tuner = AlgorithmConfig(name="TPE")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial.canonical_copy()
-    except Exception as error:  # ValueError, AssertionError, TypeError
-        return [_refusal(path, error)]
+            while len(problems) < len(vars(trial)):
+                try:
+                    trial.canonical_copy()
+                    break
+                except Exception as error:  # ValueError, AssertionError, TypeError
+                    problems.append(_refusal(path, error))
+                    if not _mended(trial, str(error)):  # it says one thing at a time
+                        break
     finally:
         log.setLevel(level)
-    return []
+    return problems
+
+
+def _mended(trial: Any, said: str) -> bool:
+    """Give the field that NNI spoke of a value that it takes."""
+    found = re.match(r"ExperimentConfig: (?:type of )?(\w+) (?:\(|is not set)", said)
+    if not found or found[1] not in trial.__dataclass_fields__ or found[1] == "training_service":
+        return False
+    setattr(trial, found[1], {"trial_concurrency": 1, "trial_code_directory": "."}.get(found[1]))
+    return True
 
 
 def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list[Problem]:
     """Return what is wrong with the tuner and the assessor, which shall aim at `mode`."""
-    if config.tuner is None and config.advisor is None:
-        return [Problem(str(path), "names no tuner", "set tuner: {name: TPE, ...}")]
     tuner = config.tuner or config.advisor
     problems = []
-    if tuner.name is not None:
+    if tuner is not None and tuner.name is not None:
         problems += _tuner_name(tuner.name, path)
     if config.assessor is not None and config.assessor.name is not None:
         names = [name.lower() for name in ASSESSORS]
@@ -247,10 +303,9 @@ def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list
             problems.append(Problem(str(path), f"no assessor {config.assessor.name!r}", hint))
     if problems:
         return problems
-    for kind, default, algorithm in (("tuners", "minimize", tuner),
-                                     ("assessors", "maximize", config.assessor)):  # fmt: skip
+    for kind, algorithm in (("tuners", tuner), ("assessors", config.assessor)):
         if algorithm is not None:
-            wrong = _aim(algorithm.class_args, default, mode, monitor, kind[:-1], path)
+            wrong = _aim(algorithm, mode, monitor, kind[:-1], path)
             problems += wrong or _class_problems(kind, algorithm, path)
     return problems
 
@@ -264,16 +319,19 @@ def _tuner_name(name: str, path: Path) -> list[Problem]:
     return [Problem(str(path), f"no tuner {name!r}", suggest(name, WORKING_TUNERS)[2:])]
 
 
-def _aim(
-    given: Mapping[str, Any] | None, default: str, mode: str, monitor: str, whose: str, path: Path
-) -> list[Problem]:
-    said = (given or {}).get("optimize_mode")
-    if said is not None and said not in ("minimize", "maximize"):
-        what = f"the {whose}'s optimize_mode is {said!r}"
+def _aim(algorithm: Any, mode: str, monitor: str, whose: str, path: Path) -> list[Problem]:
+    given = (algorithm.class_args or {}).get("optimize_mode")
+    default = DEFAULT_AIM.get((algorithm.name or "").lower())
+    if given is not None and given not in ("minimize", "maximize"):
+        what = f"the {whose}'s optimize_mode is {given!r}"
         return [Problem(str(path), what, "it is maximize or minimize")]
-    if (said or default) == mode:
+    aims = given or default
+    if not mode or aims in (mode, None) or (default is None and algorithm.name is not None):
         return []
-    said = said or f"not set, which NNI takes for {default}"
+    if algorithm.name and algorithm.name.lower() == "curvefitting":
+        what = f"Curvefitting takes more for better, but less of {monitor} is"
+        return [Problem(str(path), what, "use Medianstop with optimize_mode: minimize")]
+    said = given or f"not set, which NNI takes for {default}"
     what = f"the {whose}'s optimize_mode is {said}, but the trials report {monitor}"
     return [Problem(str(path), what, f"set it to {mode}")]
 

@@ -83,7 +83,8 @@ def examine(
         trial = None
         if probe and told.platform == "local" and options.config is not None:
             trial = _try(found, options, at_once)
-            stack.callback(trial.end)
+            if trial is not None:
+                stack.callback(trial.end)
         if _has_nni(found):
             _check_nni(found, changed, guarded)
         answers = trial.finish() if trial else None
@@ -193,14 +194,20 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _try(found: Found, options: Options, at_once: int) -> Tryout:
-    """Begin to try what is valid of the search space."""
+def _try(found: Found, options: Options, at_once: int) -> Tryout | None:
+    """Begin to try what is valid of the search space; None where the command does not run."""
     told = found.told
     valid = {key: spec for key, spec in told.space.items()
              if not find_problems({key: spec}, told.space_source)}  # fmt: skip
     missing = data_problems(options.config, told.code, "")
     items = tryout.what_to_try(valid, train=not missing)
-    return tryout.start(options.command, told.code, items, max(1, (os.cpu_count() or 1) // at_once))
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    try:
+        return tryout.start(options.command, told.code, items, threads)
+    except OSError as error:
+        what = f"a trial does not start: {options.command.words[0]}: {error.strerror}"
+        found.problems.append(Problem(str(found.path), what, "correct trialCommand"))
+        return None
 
 
 def _check_nni(found: Found, changed: Mapping[str, Any], guarded: bool) -> None:
@@ -227,7 +234,6 @@ def _check_nni(found: Found, changed: Mapping[str, Any], guarded: bool) -> None:
     if getattr(config.training_service, "reuse_mode", False) is True and guarded:
         what = "reuseMode: true runs code of NNI's that the guard does not cover"
         found.problems.append(Problem(str(path), what, "leave it out: it is slower, too"))
-    found.problems += nni_config.refused_by_nni(config, path)
     found.config = config
 
 
@@ -242,11 +248,8 @@ def _conclude(found: Found, options: Options, answers: Answers | None, guarded: 
         return
     monitor, way = found.aim
     mode = "maximize" if way == "max" else "minimize"
-    if options.config is not None or answers is not None:
-        algorithms = nni_config.algorithm_problems(config, mode, monitor, found.path)
-    else:  # another's script: nobody knows what it reports
-        algorithms = nni_config.algorithm_problems(config, "", monitor, found.path)
-        algorithms = [p for p in algorithms if "optimize_mode is" not in p.what]
+    known = options.config is not None  # of another's script nobody knows what it reports
+    algorithms = nni_config.algorithm_problems(config, mode if known else "", monitor, found.path)
     found.problems += algorithms
     gpus = answers.gpus if answers and answers.measured else count_gpus()
     local = told.platform == "local"
