@@ -35,7 +35,7 @@ def home(tmp_path):
 def begin(home, trials=2, epochs=EPOCHS):
     """Start a search, and wait until two trials are in the middle."""
     write_config(home, epochs=epochs, maxTrialNumber=trials)
-    process = search(home, "--config", "config.yml")
+    process = search(home, "--config", "config.yml", "--no_probe")
     wait_for_epochs(home, 2, 3)
     return process
 
@@ -163,7 +163,7 @@ def test_a_search_in_which_every_trial_fails_ends_with_the_reason(home):
     (home / "broken.py").write_text("import a_module_that_is_not_there\n")
     config.write_text(config.read_text().replace("broken.py", f"{home}/broken.py"))
     began = time.monotonic()
-    process = search(home, "--config", "config.yml")
+    process = search(home, "--config", "config.yml", "--no_probe")
     said = process.communicate(timeout=150)[0]
     assert time.monotonic() - began < 120
     assert process.returncode == 1 and "3 trials in a row" in said
