@@ -274,3 +274,31 @@ def test_all_folds_in_one_trial_predict_every_training_row_once(script, tmp_path
     assert sorted(val["id"]) == sorted(split["id"][split["split"] != "test"])
     scores = [pd.read_csv(run / f"fold{k}" / "history.csv")["val_acc"].max() for k in range(3)]
     assert json.loads((run / "result.json").read_text())["score"] == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_training_in_time_with_the_best_so_far_counted_over_resumes(
+    script, tmp_path
+):
+    done = script("train.py", "--epochs", 500, "--time_limit", 4, "--run_name", "late")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "outputs" / "late" / "result.json"
+    first = json.loads(path.read_text())
+    history = pd.read_csv(path.with_name("history.csv"))
+    assert (first["status"], first["reason"]) == ("done", "time limit")
+    assert 1 <= first["epochs"] < 500 and first["score"] == history["val_acc"].max()
+    assert history["seconds"].sum() < 4 + history["seconds"].mean()
+    assert (tmp_path / "outputs" / "late.csv").exists()
+    # The time is used up: not one more epoch, until there is more of it.
+    for limit, more in ((4, False), (first["seconds"] + 3, True)):
+        script("train.py", "--resume", "outputs/late", "--time_limit", limit)
+        again = json.loads(path.read_text())
+        assert (again["epochs"] > first["epochs"]) is more and again["reason"] == "time limit"
+
+
+@pytest.mark.slow
+def test_a_first_epoch_is_trained_whatever_the_time_limit(script, tmp_path):
+    done = script("train.py", "--epochs", 3, "--time_limit", 0.01, "--folds", 2, "--run_name", "a")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "outputs" / "a" / "result.json").read_text())
+    assert (result["status"], result["epochs"]) == ("done", 1)
