@@ -161,7 +161,7 @@ def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None
     sizes: list[int] = []
     began = time.perf_counter()
     for images, targets in batches:
-        lrs.append(state.optimizer.param_groups[0]["lr"])
+        lrs.append(max(group["lr"] for group in state.optimizer.param_groups))
         loss, output = _step(state, images, targets)
         losses.append(loss)
         logits.append(output)
