@@ -113,8 +113,13 @@ def main(argv: list[str] | None = None) -> int:
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
-    with runtime.stop_on_signals():
-        return run_trial(config, origin, trial)
+    try:
+        with runtime.stop_on_signals():
+            return run_trial(config, origin, trial)
+    except runtime.Stopped as stopped:  # before training: waiting for a GPU, reading the data
+        if trial.under_nni:  # which takes any other end for a failure
+            runtime.die_of(stopped.signum)
+        raise
 
 
 def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
