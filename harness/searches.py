@@ -132,7 +132,8 @@ class Search:
         """Return the process in which NNI runs the tuner."""
         manager = self.manager()
         with contextlib.suppress(psutil.Error):
-            for child in manager.children() if manager else []:
+            # NNI starts it through a shell, which stays or not.
+            for child in manager.children(recursive=True) if manager else []:
                 if "--exp_params" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
                     return child
         return None
