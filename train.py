@@ -41,6 +41,7 @@ from harness.devices import choose_device
 from harness.engine import Goal, TrainState
 from harness.errors import TrialFailed, UserError, guard
 from harness.plugins import load_plugins
+from harness.prepare import make_recipes
 from harness.registry import Registry
 from harness.tracking import TensorBoard
 from harness.tuner import Trial
@@ -209,7 +210,7 @@ def probe(layers: list[Layer], wanted: Path) -> int:
             if item["steps"]:
                 facts |= try_steps(config, loaded)
             else:
-                try_components(config, next((len(data.classes) for data in loaded.values()), 10))
+                try_components(config, next(iter(loaded.values()), None))
     return 0
 
 
@@ -241,8 +242,10 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     return facts | {"ready": ready, "batches": batches, "folds": len(data.folds)}
 
 
-def try_components(config: Config, num_classes: int) -> None:
+def try_components(config: Config, data: Data | None) -> None:
     """Make everything but the data and the network, whose arguments `configure` has checked."""
+    num_classes, size = (len(data.classes), data.image_size) if data else (10, 64)
+    make_recipes(config, config.image_size or size, AUGMENTATIONS)
     create_criterion(config.criterion, num_classes, None, **config.criterion_args)
     optimizer = create_optimizer(config.optimizer, torch.nn.Linear(2, 2), lr=config.lr,
                                  weight_decay=config.weight_decay,

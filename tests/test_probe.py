@@ -17,6 +17,7 @@ def test_configurations_are_tried_and_no_run_is_left(script, tmp_path):
         {"values": {"criterion": "focall"}, "steps": 0},
         {"values": {"criterion": "label_smoothing", "criterion_args.smoothing": 3}, "steps": 0},
         {"values": {"scheduler": "cosine", "scheduler_args.nothing": 3}, "steps": 0},
+        {"values": {"augmentation": {"_name": "CustomAugmentation", "erasee": 1}}, "steps": 0},
     ]
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     done = script("train.py", "--epochs", 7, "--monitor", "val_loss", "--resume", "auto",
@@ -33,6 +34,7 @@ def test_configurations_are_tried_and_no_run_is_left(script, tmp_path):
     assert errors[0] is None
     assert errors[1] == "tuner: unknown criterion 'focall'; did you mean 'focal'?"
     assert "smoothing is 3" in errors[2] and "'nothing'" in errors[3]
+    assert "did you mean 'erase'?" in errors[4]
     assert [path.name for path in tmp_path.iterdir()] == ["wanted.json"]
 
 
