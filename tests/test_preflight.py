@@ -186,6 +186,17 @@ def test_other_machines_need_two_ports():
     assert preflight.port_problems(70000, "local")[0].fatal
 
 
+def test_the_data_of_other_machines_are_looked_for_there(examine, monkeypatch):
+    monkeypatch.setattr(preflight.nni_config, "uploaded", lambda _: {"a": [1, 1]})
+    machine = {"host": "192.0.2.1", "user": "a", "password": "b"}
+    service = {"platform": "remote", "machineList": [machine]}
+    command = "python3 train.py --resume auto --data_dir /there"
+    assert examine(trialCommand=command, trainingService=service).errors == []
+    service["reuseMode"] = True
+    (error,) = examine(trialCommand=command, trainingService=service).errors
+    assert "reuseMode" in error.what
+
+
 def test_too_much_to_upload_names_the_largest_folders(tmp_path, monkeypatch):
     counts = {"data/": [1999, 400 * 1024**2], "a.py": [1, 10], "runs/": [5, 10]}
     monkeypatch.setattr(preflight.nni_config, "uploaded", lambda _: counts)
