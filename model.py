@@ -346,7 +346,10 @@ def _efficientnet_builder(name: str, native: int) -> Callable[..., nn.Module]:
         rate = {} if dropout is None else {"dropout_rate": _share("dropout", dropout)}
         model = EfficientNet.from_name(
             original, num_classes=num_classes, image_size=image_size,
-            drop_connect_rate=_share("drop_connect", drop_connect), **rate,
+            drop_connect_rate=_share("drop_connect", drop_connect),
+            # The package's 0.99 is for ImageNet's many steps: after the few hundred of a small set
+            # the statistics would still be those of the start, and validation at chance.
+            batch_norm_momentum=0.9, **rate,
         )  # fmt: skip
         # PyTorch's own SiLU takes as little memory as the package's and is faster.
         model.set_swish(memory_efficient=False)
