@@ -207,6 +207,9 @@ def _refusal(path: Path, error: Exception, field: str = "") -> Problem:
     if isinstance(error, KeyError):
         said = f"{said} is missing"
     said = re.sub(r"^\w*Config: ", "", said)
+    if "set use_active_gpu" in said:
+        what = "NNI does not take it: trialGpuNumber without useActiveGpu in trainingService"
+        return Problem(str(path), what, "leave trialGpuNumber out: a trial takes a GPU by itself")
     if unset := re.fullmatch(r"(\w+) is not set", said):
         said = f"{_camel(unset[1])} is not set"
     elif wrong := re.match(r"type of (\w+) \((.*)\) is not ", said):

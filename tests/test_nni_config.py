@@ -69,7 +69,7 @@ def test_keys_are_compared_as_nni_does(read):
         ({"trialCommand": ""}, "has no trialCommand; as in python3 train.py"),
         ({"trialCodeDirectory": "nowhere"}, "nowhere is not there"),
         ({"trainingService": {"platform": "loca"}}, "platform 'loca'; did you mean 'local'?"),
-        ({"trialGpuNumber": 1}, "please set use_active_gpu"),
+        ({"trialGpuNumber": 1}, "trialGpuNumber without useActiveGpu"),
         ({"searchSpace": None}, "names no search space; set searchSpaceFile: search_space.json"),
         ({"searchSpace": []}, "holds no search space"),
     ],
