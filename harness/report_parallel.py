@@ -1,0 +1,179 @@
+"""Parallel coordinates (Inselberg, 1985) with a brush an axis: a Vega specification.
+
+Vega-Lite has one brush a view; here each axis takes its own, and a line stays where all of them
+hold it. What is held stands in the signal `held`, which the page listens to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from harness.ballots import natural
+from harness.report_data import Found, compact
+from harness.report_facts import is_numeric
+from harness.report_figures import BLUE, GREY, INK, LINE, MOST_AXES, Spec
+
+HEIGHT, BAND = 260, 26  # pixels; a band is what the pointer can catch beside an axis
+MOST_NAMES = 12  # names that fit on an axis
+
+
+def parallel(found: Found, names: Sequence[str]) -> Spec | None:
+    """Draw a line a scored trial across `names` and the score; None with nothing to see."""
+    trials = found.scored
+    names = list(names)[:MOST_AXES]
+    if len(trials) < 2 or not names:
+        return None
+    columns = [[t.values.get(name) for t in trials] for name in names]
+    axes = [_axis(name, column) for name, column in zip(names, columns)]
+    axes.append(_axis(found.monitor, [t.score for t in trials]))
+    rows = []
+    for place, trial in enumerate(trials):
+        row: dict[str, Any] = {"t": trial.label, "number": trial.number, "s": trial.score,
+                               "level": place / max(len(trials) - 1, 1)}  # fmt: skip
+        row |= {f"n{i}": axis["at"][place] for i, axis in enumerate(axes)}
+        rows.append(row)
+    ticks = [{"axis": i, "at": at, "text": text}
+             for i, axis in enumerate(axes) for at, text in axis["ticks"]]  # fmt: skip
+    return _spec(rows, ticks, [axis["title"] for axis in axes])
+
+
+def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Place values between 0 and 1; one that a trial did not have stands at the foot."""
+    there = [v for v in values if v is not None]
+    if is_numeric(values) and max(there) > min(there):
+        low, high = min(there), max(there)
+        log = low > 0 and high / low > 8
+        to = math.log if log else float
+        a, b = to(low), to(high)
+        foot = 0.1 if len(there) < len(values) else 0.0
+        at = [0.0 if v is None else foot + (1 - foot) * (to(v) - a) / (b - a) for v in values]
+        marks = [a + (b - a) * k / 4 for k in range(5)]
+        ticks = [(foot + (1 - foot) * k / 4, f"{math.exp(m) if log else m:.3g}")
+                 for k, m in enumerate(marks)]  # fmt: skip
+        return {"title": name, "at": at, "ticks": ([(0.0, "none")] if foot else []) + ticks}
+    words = ["none" if v is None else compact(v) for v in values]
+    names = sorted(set(words), key=natural)
+    spots = {word: (k + 0.5) / len(names) for k, word in enumerate(names)}
+    shown = names[:: math.ceil(len(names) / MOST_NAMES)]
+    return {"title": name, "at": [spots[w] for w in words],
+            "ticks": [(spots[word], word) for word in shown]}  # fmt: skip
+
+
+def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[str]) -> Spec:
+    count = len(titles)
+    inside = " && ".join(
+        f"(!span(b{i}) || inrange((1 - datum.n{i}) * height, b{i}))" for i in range(count)
+    )
+    path = " + ".join(
+        f"'{'L' if i else 'M'}' + (at({i})) + ',' + ((1 - datum.n{i}) * height)"
+        for i in range(count)
+    )
+    path = _at(path, count)
+    signals: list[Spec] = [{"name": "width", "init": "containerSize()[0] || 860", "on": [
+        {"events": "window:resize", "update": "containerSize()[0]"}]}]  # fmt: skip
+    signals += [_brush(i) for i in range(count)]
+    signals.append({"name": "held", "update": "pluck(data('held'), 'number')"})
+    return {
+        "$schema": "https://vega.github.io/schema/vega/v6.json",
+        "height": HEIGHT, "padding": {"left": 50, "right": 50, "top": 34, "bottom": 8},
+        "autosize": {"type": "none", "contains": "padding"},
+        "signals": signals,
+        "data": [
+            {"name": "trials", "values": rows,
+             "transform": [{"type": "formula", "as": "hit", "expr": inside}]},
+            {"name": "held", "source": "trials",
+             "transform": [{"type": "filter", "expr": "datum.hit"}]},
+            {"name": "ticks", "values": ticks},
+            {"name": "axes", "values": [{"axis": i, "text": text, "up": i % 2}
+                                        for i, text in enumerate(titles)]},
+        ],
+        "scales": [{"name": "level", "type": "linear", "domain": [1, 0],
+                    "range": {"scheme": "viridis"}}],
+        "marks": [_lines("trials", "datum.hit", path), *_frame(count),
+                  *[_catcher(i, count) for i in range(count)],
+                  *[_band(i, count) for i in range(count)]],
+    }  # fmt: skip
+
+
+def _at(expression: str, count: int) -> str:
+    """Write out `at(i)`: where axis `i` stands in a width that is known on the page alone."""
+    for i in range(count):
+        expression = expression.replace(f"(at({i}))", _x(i, count))
+    return expression
+
+
+def _x(axis: int, count: int) -> str:
+    return f"((width) * {axis / (count - 1):.6f})"
+
+
+def _brush(axis: int) -> Spec:
+    catcher = f"@catch{axis}"
+    return {
+        "name": f"b{axis}",
+        "value": [0, 0],
+        "on": [
+            {"events": f"{catcher}:pointerdown", "update": "[y(), y()]"},
+            {"events": f"[{catcher}:pointerdown, window:pointerup] > window:pointermove!",
+             "update": f"[b{axis}[0], clamp(y(), 0, height)]"},
+            {"events": f"{catcher}:dblclick", "update": "[0, 0]"},
+        ],
+    }  # fmt: skip
+
+
+def _lines(data: str, hit: str, path: str) -> Spec:
+    return {
+        "type": "path", "from": {"data": data}, "interactive": False,
+        "encode": {"update": {
+            "path": {"signal": path},
+            "stroke": [{"test": hit, "scale": "level", "field": "level"}, {"value": GREY}],
+            "strokeWidth": [{"test": hit, "value": 1.6}, {"value": 1}],
+            "strokeOpacity": [{"test": hit, "value": 0.85}, {"value": 0.12}],
+            "zindex": [{"test": hit, "value": 1}, {"value": 0}],
+        }},
+    }  # fmt: skip
+
+
+def _frame(count: int) -> list[Spec]:
+    x = {"signal": f"width * datum.axis / {count - 1}"}
+    y = {"signal": "(1 - datum.at) * height"}
+    label = {"fill": {"value": INK}, "fontSize": {"value": 10}, "text": {"field": "text"}}
+    return [
+        {"type": "rule", "from": {"data": "axes"}, "interactive": False, "encode": {"update": {
+            "x": x, "y": {"value": 0}, "y2": {"signal": "height"}, "stroke": {"value": GREY}}}},
+        {"type": "text", "from": {"data": "ticks"}, "interactive": False, "encode": {"update": {
+            **label, "x": {"signal": f"width * datum.axis / {count - 1} + 5"}, "y": y,
+            "baseline": {"value": "middle"}, "limit": {"signal": f"width / {count - 1} - 12"}}}},
+        {"type": "text", "from": {"data": "axes"}, "interactive": False, "encode": {"update": {
+            **label, "fontSize": {"value": 11}, "fontWeight": {"value": 600}, "x": x,
+            "y": {"signal": "datum.up ? -22 : -10"}, "align": {"value": "center"},
+            "limit": {"signal": f"2 * width / {count - 1} - 12"}}}},
+    ]  # fmt: skip
+
+
+def _catcher(axis: int, count: int) -> Spec:
+    """Return the invisible strip that takes the pointer."""
+    return {
+        "type": "rect", "name": f"catch{axis}",
+        "encode": {"update": {
+            "xc": {"signal": _x(axis, count)}, "width": {"value": BAND}, "y": {"value": 0},
+            "height": {"signal": "height"}, "fill": {"value": LINE}, "fillOpacity": {"value": 0},
+            "cursor": {"value": "ns-resize"},
+        }},
+    }  # fmt: skip
+
+
+def _band(axis: int, count: int) -> Spec:
+    """Return the range that is brushed."""
+    brush = f"b{axis}"
+    return {
+        "type": "rect", "interactive": False,
+        "encode": {"update": {
+            "xc": {"signal": _x(axis, count)}, "width": {"value": 14},
+            "y": {"signal": f"{brush}[0]"}, "y2": {"signal": f"{brush}[1]"},
+            "fill": {"value": BLUE}, "fillOpacity": {"value": 0.25},
+            "stroke": {"value": BLUE},
+            "strokeOpacity": {"signal": f"span({brush}) ? 1 : 0"},
+        }},
+    }  # fmt: skip

@@ -1,0 +1,121 @@
+"""Report: one HTML file about a search, to look at and to send to a colleague."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import Parser
+from harness.errors import UserError, guard
+from harness.report import Pictures, make_report, render, write_pngs
+from harness.report_data import Trial, find_trials
+from harness.report_facts import differences
+from harness.report_pictures import as_address, sheet_address
+
+SIDE = 160  # pixels of a picture at most
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Write the report, or print what differs between two runs."""
+    args = build_parser().parse_args(argv)
+    if args.diff:
+        print("\n".join(diff_lines(*map(Path, args.diff))))
+        return 0
+    pictures = None if args.no_pictures else find_pictures
+    vote_dir = None if args.vote_dir is None else Path(args.vote_dir)
+    report = make_report(
+        Path(args.outputs), search=args.search, vote_dir=vote_dir, pictures=pictures
+    )
+    render(report, Path(args.out))
+    size = Path(args.out).stat().st_size / 1e6
+    print(f"report    {args.out}  ({len(report.found.trials)} trials, {size:.1f} MB)")
+    for note in report.found.notes:
+        print(f"note      {note}")
+    if args.png:
+        files = write_pngs(report, Path(args.png))
+        print(f"figures   {len(files)} in {args.png}")
+    return 0
+
+
+def build_parser() -> Parser:
+    """Make the command line."""
+    parser = Parser(prog="report.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("outputs", nargs="?", default="outputs", help="folder of the runs (default: outputs)")
+    add("--out", default="report.html", metavar="FILE", help="the page (default: report.html)")
+    add("--search", metavar="ID", help="one search alone; else all runs on the same data")
+    add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble beside outputs)")
+    add("--no_pictures", action="store_true", help="no images of the data")
+    add("--png", metavar="DIR", help="write each figure as a PNG file as well")
+    add("--diff", nargs=2, metavar=("RUN_A", "RUN_B"),
+        help="print what differs between two run folders instead")  # fmt: skip
+    return parser
+
+
+def diff_lines(one: Path, two: Path) -> list[str]:
+    """Say what differs between two run folders, in settings and in results."""
+    trials = [read_run(path) for path in (one, two)]
+    settings, results = differences(*trials)
+    names = [t.name for t in trials]
+    lines = [f"{names[0]} and {names[1]}"]
+    if not settings:
+        lines += ["", "no setting differs"]
+    else:
+        lines += ["", *_columns([("setting", *names), *settings])]
+    if not results:
+        return [*lines, "", "no result differs"]
+    return [*lines, "", *_columns([("result", *names, "change"), *results])]
+
+
+def read_run(path: Path) -> Trial:
+    """Read one run folder as its outputs folder's report would."""
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: is no run folder; name two, as in outputs/<run>")
+    path = path.resolve()
+    return next(t for t in find_trials(path.parent, only=path.name).trials)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    rows = [tuple(" ".join(cell.split()) for cell in row) for row in rows]
+    wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return ["  ".join(f"{c:{w}}" for c, w in zip(row, wide)).rstrip() for row in rows]
+
+
+def find_pictures(trial: Trial, ids: Sequence[str]) -> Pictures:
+    """Load the data of a run as its trial did, and return pictures of it; torch is loaded here."""
+    try:
+        found, config = _examine(trial)
+    except UserError as error:
+        return Pictures(why_not=f"the data cannot be loaded here ({error}).")
+    shown = Pictures(sheet=sheet_address(found, config), why_not="These rows are not in the data.")
+    import numpy as np
+
+    place = {name: row for row, name in enumerate(found.table.ids)}
+    rows = [name for name in ids if name in place]
+    for name in rows:
+        batch = next(iter(found.stores["val"].stream([np.array([place[name]])])))
+        shown.rows[name] = as_address(batch[0].permute(1, 2, 0).numpy(), SIDE)
+    return shown
+
+
+def _examine(trial: Trial) -> tuple[Any, Any]:
+    """Return the run's data, examined, and its configuration."""
+    import dataclasses
+
+    from dataset import AUGMENTATIONS, examine, find_table
+    from harness.config import merge, read_config_file
+
+    config, _ = merge([read_config_file(trial.folder / "config.json")])
+    # A report never downloads, and never runs the plugins of a run that somebody sent.
+    config = dataclasses.replace(config, download=False, folds=1, fold=None,
+                                 image_size=trial.result.get("image_size"))  # fmt: skip
+    if config.plugins and config.augmentation not in AUGMENTATIONS.names():
+        raise UserError(f"augmentation: {config.augmentation} is a plugin's; the sheet is left out")
+    return examine(config, find_table(config), AUGMENTATIONS), config
+
+
+if __name__ == "__main__":
+    sys.exit(main())
