@@ -450,7 +450,7 @@ def say_trouble(trouble: Trouble, search: Search) -> None:
         print(f"trial {last.sequence} ({last.id}) said at last:", file=out)
         for line in search.last_words(last.id, SHOWN).splitlines():
             print(f"    {line}", file=out)
-    elif words := search.tuner_words():
+    elif trouble.of_tuner and (words := search.tuner_words()):
         print(f"    the tuner said: {words}", file=out)
     print(f"what to do: {trouble.remedy} (NNI's own words: {search.folder / 'log'})", file=out,
           flush=True)  # fmt: skip

@@ -102,8 +102,9 @@ class Search:
             try:
                 self.ask("DELETE", "experiment")
                 _await_end(manager, patience)
-            except (OSError, http.client.HTTPException):
-                pass  # it hangs: it will not listen to more than a kill
+            except (OSError, http.client.HTTPException):  # it hangs, and will listen to a kill
+                # only; its trials go first, since a report to one that is gone crashes them.
+                end_processes(self.id, self.folder, WRITE_S)
             _kill(manager)
         end_processes(self.id, self.folder, WRITE_S)
 
@@ -250,7 +251,10 @@ def newest_search(config: Path | None) -> Search:
 
 
 def _is_manager(process: psutil.Process, search_id: str) -> bool:
-    words = process.cmdline()
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
     return any(Path(word).name == "main.js" for word in words) and search_id in words
 
 
@@ -279,12 +283,13 @@ def end_processes(search_id: str, folder: Path, patience: float) -> int:
     """
     present = belonging(search_id, folder)
     if patience > 0:
-        inside = {process.pid for process in present}
-        for process in present:
+        trials = [process for process in present if not _is_manager(process, search_id)]
+        inside = {process.pid for process in trials}
+        for process in trials:
             with contextlib.suppress(psutil.Error):
                 if process.ppid() not in inside:  # a trial ends its own loaders of data
                     process.terminate()
-        psutil.wait_procs(present, timeout=patience)
+        psutil.wait_procs(trials, timeout=patience)
     for process in belonging(search_id, folder):
         _kill(process)
     return len(present)

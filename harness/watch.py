@@ -23,6 +23,7 @@ class Trouble:
     what: str
     remedy: str
     fatal: bool = True
+    of_tuner: bool = False  # the tuner's last words may explain it
     trials: tuple[TrialRecord, ...] = ()  # those whose last words explain it
 
 
@@ -52,9 +53,11 @@ class Watch:
         if self._for(status == "SILENT", "silent", now) > SILENT_S:
             return Trouble(f"NNI's manager has not answered for {SILENT_S:.0f} s", again)
         if status == "ERROR":
-            return Trouble("; ".join(errors) or "NNI ended with an error", again)
+            what = "; ".join(errors) or "NNI ended with an error"
+            return Trouble(what, again, of_tuner=True)
         if status in WORKING and self._tuner_is_gone(tuner_lives(), now):
-            return Trouble("the tuner has died, so that no new trial would start", again)
+            what = "the tuner has died, so that no new trial would start"
+            return Trouble(what, again, of_tuner=True)
         failing = crashed_in_a_row([t for t in trials if (t.ended or now) >= self.since])
         if len(failing) >= IN_A_ROW:
             return Trouble(f"{IN_A_ROW} trials in a row crashed before their first epoch",
