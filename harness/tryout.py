@@ -23,7 +23,9 @@ from harness.trial_command import TrialCommand
 
 PATIENCE = 180.0  # seconds until a tryout is ended: a first look at many images takes its time
 MODELS = 6  # of which the largest configuration is tried
-REPORTING = 2.0  # seconds a trial takes to import NNI and to be replaced by the next
+REPORTING = (
+    5.0  # seconds a trial takes for what is not tried: NNI, TensorBoard, the next one's turn
+)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def test_the_time_of_a_trial_is_its_start_its_epochs_and_its_answers():
 
 def test_the_search_takes_its_trials_times_their_mean(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(tryout, "REPORTING", 2.0)
     slow = {**FACTS, "own_start": 64.0, "peak": 2e9}
     text = tryout.estimate(answers(FACTS, slow), 12, 2, None)
     # 60 and 120 seconds: six rounds of 90 on average
@@ -46,7 +47,8 @@ def test_the_search_takes_its_trials_times_their_mean(monkeypatch):
     )
 
 
-def test_a_limit_of_time_ends_the_search_before_its_trials():
+def test_a_limit_of_time_ends_the_search_before_its_trials(monkeypatch):
+    monkeypatch.setattr(tryout, "REPORTING", 2.0)
     assert tryout.estimate(answers(FACTS), 100, 1, 600).startswith("about 10 trials in 10 min")
     assert tryout.estimate(answers(FACTS), None, 1, 600).startswith("about 10 trials in 10 min")
     assert tryout.estimate(answers(FACTS), None, 1, None) == ""
