@@ -228,7 +228,8 @@ def _converted(
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
     log.addHandler(handler)
-    propagates, log.propagate = log.propagate, False
+    propagates, log.propagate, level = log.propagate, False, log.level
+    log.setLevel(logging.ERROR)
     try:
         content = convert.to_v2(content)
     except Exception as error:  # KeyError, AssertionError ...: it checks nothing by itself
@@ -236,6 +237,7 @@ def _converted(
     finally:
         log.removeHandler(handler)
         log.propagate = propagates
+        log.setLevel(level)
     problems = [Problem(str(path), f"NNI does not take all of it: {line[0].lower() + line[1:]}")
                 for line in heard]  # fmt: skip
     return content, problems
