@@ -1,0 +1,178 @@
+"""What a configuration stands for: the checked `Config`, the scores, and the model that learns.
+
+Shared by `train.py` and by whatever else makes a configuration real, such as the check before a
+search, which takes a few steps of some of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset import AUGMENTATIONS, load_data
+from harness import artifacts, engine, runtime
+from harness import probe as trying
+from harness.batches import Data, Fold
+from harness.config import FIELDS, Config, Layer, merge, parse_monitor
+from harness.engine import Goal, TrainState
+from harness.errors import UserError
+from harness.plugins import load_plugins
+from harness.prepare import make_recipes
+from harness.registry import Registry
+from loss import CRITERIA, create_criterion
+from metrics import Metrics, create_metrics, lower_is_better
+from model import MODELS, create_model, freeze, model_spec
+from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler
+
+# With how many arguments each builder is given before those of the user.
+CATALOGUES: dict[str, tuple[Registry, int]] = {
+    "model": (MODELS, 2),
+    "criterion": (CRITERIA, 1),
+    "optimizer": (OPTIMIZERS, 3),
+    "scheduler": (SCHEDULERS, 1),
+}
+
+# What a resumed run may be given anew; anything else would make another run of it.
+RESUMABLE = {"resume", "out_dir", "model_dir", "run_name", "epochs", "time_limit", "device",
+             "trials_per_gpu", "workers", "cache", "cache_limit", "tensorboard", "data_dir",
+             "plugins", "pretrained", "init_from"}  # fmt: skip
+
+
+def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
+    """Lay the layers over each other, and check every name and every argument."""
+    config, origin = merge(layers)
+    if config.resume not in (None, "auto"):
+        saved = Layer(f"{config.resume}/config.json", artifacts.read_config(Path(config.resume)))
+        resumed, origin = merge([saved, *layers])
+        refuse_changes(merge([saved])[0], resumed)
+        config = resumed
+    load_plugins(config.plugins)
+    for key, (catalogue, given) in CATALOGUES.items():
+        try:
+            catalogue.check_args(getattr(config, key), getattr(config, f"{key}_args"), skip=given)
+        except UserError as error:
+            raise UserError(f"{origin[key]}: {error}") from None
+    AUGMENTATIONS.entry(config.augmentation)
+    return config, origin
+
+
+def refuse_changes(before: Config, now: Config) -> None:
+    """Refuse to resume a run with another value of anything that shapes its result."""
+    for key, value in asdict(now).items():
+        old = getattr(before, key)
+        if key not in RESUMABLE and value != old:
+            raise UserError(f"resume: {key} was {old!r} in that run and is {value!r} now; "
+                            "leave it out, or start a new run")  # fmt: skip
+
+
+def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
+    """Return the scores of an epoch, the monitored one among them, and what it aims at."""
+    name = config.monitor.split()[-1] if config.monitor.strip() else ""
+    stage, _, metric = name.partition("_")
+    if stage not in ("train", "val") or not metric:
+        raise UserError(f"monitor: {config.monitor!r} is no score; as in 'val_acc', 'min val_loss'")
+    metrics = create_metrics(config.metrics)
+    if metric != "loss" and metric not in metrics.names(stage):
+        monitored = {**metrics.stages.get(stage, {}), **create_metrics(metric).stages[stage]}
+        metrics = Metrics({**metrics.stages, stage: monitored})
+    return metrics, Goal(*parse_monitor(config.monitor, lower_is_better(metric)))
+
+
+def build_state(
+    config: Config, data: Data, fold: Fold, device: torch.device, amp: torch.dtype | None
+) -> TrainState:
+    """Make the model, its criterion, its optimiser and its schedule."""
+    runtime.seed_everything(config.seed)
+    model, pretrained = create_model(config.model, len(data.classes), pretrained=config.pretrained,
+                                     args=config.model_args, init_from=config.init_from,
+                                     image_size=data.image_size)  # fmt: skip
+    criterion = create_criterion(config.criterion, len(data.classes), data.class_weights(fold),
+                                 **config.criterion_args)  # fmt: skip
+    with engine.memory_failures("the model does not fit into memory"):
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        model, criterion = model.to(device, memory_format=layout), criterion.to(device)
+        ema = engine.make_ema(model, config.ema)
+    optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
+                                 weight_decay=config.weight_decay, args=config.optimizer_args,
+                                 no_decay_norm=config.no_decay_norm,
+                                 layer_decay=config.layer_decay)  # fmt: skip
+    steps = math.ceil(len(fold.train) / config.batch_size)
+    schedule = create_scheduler(config.scheduler, optimizer, epochs=config.epochs,
+                                steps_per_epoch=steps, warmup_epochs=config.warmup_epochs,
+                                args=config.scheduler_args)  # fmt: skip
+    if config.freeze:  # after the optimiser, which takes no step on what has no gradient
+        freeze(model, config.freeze)
+    if config.compile:
+        model.compile()
+    return TrainState(model, criterion, optimizer, schedule, pretrained, amp,
+                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema)  # fmt: skip
+
+
+def shaped(config: Config, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:
+    """Put the images into the memory order that the model was put into."""
+    if not config.channels_last:
+        return batches
+    return ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches)
+
+
+def try_configurations(layers: list[Layer], wanted: Path) -> int:
+    """Try configurations of a search before it starts: a line of JSON for each, and no run."""
+    own_start, loaded = trying.process_age(), {}
+    for number, item in enumerate(json.loads(wanted.read_text(encoding="utf-8"))):
+        with trying.answer(number) as facts:
+            config, _ = configure([*layers, Layer("tuner", item["values"])])
+            goal = choose_metrics(config)[1]
+            facts |= {"monitor": goal.name, "mode": goal.mode, "epochs": config.epochs,
+                      "own_start": own_start}  # fmt: skip
+            if item["steps"]:
+                facts |= try_steps(config, loaded)
+            else:
+                try_components(config, next(iter(loaded.values()), None))
+    return 0
+
+
+def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
+    """Take a few steps, and say how long an epoch would be; data that were loaded are kept."""
+    device = runtime.pick_device(config.device)
+    began, spec = time.monotonic(), model_spec(config.model, config.model_args)
+    shape = [getattr(config, name) for name, f in FIELDS.items()
+             if f.metadata["group"] in ("data", "images")]  # fmt: skip
+    key = repr((spec, shape, config.class_weights))
+    if key not in loaded:
+        loaded[key] = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
+    data = loaded[key]
+    fold = data.folds[0]
+    state = build_state(config, data, fold, device, runtime.pick_amp(config.amp, device))
+    ready = time.monotonic() - began
+
+    def train(epoch: int) -> Iterable[engine.Batch]:
+        batches = fold.train.batches(config.batch_size, device=device, epoch=epoch, train=True,
+                                     seed=config.seed)  # fmt: skip
+        return shaped(config, batches)
+
+    def val() -> Iterable[engine.Batch]:
+        return shaped(config, fold.val.batches(config.batch_size, device=device))
+
+    facts = trying.measure(state, train, val, device)
+    rows = {"train": len(fold.train), "val": len(fold.val), "test": len(data.test or ())}
+    batches = {name: math.ceil(count / config.batch_size) for name, count in rows.items()}
+    return facts | {"ready": ready, "batches": batches, "folds": len(data.folds)}
+
+
+def try_components(config: Config, data: Data | None) -> None:
+    """Make everything but the data and the network, whose arguments `configure` has checked."""
+    num_classes, size = (len(data.classes), data.image_size) if data else (10, 64)
+    make_recipes(config, config.image_size or size, AUGMENTATIONS)
+    create_criterion(config.criterion, num_classes, None, **config.criterion_args)
+    optimizer = create_optimizer(config.optimizer, torch.nn.Linear(2, 2), lr=config.lr,
+                                 weight_decay=config.weight_decay,
+                                 args=config.optimizer_args)  # fmt: skip
+    create_scheduler(config.scheduler, optimizer, epochs=config.epochs, steps_per_epoch=10,
+                     warmup_epochs=config.warmup_epochs, args=config.scheduler_args)  # fmt: skip
