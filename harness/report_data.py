@@ -126,7 +126,7 @@ def compact(value: Any, digits: int = 4) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.{digits}g}"
-    return value if isinstance(value, (str, int)) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -213,8 +213,9 @@ def _comparable(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
     out = len(trials) - len(mine)
     if not out:
         return mine, []
-    return mine, [f"{out} runs on other data or with another score are left out; --search ID "
-                  "reports on one search alone."]  # fmt: skip
+    runs = "1 run is" if out == 1 else f"{out} runs are"
+    return mine, [f"{runs} left out, of other data or with another score; --search ID reports on "
+                  "one search alone."]  # fmt: skip
 
 
 def _score_by_curves(trials: Iterable[Trial], monitor: str, maximize: bool) -> None:

@@ -97,6 +97,13 @@ def is_numeric(values: Sequence[Any]) -> bool:
     )
 
 
+def spans_orders(values: Sequence[float]) -> bool:
+    """Tell whether numbers are spread over orders of magnitude, so that logarithms show them."""
+    ordered = sorted(values)
+    low, high, middle = ordered[0], ordered[-1], ordered[len(ordered) // 2]
+    return low > 0 and high / low > 8 and middle - low < 0.3 * (high - low)
+
+
 def _column(values: Sequence[Any]) -> np.ndarray:
     """Make numbers of a hyperparameter; one that a trial did not have lies below all others."""
     if is_numeric(values):

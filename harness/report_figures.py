@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.report_data import Found, Trial, compact
-from harness.report_facts import Judged, confusion, is_numeric
+from harness.report_facts import Judged, confusion, is_numeric, spans_orders
 
 Spec = dict[str, Any]
 
@@ -30,13 +30,14 @@ MOST_CLASSES = 60
 CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "background": None,
+    "aria": False,  # words for each of thousands of marks help nobody; the page names the figure
     "view": {"stroke": None},
     "axis": {"labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": LINE,
              "tickColor": LINE, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500,
-             "labelLimit": 140},
+             "labelLimit": 180},
     "legend": {"labelColor": INK, "titleColor": INK, "orient": "bottom", "columns": 3,
                "labelLimit": 160, "labelFontSize": 11, "titleFontSize": 11, "title": None},
-    "range": {"category": [BLUE, ORANGE, GREEN, RED, SKY, PINK]},
+    "range": {"category": [BLUE, ORANGE, GREEN, RED, PINK, SKY]},
 }  # fmt: skip
 
 
@@ -134,8 +135,8 @@ def best_so_far(rows: Sequence[Mapping[str, Any]], monitor: str, against: str) -
     if not rows:
         return None
     title = {"trial": "trials ended", "minutes": "minutes since the first start"}[against]
-    x = {"field": against, "type": "quantitative", "title": title, "axis": {"tickMinStep": 1}
-         if against == "trial" else {}}  # fmt: skip
+    axis = {"tickCount": 6, "tickMinStep": 1 if against == "trial" else 0}
+    x = {"field": against, "type": "quantitative", "title": title, "axis": axis}
     told = say("run=run", f"score={monitor}=n", "best=best so far=n", f"{against}={title}=n")
     return plot(rows, 220, encoding={"x": x}, layer=[
         {"mark": {"type": "point", "filled": True, "color": GREY, "size": 30, "opacity": 0.8},
@@ -155,7 +156,7 @@ def importances(rows: Sequence[Mapping[str, Any]]) -> Spec:
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
     told = say("name=hyperparameter", "importance=R² lost=n", "error=spread=n", digits=".2~f")
     title = "R² lost when the column is shuffled"
-    x = {"field": "importance", "type": "quantitative", "title": title}
+    x = {"field": "importance", "type": "quantitative", "title": title, "axis": {"tickCount": 6}}
     return plot(rows, 28 * len(rows) + 10, encoding={"y": y}, layer=[
         {"mark": {"type": "bar", "color": BLUE, "height": 14},
          "encoding": {"x": x, "tooltip": told}},
@@ -173,21 +174,33 @@ def score_against(found: Found, name: str) -> Spec:
     told = say("t=run", f"p={_plain(name)}" + ("=n" if numeric else ""), "s=score=n")
     encoding: Spec = {"y": quantity("s", found.monitor), "tooltip": told}
     if numeric:
-        scale: Spec = {"zero": False, "nice": False, "padding": 8}
-        axis: Spec = {"labelOverlap": "greedy", "tickCount": 4, "format": "~g"}
-        distinct = sorted({row["p"] for row in rows})
-        if min(distinct) > 0 and max(distinct) / min(distinct) > 8:
-            scale["type"] = "log"
-            axis["format"] = "~g" if min(distinct) >= 1e-3 and max(distinct) < 1e5 else "~e"
-        if len(distinct) <= 6:
-            axis["values"] = distinct
-        encoding["x"] = {"field": "p", "type": "quantitative", "title": None, "scale": scale,
-                         "axis": axis}  # fmt: skip
+        encoding["x"] = _number_axis([row["p"] for row in rows])
     else:
         encoding["x"] = {"field": "p", "type": "nominal", "title": None,
-                         "axis": {"labelAngle": -25, "labelLimit": 90}}  # fmt: skip
-    mark = {"type": "point", "filled": True, "color": BLUE, "opacity": 0.6, "size": 36}
+                         "axis": {"labelAngle": -25, "labelLimit": 120}}  # fmt: skip
+    mark = {"type": "point", "filled": True, "color": BLUE, "opacity": 0.7, "size": 36}
     return plot(rows, 170, mark=mark, encoding=encoding)
+
+
+def _number_axis(values: Sequence[float]) -> Spec:
+    """Return an axis of a hyperparameter, logarithmic where values span orders of magnitude."""
+    # Vega rounds what it labels to the distance of its ticks: 64 would become 6e+1.
+    axis: Spec = {"labelOverlap": "greedy", "labelExpr": "format(datum.value, '.3~g')"}
+    scale: Spec = {"nice": False, "padding": 8}
+    distinct = sorted(set(values))
+    low, high = distinct[0], distinct[-1]
+    if spans_orders(values):
+        scale["type"] = "log"
+        tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1,) if high / low > 300 else (1, 3) if high / low > 30 else (1, 2, 5)
+        marks = [float(f"{step}e{ten}") for ten in tens for step in steps]
+        axis["values"] = [mark for mark in marks if low <= mark <= high]
+    else:
+        scale["zero"] = False
+        axis["tickCount"] = 4
+    if len(distinct) <= 6:
+        axis["values"] = distinct
+    return {"field": "p", "type": "quantitative", "title": None, "scale": scale, "axis": axis}
 
 
 def _word(value: Any) -> str:

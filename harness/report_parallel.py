@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from harness.ballots import natural
 from harness.report_data import Found, compact
-from harness.report_facts import is_numeric
-from harness.report_figures import BLUE, GREY, INK, LINE, MOST_AXES, Spec
+from harness.report_facts import is_numeric, spans_orders
+from harness.report_figures import BLUE, GREY, INK, LIGHT, LINE, MOST_AXES, Spec
 
 HEIGHT, BAND = 260, 26  # pixels; a band is what the pointer can catch beside an axis
 MOST_NAMES = 12  # names that fit on an axis
@@ -36,6 +37,7 @@ def parallel(found: Found, names: Sequence[str]) -> Spec | None:
         rows.append(row)
     ticks = [{"axis": i, "at": at, "text": text}
              for i, axis in enumerate(axes) for at, text in axis["ticks"]]  # fmt: skip
+    rows.reverse()  # the best is drawn last
     return _spec(rows, ticks, [axis["title"] for axis in axes])
 
 
@@ -44,14 +46,19 @@ def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
     there = [v for v in values if v is not None]
     if is_numeric(values) and max(there) > min(there):
         low, high = min(there), max(there)
-        log = low > 0 and high / low > 8
+        log = spans_orders(there)
         to = math.log if log else float
         a, b = to(low), to(high)
         foot = 0.1 if len(there) < len(values) else 0.0
         at = [0.0 if v is None else foot + (1 - foot) * (to(v) - a) / (b - a) for v in values]
         marks = [a + (b - a) * k / 4 for k in range(5)]
-        ticks = [(foot + (1 - foot) * k / 4, f"{math.exp(m) if log else m:.3g}")
-                 for k, m in enumerate(marks)]  # fmt: skip
+        distinct = sorted({to(v) for v in there})
+        if len(distinct) <= 6 and all(y - x > (b - a) / 16 for x, y in pairwise(distinct)):
+            marks = distinct
+        ticks = [
+            (foot + (1 - foot) * (mark - a) / (b - a), f"{math.exp(mark) if log else mark:.3g}")
+            for mark in marks
+        ]
         return {"title": name, "at": at, "ticks": ([(0.0, "none")] if foot else []) + ticks}
     words = ["none" if v is None else compact(v) for v in values]
     names = sorted(set(words), key=natural)
@@ -71,6 +78,7 @@ def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[
         for i in range(count)
     )
     path = _at(path, count)
+    strong = 0.85 if len(rows) <= 40 else 0.55
     signals: list[Spec] = [{"name": "width", "init": "containerSize()[0] || 860", "on": [
         {"events": "window:resize", "update": "containerSize()[0]"}]}]  # fmt: skip
     signals += [_brush(i) for i in range(count)]
@@ -79,6 +87,7 @@ def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[
         "$schema": "https://vega.github.io/schema/vega/v6.json",
         "height": HEIGHT, "padding": {"left": 50, "right": 50, "top": 34, "bottom": 8},
         "autosize": {"type": "none", "contains": "padding"},
+        "config": {"aria": False},
         "signals": signals,
         "data": [
             {"name": "trials", "values": rows,
@@ -90,8 +99,8 @@ def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[
                                         for i, text in enumerate(titles)]},
         ],
         "scales": [{"name": "level", "type": "linear", "domain": [1, 0],
-                    "range": {"scheme": "viridis"}}],
-        "marks": [_lines("trials", "datum.hit", path), *_frame(count),
+                    "range": {"scheme": "viridis", "extent": [0.15, 0.85]}}],
+        "marks": [_lines("trials", "datum.hit", path, strong), *_frame(count),
                   *[_catcher(i, count) for i in range(count)],
                   *[_band(i, count) for i in range(count)]],
     }  # fmt: skip
@@ -122,14 +131,14 @@ def _brush(axis: int) -> Spec:
     }  # fmt: skip
 
 
-def _lines(data: str, hit: str, path: str) -> Spec:
+def _lines(data: str, hit: str, path: str, strong: float) -> Spec:
     return {
         "type": "path", "from": {"data": data}, "interactive": False,
         "encode": {"update": {
             "path": {"signal": path},
             "stroke": [{"test": hit, "scale": "level", "field": "level"}, {"value": GREY}],
             "strokeWidth": [{"test": hit, "value": 1.6}, {"value": 1}],
-            "strokeOpacity": [{"test": hit, "value": 0.85}, {"value": 0.12}],
+            "strokeOpacity": [{"test": hit, "value": strong}, {"value": 0.12}],
             "zindex": [{"test": hit, "value": 1}, {"value": 0}],
         }},
     }  # fmt: skip
@@ -137,19 +146,29 @@ def _lines(data: str, hit: str, path: str) -> Spec:
 
 def _frame(count: int) -> list[Spec]:
     x = {"signal": f"width * datum.axis / {count - 1}"}
-    y = {"signal": "(1 - datum.at) * height"}
-    label = {"fill": {"value": INK}, "fontSize": {"value": 10}, "text": {"field": "text"}}
+    tick = {"text": {"field": "text"}, "fontSize": {"value": 10}, "baseline": {"value": "middle"},
+            "x": {"signal": f"width * datum.axis / {count - 1} + 5"},
+            "y": {"signal": "(1 - datum.at) * height"},
+            "limit": {"signal": f"width / {count - 1} - 12"}}  # fmt: skip
+    # A copy as thick as a brush, in the colour of the ground, keeps lines out of the words.
+    halo = {"stroke": {"value": LIGHT}, "strokeWidth": {"value": 4}}
+    title = {"text": {"field": "text"}, "fontSize": {"value": 11}, "fontWeight": {"value": 600},
+             "x": x, "y": {"signal": "datum.up ? -24 : -10"}, "align": {"value": "center"},
+             "limit": {"signal": f"2 * width / {count - 1} - 12"},
+             "fill": {"value": INK}}  # fmt: skip
+    rule = {"x": x, "y": {"value": 0}, "y2": {"signal": "height"}, "stroke": {"value": GREY}}
     return [
-        {"type": "rule", "from": {"data": "axes"}, "interactive": False, "encode": {"update": {
-            "x": x, "y": {"value": 0}, "y2": {"signal": "height"}, "stroke": {"value": GREY}}}},
-        {"type": "text", "from": {"data": "ticks"}, "interactive": False, "encode": {"update": {
-            **label, "x": {"signal": f"width * datum.axis / {count - 1} + 5"}, "y": y,
-            "baseline": {"value": "middle"}, "limit": {"signal": f"width / {count - 1} - 12"}}}},
-        {"type": "text", "from": {"data": "axes"}, "interactive": False, "encode": {"update": {
-            **label, "fontSize": {"value": 11}, "fontWeight": {"value": 600}, "x": x,
-            "y": {"signal": "datum.up ? -22 : -10"}, "align": {"value": "center"},
-            "limit": {"signal": f"2 * width / {count - 1} - 12"}}}},
-    ]  # fmt: skip
+        _still("rule", "axes", rule),
+        _still("text", "ticks", tick | halo),
+        _still("text", "ticks", tick | {"fill": {"value": INK}}),
+        _still("text", "axes", title),
+    ]
+
+
+def _still(kind: str, data: str, encode: Spec) -> Spec:
+    """Return a mark that the pointer passes through."""
+    return {"type": kind, "from": {"data": data}, "interactive": False,
+            "encode": {"update": encode}}  # fmt: skip
 
 
 def _catcher(axis: int, count: int) -> Spec:
