@@ -22,6 +22,7 @@ class Trial:
     id: str | None = None
     experiment: str | None = None
     sequence: int | None = None
+    _unheard: bool = False
 
     @property
     def under_nni(self) -> bool:
@@ -35,17 +36,24 @@ class Trial:
 
     def report_epoch(self, score: float) -> None:
         """Report an epoch's monitored score."""
-        if self.under_nni:
-            import nni
-
-            nni.report_intermediate_result(_finite(score))
+        self._report("report_intermediate_result", score)
 
     def report_final(self, score: float) -> None:
         """Report the trial's score; only once, because NNI's tuner dies of a second (#5689)."""
-        if self.under_nni:
-            import nni
+        self._report("report_final_result", score)
 
-            nni.report_final_result(_finite(score))
+    def _report(self, function: str, score: float) -> None:
+        # NNI takes NaN as a score, and TPE then keeps it in its history.
+        assert math.isfinite(score), "a score that is not finite is a failed trial"
+        if not self.under_nni or self._unheard:
+            return
+        import nni
+
+        try:
+            getattr(nni, function)(float(score))
+        except Exception as error:  # whatever NNI's channel raises when its manager has died
+            self._unheard = True
+            log.warning("NNI does not answer (%s): this trial goes on without it", error)
 
 
 def warn_if_unguarded(trial: Trial) -> None:
@@ -74,9 +82,3 @@ def current_trial() -> Trial:
         experiment=os.environ["NNI_EXP_ID"],
         sequence=int(os.environ.get("NNI_TRIAL_SEQ_ID", 0)),
     )
-
-
-def _finite(score: float) -> float:
-    # NNI takes NaN as a score and TPE then keeps it in its history.
-    assert math.isfinite(score), "a score that is not finite is a failed trial"
-    return float(score)

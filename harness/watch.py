@@ -124,12 +124,13 @@ def overdue(
 ) -> list[TrialRecord]:
     """Return the trials that hang: train.py ends in time, unless an epoch never ends.
 
-    `signs` says when a trial last wrote something, in seconds since the epoch.
+    `signs` says when a trial last wrote something, in seconds since the epoch. One that has
+    written nothing yet waits for a GPU or for the cache of the images, and is left to it.
     """
     if limit is None:
         return []
     patience = limit + max(60.0, 0.5 * limit)  # reading data, the last epoch, the answers
     return [
-        trial for trial in trials if trial.status == "RUNNING"
-        and now - max(trial.resumed or now, signs.get(trial.id, 0.0)) > patience
+        trial for trial in trials if trial.status == "RUNNING" and trial.id in signs
+        and now - max(trial.resumed or now, signs[trial.id]) > patience
     ]  # fmt: skip

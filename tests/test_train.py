@@ -122,18 +122,34 @@ def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+FAKE_NNI = """
+import pathlib
+log = pathlib.Path("reports.txt").open("a")
+def say(*words): print(*words, file=log, flush=True)
+def get_next_parameter(): say("ask"); return {"lr": 0.005, "batch_size": 128.0}
+def report_intermediate_result(x): say("epoch", x)
+def report_final_result(x): say("final", x)
+"""
+
+
+def nni_environment(folder, fake):
+    """The environment of a trial; the door is faked here, and real in the slow tests of searches."""
+    (folder / "nni.py").write_text(fake)
+    return {**os.environ, "PYTHONPATH": str(folder), "NNI_PLATFORM": "local",
+            "NNI_TRIAL_JOB_ID": "abc", "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_trial_whose_manager_died_goes_on_and_leaves_its_ballot(tmp_path):
+    env = nni_environment(tmp_path, FAKE_NNI.replace('say("epoch", x)', "raise ConnectionError"))
+    command = [sys.executable, ROOT / "train.py", "--epochs", "2", "--resume", "auto"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("NNI does not answer") == 1
+    assert (tmp_path / "outputs" / "exp-007-abc.csv").exists()
+
+
 def test_the_tuner_wins_over_the_command_line(tmp_path):
-    # The door is faked here; the slow tests use the real one.
-    (tmp_path / "nni.py").write_text(
-        "import json, pathlib\n"
-        "log = pathlib.Path('reports.txt').open('a')\n"
-        "def say(*words): print(*words, file=log, flush=True)\n"
-        "def get_next_parameter(): say('ask'); return {'lr': 0.005, 'batch_size': 128.0}\n"
-        "def report_intermediate_result(x): say('epoch', x)\n"
-        "def report_final_result(x): say('final', x)\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "NNI_PLATFORM": "local",
-           "NNI_TRIAL_JOB_ID": "abc", "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
+    env = nni_environment(tmp_path, FAKE_NNI)
     command = [sys.executable, ROOT / "train.py", "--epochs", "2", "--lr", "1", "--resume", "auto"]
     subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=300)
     run = tmp_path / "outputs" / "exp-007-abc"
