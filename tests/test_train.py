@@ -133,7 +133,7 @@ def report_final_result(x): say("final", x)
 
 
 def nni_environment(folder, fake):
-    """The environment of a trial; the door is faked here, and real in the slow tests of searches."""
+    """The environment of a trial whose NNI is a fake; tests of searches use the real one."""
     (folder / "nni.py").write_text(fake)
     return {**os.environ, "PYTHONPATH": str(folder), "NNI_PLATFORM": "local",
             "NNI_TRIAL_JOB_ID": "abc", "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
