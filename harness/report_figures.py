@@ -23,6 +23,7 @@ GREY, INK, LINE = "#8a8f98", "#1b1f24", "#d8dce2"
 LIGHT = "#ffffff"
 FIRST = 5  # trials whose curves have colours of their own
 MOST_POINTS = 100  # of one curve
+MOST_IN_ALL = 2400  # of all curves in grey, but not below 8 each
 MOST_CELLS = 30  # classes whose confusion can be read in a square
 MOST_AXES = 8
 MOST_CLASSES = 60
@@ -34,7 +35,7 @@ CONFIG: Spec = {
     "view": {"stroke": None},
     "axis": {"labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": LINE,
              "tickColor": LINE, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500,
-             "labelLimit": 180},
+             "labelLimit": 180, "labelSeparation": 6},
     "legend": {"labelColor": INK, "titleColor": INK, "orient": "bottom", "columns": 3,
                "labelLimit": 160, "labelFontSize": 11, "titleFontSize": 11, "title": None},
     "range": {"category": [BLUE, ORANGE, GREEN, RED, PINK, SKY]},
@@ -75,15 +76,18 @@ def say(*pairs: str, digits: str = ".4~g") -> list[Spec]:
 
 def curves(found: Found, metric: str) -> Spec | None:
     """Draw a line a trial over epochs; the first few in colour, early ends marked."""
-    rows = [row for trial in found.trials for row in _curve(trial, metric)]
+    few = min(MOST_POINTS, max(8, MOST_IN_ALL // len(found.trials)))
+    limits = [MOST_POINTS if 0 < trial.rank <= FIRST else few for trial in found.trials]
+    rows = [row for trial, most in zip(found.trials, limits) for row in _curve(trial, metric, most)]
     if not rows:
         return None
     ends = [row for row in rows if "end" in row]
     top = [t.label for t in found.scored[:FIRST]]
-    y = quantity("v", metric, scale=_without_outliers([row["v"] for row in rows]))
+    cut = _without_outliers([row["v"] for row in rows])
+    y = quantity("v", metric, scale=cut)
     x = {"field": "e", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1}}
     colour = {"field": "t", "type": "nominal", "scale": {"domain": top}}
-    lines = {"type": "line", "clip": True}
+    lines = {"type": "line", "clip": bool(cut)}
     told = say("t=run", "e=epoch=n", f"v={metric}=n")
     marks = {"field": "end", "type": "nominal", "scale": {
         "domain": ["stopped", "failed"], "range": ["cross", "triangle-down"]}}  # fmt: skip
@@ -103,16 +107,16 @@ def curves(found: Found, metric: str) -> Spec | None:
     if any(row["end"] in ("stopped", "failed") for row in ends):
         layers.append({
             "transform": [{"filter": {"field": "end", "oneOf": ["stopped", "failed"]}}],
-            "mark": {"type": "point", "filled": True, "size": 70, "color": RED, "clip": True},
+            "mark": {"type": "point", "filled": True, "size": 70, "color": RED, "clip": bool(cut)},
             "encoding": {**base, "shape": marks},
         })  # fmt: skip
     return plot(rows, 300, layer=layers, resolve={"legend": {"shape": "independent"}})
 
 
-def _curve(trial: Trial, metric: str) -> list[dict[str, Any]]:
+def _curve(trial: Trial, metric: str, most: int) -> list[dict[str, Any]]:
     points = [(int(row.get("epoch", n)), row[metric])
               for n, row in enumerate(trial.curve, start=1) if metric in row]  # fmt: skip
-    step = max(1, math.ceil(len(points) / MOST_POINTS))
+    step = max(1, math.ceil(len(points) / most))
     kept = points[::step] + ([points[-1]] if points and (len(points) - 1) % step else [])
     rows = [{"t": trial.label, "e": epoch, "v": float(f"{v:.5g}")} for epoch, v in kept]
     if rows:
@@ -155,7 +159,7 @@ def importances(rows: Sequence[Mapping[str, Any]]) -> Spec:
              "high": row["importance"] + row["error"]} for row in rows]  # fmt: skip
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
     told = say("name=hyperparameter", "importance=R² lost=n", "error=spread=n", digits=".2~f")
-    title = "R² lost when the column is shuffled"
+    title = "R² lost when shuffled"
     x = {"field": "importance", "type": "quantitative", "title": title, "axis": {"tickCount": 6}}
     return plot(rows, 28 * len(rows) + 10, encoding={"y": y}, layer=[
         {"mark": {"type": "bar", "color": BLUE, "height": 14},
