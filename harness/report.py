@@ -91,21 +91,12 @@ def make_report(
     _add_hyperparameters(report)
     _add_vote(report, vote_dir or outputs.parent / "ensemble")
     _add_best_run(report, pictures)
-    report.context |= {
-        "cost": facts.cost(found),
-        "counted": facts.data_counts(found),
-        "params": _shown_params(found),
-    }
-    counted = report.context["counted"]
-    report.figures |= {"counts": figures.class_counts(counted)} if counted else {}
-    if not counted:
+    if counts := facts.data_counts(found):
+        report.figures["counts"] = figures.class_counts(counts)
+    else:
         report.missing["counts"] = "No run has left a split.csv."
+    report.context |= {"cost": facts.cost(found), "params": found.params}
     return report
-
-
-def _shown_params(found: Found) -> list[str]:
-    """Return the columns of the leaderboard; one that is the same everywhere is still searched."""
-    return found.params
 
 
 def _add_course(report: Report) -> None:
@@ -197,7 +188,6 @@ def render(report: Report, out: Path) -> None:
     environment.filters |= {"compact": compact, "clock": clock, "share": share}
     found = report.found
     ordered = [*found.scored, *(t for t in found.trials if not t.rank)]
-    # Data of several figures are the same rows: each is written where it is used, in one script.
     page = environment.get_template(TEMPLATE).render(
         found=found, ordered=ordered, best=next(iter(found.scored), None),
         figures=report.figures, missing=report.missing, vega=_vega() if report.figures else "",
