@@ -232,12 +232,15 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
     import vl_convert
 
     written = []
+    titles = dict(report.context["against"])  # on the page these stand above the figure
     for name, spec in report.figures.items():
         spec, path = copy.deepcopy(spec), folder / f"{name}.png"
         narrow = name.startswith(("against", "confusion", "agreement", "reliability"))
         width = NARROW_PNG if narrow else PNG_WIDTH
         if "vega-lite" in spec["$schema"]:
             spec |= {"width": width, "background": "white", "padding": 12}
+            if name in titles:
+                spec["encoding"]["x"]["title"] = titles[name]
             image = vl_convert.vegalite_to_png(json.dumps(spec), scale=2)
         else:
             spec["signals"] = [s for s in spec["signals"] if s["name"] != "width"]

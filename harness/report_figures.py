@@ -267,7 +267,7 @@ def _square(rows: Sequence[Mapping[str, Any]], across: tuple, down: tuple, order
          "encoding": {"fillOpacity": shade}},
         {"transform": [{"calculate": text, "as": "text"}], "mark": numbers,
          "encoding": {"text": {"field": "text"}, "color": {
-             "condition": {"test": "datum.share > 0.55", "value": LIGHT}, "value": INK}}},
+             "condition": {"test": "datum.share > 0.7", "value": LIGHT}, "value": INK}}},
     ])  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def class_counts(rows: Sequence[Mapping[str, Any]]) -> Spec:
     return plot(rows, 20 * len(labels) + 10, mark={"type": "bar", "height": 13}, encoding={
         "y": {"field": "label", "type": "nominal", "sort": labels, "title": None},
         "x": {"field": "rows", "type": "quantitative", "title": "images", "stack": "zero",
-              "axis": {"tickMinStep": 1}},
+              "axis": {"tickMinStep": 1, "tickCount": 8}},
         "color": {"field": "split", "type": "nominal", "scale": {"domain": order}},
         "order": {"field": "order"},
         "tooltip": say("label=class", "split=split", "rows=images=n", digits=",d"),
