@@ -9,6 +9,7 @@
  *   together  all trials that are ended are told so at once (NNI: one after the other), and while
  *             they can still report (NNI: seconds after it has closed, so that a report crashes)
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
+ *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
  *
  * A part whose target is not found, as in another version of NNI, leaves NNI as it is.
@@ -22,6 +23,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 
 const PAUSE_MS = 1000; // NNI first has to let go of the devices of the trial that ended
 const PATIENCE_MS = 20000;
+const TUNER_MS = 60000;
 const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
 const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP']; // a person ended it, and means it
 
@@ -184,12 +186,25 @@ function mendProcesses(exports) {
     };
 }
 
+/** Wait longer for the tuner: importing NNI alone takes seconds, several times that under load. */
+function mendTunerChannel(exports) {
+    const proto = exports.getTunerServer?.()?.constructor?.prototype;
+    need(proto, 'init');
+    proto.init = function () {
+        const late = new Error(
+            `the tuner did not connect within ${TUNER_MS / 1000} s; see dispatcher.log`);
+        setTimeout(() => this.connect.settled || this.connect.reject(late), TUNER_MS).unref();
+        return this.connect.promise;
+    };
+}
+
 // ---------------------------------------------------------------- entry
 
 const TARGETS = {
     'training_service/v3/compat.js': mendTrials,
     'common/globals/shutdown.js': mendShutdown,
     'core/nnimanager.js': mendManager,
+    'core/tuner_command_channel.js': mendTunerChannel,
     'common/trial_keeper/process.js': mendProcesses,
 };
 

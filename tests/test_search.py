@@ -143,3 +143,21 @@ def test_a_search_space_that_cannot_work_is_refused_before_anything_starts(home,
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 2 and "search_space.json" in said
     assert len(said.strip().splitlines()) == 1 and not (home / "nni").exists()
+
+
+@pytest.mark.slow
+def test_a_tuner_that_is_slow_to_start_is_waited_for(home):
+    (home / "slow_tuner.py").write_text(
+        "import time\n"
+        "from nni.algorithms.hpo.random_tuner import RandomTuner\n"
+        "time.sleep(15)  # NNI by itself gives it ten seconds\n"
+        "class Slow(RandomTuner):\n"
+        "    def __init__(self, optimize_mode):\n"
+        "        super().__init__()\n"
+    )
+    tuner = {"className": "slow_tuner.Slow", "codeDirectory": str(home),
+             "classArgs": {"optimize_mode": "maximize"}}  # fmt: skip
+    write_config(home, epochs=1, maxTrialNumber=1, tuner=tuner)
+    process = search(home, "--config", "config.yml", "--no_probe")
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0 and "1/1 trials done" in said, said
