@@ -88,7 +88,7 @@ def find_pictures(trial: Trial, ids: Sequence[str]) -> Pictures:
     """Load the data of a run as its trial did, and return pictures of it; torch is loaded here."""
     try:
         found, config = _examine(trial)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Pictures(why_not=f"the data cannot be loaded here ({error}).")
     shown = Pictures(sheet=sheet_address(found, config), why_not="These rows are not in the data.")
     import numpy as np

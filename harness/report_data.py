@@ -40,11 +40,11 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        return len(self.curve) or int(self.result.get("epochs") or 0)
+        return len(self.curve) or int(finite(self.result.get("epochs")) or 0)
 
     @property
     def planned(self) -> int:
-        return max(self.epochs, int(self.result.get("epochs_planned") or 0))
+        return max(self.epochs, int(finite(self.result.get("epochs_planned")) or 0))
 
     @property
     def seconds(self) -> float | None:

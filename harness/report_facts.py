@@ -90,11 +90,10 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Tell whether all values that are there are numbers."""
+    """Tell whether all values that are there are finite numbers."""
     there = [v for v in values if v is not None]
-    return bool(there) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in there
-    )
+    numbers = (isinstance(v, (int, float)) and not isinstance(v, bool) for v in there)
+    return bool(there) and all(numbers) and all(finite(v) is not None for v in there)
 
 
 def spans_orders(values: Sequence[float]) -> bool:

@@ -320,6 +320,14 @@ def test_what_is_missing_is_a_sentence_and_not_an_error(outputs, spoil):
     assert LACKS[spoil] in Tags(page_of(outputs)).words
 
 
+def test_numbers_that_json_does_not_know_are_shown_as_words(outputs):
+    for number, value in enumerate([float("nan"), float("inf"), None, "x", [1, 2], {"a": EVIL}]):
+        config = folder_of(outputs, number) / "config.json"
+        change(config, values=json.loads(config.read_text())["values"] | {"lr": value})
+        change(folder_of(outputs, number + 6) / "result.json", epochs="many", seconds=[])
+    assert EVIL in Tags(page_of(outputs)).words
+
+
 def test_a_report_never_stops_a_search(outputs):
     assert reports.try_report(outputs, outputs.parent / "r.html")
     assert not reports.try_report(outputs / "nowhere", outputs.parent / "r.html")
