@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ from harness.experiment import TrialRecord, read_trials
 from harness.nni_config import seconds_of
 from harness.poll import VoteOptions
 from harness.problems import listed, note
+from harness.report import try_report
 from harness.results import Results, searched_values
 from harness.searches import Search
 from harness.tally import run_vote
 from harness.tally_table import format_table
 from harness.watch import Trouble, Watch, overdue
 
+PAGE_S = 60.0  # how often the report is brought up to date
 SHOWN = 20  # last lines of a trial that ends the search
 
 
@@ -286,7 +289,7 @@ def follow(search: Search, plan: Plan, args: Any) -> int:
                     prove_guard(search, args.public or note.get("public", False))
                 print(f"search {search.id}: http://127.0.0.1:{search.port} until it ends",
                       flush=True)  # fmt: skip
-                trouble = watch(search, plan, results)
+                trouble = watch(search, plan, results, page_of(plan))
         except KeyboardInterrupt:
             interrupted = True
             print("\nstopping: the running trials write what they have ...", flush=True)
@@ -294,6 +297,7 @@ def follow(search: Search, plan: Plan, args: Any) -> int:
             stop(search)
     vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
     status = conclude(search, plan, results, trouble, vote_dir)
+    write_report(search, plan, vote_dir)
     if interrupted:
         print(f"continue with: python search.py --resume {search.id}")
     return 130 if interrupted else status
@@ -332,19 +336,27 @@ def prove_guard(search: Search, public: bool) -> None:
         )
 
 
-def watch(search: Search, plan: Plan, results: Results) -> Trouble | None:
+def page_of(plan: Plan) -> Path:
+    """Return where the report of a search stands: beside its outputs."""
+    return plan.outputs.parent / "report.html"
+
+
+def watch(search: Search, plan: Plan, results: Results, page: Path) -> Trouble | None:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
     eye = Watch(search.id, time.time(), plan.may_wait)
     screen = Screen(plan, search.profile()[1])
     told = set(search.retries())
     limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
-    last_update = 0.0
+    last_update, last_page = 0.0, time.time()
     while True:
         status, errors = search.status()
         now, trials = time.time(), read_trials(search.folder)
         if now - last_update > 2:
             results.update(trials)
             last_update = now
+        if now - last_page > PAGE_S and any(trial.scores for trial in trials):
+            try_report(plan.outputs, page, search=search.id)
+            last_page = time.time()
         screen.show(trials, results, now)
         for trial_id, why in search.retries().items():
             if trial_id not in told:
@@ -438,6 +450,20 @@ def conclude(
         )
         print(f"the best trial by hand: {typed}")
     return 0 if trouble is None else 1
+
+
+def write_report(search: Search, plan: Plan, vote_dir: Path) -> None:
+    """Write the page with its pictures, which need torch: in a process of its own."""
+    page = page_of(plan)
+    command = [sys.executable, str(Path(__file__).with_name("report.py")), str(plan.outputs),
+               "--search", search.id, "--vote_dir", str(vote_dir), "--out", str(page)]  # fmt: skip
+    sys.stdout.flush()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        print(f"to look at: {page}")
+    else:
+        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        print(f"there is no report: {why.removeprefix('error: ')}")
 
 
 def say_trouble(trouble: Trouble, search: Search) -> None:

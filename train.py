@@ -36,7 +36,7 @@ from harness.config import (
 from harness.devices import choose_device
 from harness.engine import Goal, TrainState
 from harness.errors import TrialFailed, UserError, guard
-from harness.tracking import TensorBoard
+from harness.tracking import TensorBoard, log_best
 from harness.tuner import Trial
 from metrics import Metrics
 from model import model_spec, unfreeze
@@ -172,10 +172,8 @@ def device_name(device: torch.device) -> str:
 
 def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     """Train a model epoch by epoch, and predict with its best weights."""
-    config, folder, outcome = job.config, job.run.folder, Outcome()
-    if len(job.data.folds) > 1:
-        folder = folder / f"fold{fold.index}"
-        folder.mkdir(exist_ok=True)
+    config, folder, outcome = job.config, fold_folder(job, fold), Outcome()
+    folder.mkdir(exist_ok=True)
     try:
         state = state or build_state(config, job.data, fold, job.device, job.amp)
         parameters = sum(p.numel() for p in state.model.parameters())
@@ -192,6 +190,12 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     if state is None or state.best_epoch is None:
         return outcome
     return keep_best(job, fold, folder, state, outcome)
+
+
+def fold_folder(job: Job, fold: Fold) -> Path:
+    """Return where a fold's files stand: in the run's folder, or in one of its own."""
+    several = len(job.data.folds) > 1
+    return job.run.folder / f"fold{fold.index}" if several else job.run.folder
 
 
 def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
@@ -327,6 +331,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
         facts |= summary(whole)
         facts["test"] = write_answers(job, whole)
         hand_over(job)
+        draw_best(job, whole)
     score = facts.get("score")
     if last.status == "failed":
         # A crash teaches a tuner nothing; a floor score keeps it away from there.
@@ -379,6 +384,15 @@ def hand_over(job: Job) -> None:
         fold = "" if path.parent == job.run.folder else f"-{path.parent.name}"
         with artifacts.replacing(Path(job.config.model_dir, f"{job.run.name}{fold}.pt"), "wb") as f:
             f.write(path.read_bytes())
+
+
+def draw_best(job: Job, outcomes: list[Outcome]) -> None:
+    """Add what the best weights answer to the TensorBoard files."""
+    if not job.config.tensorboard:
+        return
+    for fold, outcome in zip(job.data.folds, outcomes):
+        log_best(fold_folder(job, fold) / "tensorboard", outcome.best_epoch + 1, outcome.val,
+                 fold.val.labels, job.data.classes)  # fmt: skip
 
 
 def say_the_end(job: Job, last: Outcome) -> None:

@@ -60,6 +60,8 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
     vote = pd.read_csv(home / "ensemble" / "soft.csv").set_index("id")
     assert vote.index.tolist() == members[0].index.tolist()
     assert managers_and_trials(home) == []
+    page = (home / "report.html").read_text()
+    assert all(trial.id in page for trial in trials) and "to look at" in said
 
 
 @pytest.mark.slow

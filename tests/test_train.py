@@ -70,15 +70,24 @@ def test_no_row_is_in_two_parts_of_the_split(trained):
 def test_tensorboard_has_scalars_by_step_and_epoch_and_the_hyperparameters_in_one_file(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    files = list((trained[0] / "tensorboard").rglob("*"))
+    files = [f for f in (trained[0] / "tensorboard").rglob("*") if not f.name.endswith(".best")]
     assert len(files) == 1
-    events = EventAccumulator(str(files[0].parent))
+    events = EventAccumulator(str(files[0]))
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {"step/train_loss", "step/lr", "val_acc", "val_loss", "train_loss"} <= set(tags)
     assert len(events.Scalars("val_acc")) == 2
     assert len(events.Scalars("step/train_loss")) == events.Scalars("val_acc")[-1].step
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_tensorboard_has_the_answers_of_the_best_weights_in_the_same_run(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained[0] / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["val/confusion"]
+    assert "val_pr/3" in events.Tags()["tensors"]
 
 
 def test_checkpoints_hold_tensors_and_json_only(trained):
