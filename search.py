@@ -17,6 +17,7 @@ from typing import Any
 
 from harness import experiment, guard, overview, searches
 from harness import preflight as check
+from harness.artifacts import read_result
 from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
@@ -27,10 +28,12 @@ from harness.problems import listed, note
 from harness.report import try_report
 from harness.results import Results, searched_values
 from harness.searches import Search
-from harness.tally import run_vote
+from harness.tally import VoteReport, run_vote
 from harness.tally_table import format_table
 from harness.watch import Trouble, Watch, overdue
 
+BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
+MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
 PAGE_S = 60.0  # how often the report is brought up to date
 SHOWN = 20  # last lines of a trial that ends the search
 
@@ -441,7 +444,7 @@ def conclude(
         print(f"no trial of {search.id} left a ballot; the trials' own words are in "
               f"{search.folder / 'environments'}", file=sys.stderr)  # fmt: skip
         return 1
-    report = run_vote(ballots, VoteOptions(out_dir=str(vote_dir)))
+    report = vote(ballots, vote_dir)
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
     if best := results.best(trials):
         names, values = searched_values(best), results.values_of(best)
@@ -450,6 +453,24 @@ def conclude(
         )
         print(f"the best trial by hand: {typed}")
     return 0 if trouble is None else 1
+
+
+def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
+    """Choose and weigh the members greedily on validation rows, in bags against luck.
+
+    Where the trials share no validation rows, all of them have the same say.
+    """
+    monitor = read_result(ballots[0].with_suffix("")).get("monitor") or ""
+    metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
+    plain = VoteOptions(out_dir=str(vote_dir), metric=metric)
+    if len(ballots) < 2:
+        return run_vote(ballots, plain)
+    try:
+        bags = BAGS if len(ballots) <= MANY else 1
+        return run_vote(ballots, dataclasses.replace(plain, select="greedy", bag=bags))
+    except UserError as error:
+        print(f"the vote is the plain mean: {error}")
+        return run_vote(ballots, plain)
 
 
 def write_report(search: Search, plan: Plan, vote_dir: Path) -> None:
