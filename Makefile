@@ -1,5 +1,5 @@
 # make search   from nothing to a voted answer        make test   everything, real searches included
-# make setup    the environment alone                 make quick  the tests that take a minute
+# make setup    the environment alone                 make quick  the tests without real searches
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
