@@ -139,11 +139,6 @@ def f1_macro(confusion: np.ndarray) -> np.ndarray:
     return each.sum(axis=1) / present.sum(axis=1)
 
 
-def is_better(metric: str, new: float, old: float) -> bool:
-    """Say whether `new` beats `old`; an equal score does not."""
-    return new < old if metric in LOWER_IS_BETTER else new > old
-
-
 def ranking(metric: str, scores: Sequence[float]) -> list[int]:
     """Order members from the best score to the worst; equal ones keep their order."""
     sign = 1 if metric in LOWER_IS_BETTER else -1
