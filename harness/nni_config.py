@@ -82,10 +82,10 @@ def read_content(path: Path) -> dict[str, Any]:
 
 def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Problem]]:
     """Return what the file says in either version, and what is missing or cannot be read."""
-    given = {_plain(key): value for key, value in content.items()}
+    given = {plain(key): value for key, value in content.items()}
     old = "trainingserviceplatform" in given
     trial = given.get("trial") if old else given
-    trial = {_plain(k): v for k, v in trial.items()} if isinstance(trial, Mapping) else {}
+    trial = {plain(k): v for k, v in trial.items()} if isinstance(trial, Mapping) else {}
     service = given.get("trainingservice")
     platform = given.get("trainingserviceplatform") if old else None
     if isinstance(service, Mapping):
@@ -115,8 +115,9 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
     return found, problems + more
 
 
-def _plain(key: object) -> str:
-    return str(key).lower().replace("_", "")  # as NNI compares them
+def plain(key: object) -> str:
+    """Write a key as NNI compares them."""
+    return str(key).lower().replace("_", "")
 
 
 def _space(inline: Any, file: Any, path: Path) -> tuple[dict[str, Any], str, list[Problem]]:
@@ -190,8 +191,8 @@ def to_experiment(found: Outline, path: Path) -> tuple[Any, list[Problem]]:
 def _unknown_keys(
     content: Mapping[str, Any], path: Path, kind: Any
 ) -> tuple[list[str], list[Problem]]:
-    names = {_plain(name): _camel(name) for name in kind.__dataclass_fields__}
-    unknown = [key for key in content if _plain(key) not in names]
+    names = {plain(name): _camel(name) for name in kind.__dataclass_fields__}
+    unknown = [key for key in content if plain(key) not in names]
     hints = [suggest(str(key), names.values()).removeprefix("; ") for key in unknown]
     return unknown, [Problem(str(path), f"NNI does not take it: there is no {key!r}", hint)
                      for key, hint in zip(unknown, hints)]  # fmt: skip

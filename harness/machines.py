@@ -1,0 +1,478 @@
+"""Other machines, through the system's ssh: its agent, keys, known hosts, aliases and jump hosts.
+
+A `Link` is one connection that everything else shares (ssh's ControlMaster). It ends with this
+process, however that ends. Host keys are always checked; nothing secret is written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.nni_config import plain
+
+CONNECT_S = 10  # of TCP; the rest of a login has as long again
+READY = "ballot-link-is-up"
+NNI_KEY = "~/.ssh/id_rsa"  # what NNI writes where a machine names no key
+OPTIONS = ("BatchMode=yes", "PreferredAuthentications=publickey", "UpdateHostKeys=no",
+           "RemoteCommand=none", "PermitLocalCommand=no", f"ConnectTimeout={CONNECT_S}",
+           "ServerAliveInterval=15", "ServerAliveCountMax=8")  # fmt: skip
+
+
+class Unreachable(UserError):
+    """A machine that cannot be reached, does not let us in, or does not answer any more."""
+
+
+class PassphraseNeeded(Unreachable):
+    """A key that only its passphrase opens; `key` is its file."""
+
+    def __init__(self, text: str, key: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine as the configuration names it; None leaves a thing to ~/.ssh/config."""
+
+    host: str
+    port: int | None = None
+    user: str | None = None
+    key_file: str | None = None
+    python: str | None = None  # NNI's pythonPath: a folder of interpreters; or an interpreter
+    name: str = ""  # for people; unique among the machines of a search
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.host)
+
+    @property
+    def interpreter(self) -> str:
+        """The interpreter that the file names for it; `~` and `$HOME` are the machine's."""
+        if not self.python:
+            return "python3"
+        is_program = re.fullmatch(r"python[\d.]*", Path(self.python).name)
+        return self.python if is_program else f"{self.python.rstrip('/')}/python3"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended on a machine."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def last_word(self) -> str:
+        """The last line that it wrote, of its errors if there are any."""
+        text = (self.stderr.strip() or self.stdout.strip()).decode("utf-8", "replace")
+        return text.splitlines()[-1].strip() if text else f"exit status {self.status}"
+
+
+def machines_of(config: Any, folder: Path | None = None) -> list[Machine]:
+    """Return the machines of a configuration: NNI's object, or its content in version 1 or 2.
+
+    Paths of keys are relative to `folder`, as NNI takes them. Raises `UserError` for an entry that
+    cannot be used.
+    """
+    content = config if isinstance(config, Mapping) else config.json()
+    given = {plain(key): value for key, value in content.items()}
+    service = given.get("trainingservice")
+    if isinstance(service, Mapping):
+        given = {plain(key): value for key, value in service.items()}
+    entries = given.get("machinelist")
+    if not isinstance(entries, list) or not entries:
+        raise UserError("machineList: names no machine; see config_remote.yml")
+    found = [_machine(entry, f"machineList: machine {number}", folder or Path())
+             for number, entry in enumerate(entries, 1)]  # fmt: skip
+    hosts = Counter(machine.host for machine in found)
+    named = [replace(m, name=f"{m.host}:{m.port or 22}" if hosts[m.host] > 1 else m.host)
+             for m in found]  # fmt: skip
+    twice = [name for name, times in Counter(m.name for m in named).items() if times > 1]
+    if twice:
+        raise UserError(f"machineList: {twice[0]} is there twice; name each machine once, and "
+                        "raise trialConcurrency for more trials on it")  # fmt: skip
+    return named
+
+
+def _machine(entry: Any, where: str, folder: Path) -> Machine:
+    given = {plain(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {}
+    for key in ("password", "passwd", "sshpassphrase", "passphrase"):
+        if given.get(key) is not None:
+            raise UserError(f"{where}: has a {key} in the file, which NNI shows to everyone; use a "
+                            "key, and an agent for its passphrase")  # fmt: skip
+    host, user = given.get("host", given.get("ip")), given.get("user", given.get("username"))
+    port, python = given.get("port"), given.get("pythonpath")
+    key = given.get("sshkeyfile", given.get("sshkeypath"))
+    if not host:
+        raise UserError(f"{where}: names no host; as in host: gpu1.example.org")
+    for key_name, value in (("host", host), ("user", user)):
+        if value is not None and not re.fullmatch(r"[\w.:%@+][\w.:%@+-]*", str(value)):
+            raise UserError(f"{where}: {key_name} {value!r} is none")
+    if port is not None and not (isinstance(port, int) and 0 < port < 65536):
+        raise UserError(f"{where}: port {port!r} is none; it is 22 on most machines")
+    if key is not None:
+        path = Path(folder, Path(str(key)).expanduser())
+        is_nnis = Path(NNI_KEY).expanduser() == path and not path.exists()
+        key = None if is_nnis else str(path)
+    return Machine(str(host), port, None if user is None else str(user), key,
+                   None if python is None else str(python))  # fmt: skip
+
+
+def shell_word(path: str) -> str:
+    """Quote a path for a machine's shell, where a leading `~` or `$HOME` is its own."""
+    own = re.match(r"(?:~|\$HOME|\$\{HOME\})(/.*|$)", path)
+    return f'"$HOME"{shlex.quote(own[1]) if own[1] else ""}' if own else shlex.quote(path)
+
+
+class Agent:
+    """An ssh-agent of our own: it holds unlocked keys in its memory while this process lives."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ballot-agent-", dir=_short_folder())
+        self.socket = str(Path(self._folder.name, "agent"))
+        # The agent ends with this `cat`, and that with our end of its pipe.
+        self._process = subprocess.Popen(["ssh-agent", "-a", self.socket, "cat"],
+                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                         start_new_session=True)  # fmt: skip
+        for _ in range(50):
+            if Path(self.socket).exists():
+                return
+            time.sleep(0.1)
+        raise UserError("ssh-agent: does not start; unlock the key with ssh-add and try again")
+
+    def add(self, key: str) -> None:
+        """Ask for a key's passphrase on the terminal."""
+        environment = {**os.environ, "SSH_AUTH_SOCK": self.socket}
+        if subprocess.run(["ssh-add", key], env=environment).returncode:
+            raise UserError(f"{key}: stays locked; the passphrase was not right")
+
+    def close(self) -> None:
+        """Forget the keys."""
+        _end(self._process)
+        self._folder.cleanup()
+
+
+class Link:
+    """A connection to one machine, shared by every command on it."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        accept_new_host_keys: bool = False,
+        ssh_options: Sequence[str] = (),
+        agent: Agent | None = None,
+    ) -> None:
+        self.machine = machine
+        self.agent = agent
+        self.news: list[str] = []  # what people should know of the last `open`
+        self._options = [*ssh_options, "-o", "StrictHostKeyChecking="
+                         + ("accept-new" if accept_new_host_keys else "yes")]  # fmt: skip
+        self._folder: str | None = None
+        self._master: subprocess.Popen | None = None
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.machine.name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that ssh needs for this machine."""
+        return {**os.environ, **({"SSH_AUTH_SOCK": self.agent.socket} if self.agent else {})}
+
+    def ssh_words(self, extra_options: Iterable[str] = ()) -> list[str]:
+        """Return ssh's command line up to the host; of two settings ssh takes the first."""
+        machine, words = self.machine, ["ssh", *extra_options, *self._options]
+        for option in OPTIONS:
+            words += ["-o", option]
+        if machine.port is not None:
+            words += ["-p", str(machine.port)]
+        if machine.user is not None:
+            words += ["-l", machine.user]
+        if machine.key_file is not None:
+            words += ["-i", machine.key_file, "-o", "IdentitiesOnly=yes"]
+        return [*words, "-xaT", machine.host]
+
+    def open(self, interactive: bool = False) -> None:
+        """Connect; ask for a passphrase on the terminal where `interactive`.
+
+        Raises `Unreachable` with what exactly is wrong, and what to do.
+        """
+        try:
+            self._open()
+        except PassphraseNeeded as error:
+            if not interactive:
+                raise
+            self.agent = self.agent or Agent()
+            self.agent.add(error.key)
+            self._open()
+
+    def _open(self) -> None:
+        if self.alive():
+            return
+        self.close()
+        key = self.machine.key_file
+        if key is not None and not Path(key).is_file():
+            raise Unreachable(f"{self.name}: its key file {key} is not there; correct sshKeyFile")
+        self._folder = tempfile.mkdtemp(prefix="ballot-ssh-", dir=_short_folder())
+        words = self.ssh_words(["-v", "-M", "-S", self._socket, "-o", "ClearAllForwardings=yes"])
+        with Path(self._folder, "log").open("wb") as log:
+            self._master = subprocess.Popen([*words, f"echo {READY}; exec cat >/dev/null"],
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=log, env=self.environment,
+                                            start_new_session=True)  # fmt: skip
+        if _says(self._master, READY, 2 * CONNECT_S + 5):
+            said = self._log()
+            if "Permanently added" in said and (shown := _host_keys(said)):
+                self.news.append(f"the host key of {self.name} is now known: {shown[-1]}")
+            return
+        error = diagnose(self.machine, self._log(), self._locked_key)
+        self.close()
+        raise error
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._master is not None:
+            _end(self._master)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._master = self._folder = None
+
+    def alive(self) -> bool:
+        """Whether the connection stands, as far as ssh has noticed."""
+        return self._master is not None and self._master.poll() is None
+
+    @property
+    def _socket(self) -> str:
+        return str(Path(self._folder, "link")) if self._folder else "none"
+
+    def _log(self) -> str:
+        with contextlib.suppress(OSError):
+            return Path(self._folder or "", "log").read_text("utf-8", "replace")
+        return ""
+
+    def why(self) -> str:
+        """Say why a connection that stood has ended."""
+        lines = _without_debug(self._log())
+        return lines[-1] if lines else "the connection ended"
+
+    def _locked_key(self) -> str | None:
+        """Return the first key for this machine that a passphrase protects, if there is one."""
+        keys = [self.machine.key_file] if self.machine.key_file else []
+        if not keys:
+            said = subprocess.run([*self.ssh_words(["-G"])], capture_output=True, text=True).stdout
+            keys = re.findall(r"^identityfile (.+)$", said, re.MULTILINE)
+        for key in [str(Path(key).expanduser()) for key in keys]:
+            tried = subprocess.run(["ssh-keygen", "-y", "-P", "", "-f", key],
+                                   capture_output=True, text=True)  # fmt: skip
+            if "incorrect passphrase" in tried.stderr:
+                return key
+        return None
+
+    def words_for(self, command: str) -> list[str]:
+        """Return the words that run a shell command there over this connection."""
+        # Whatever the login shell is there, the command is read by sh.
+        return [*self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no"]),
+                f"exec sh -c {shlex.quote(command)}"]  # fmt: skip
+
+    def spawn(self, command: str, **how: Any) -> subprocess.Popen:
+        """Start a shell command there and return its process here."""
+        return subprocess.Popen(self.words_for(command), env=self.environment,
+                                start_new_session=True, **how)  # fmt: skip
+
+    def run(self, command: str, *, input: bytes | None = None, timeout: float = 60.0) -> Done:
+        """Run a shell command there; raises `Unreachable` where the machine does not answer."""
+        with self.spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE) as process:  # fmt: skip
+            try:
+                out, err = process.communicate(input, timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise Unreachable(f"{self.name}: gave no answer in {timeout:.0f} s") from None
+            except BaseException:
+                process.kill()
+                raise
+        done = Done(process.returncode, out, err)
+        if done.status == 255:  # ssh's own
+            raise Unreachable(f"{self.name}: {done.last_word}")
+        return done
+
+    def python(
+        self, source: str, *args: Any, interpreter: str | None = None, timeout: float = 60.0
+    ) -> Any:
+        """Run a program in an interpreter there; return the JSON that is its last line.
+
+        The program has `args`, which are anything that JSON can hold, as its list `args`. Raises
+        `UserError` with its last word where it fails.
+        """
+        program = f"import json\nargs = json.loads({json.dumps(args)!r})\n{source}"
+        wanted = interpreter or self.machine.interpreter
+        done = self.run(f"exec {shell_word(wanted)} -", input=program.encode(), timeout=timeout)
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+        if done.status == 0 and lines:
+            with contextlib.suppress(ValueError):
+                return json.loads(lines[-1])
+        if done.status in (126, 127):
+            raise UserError(f"{self.name}: there is no interpreter {wanted}")
+        raise UserError(f"{self.name}: {wanted} failed: {done.last_word}")
+
+
+def open_links(links: Sequence[Link], interactive: bool = False) -> list[UserError | None]:
+    """Open all at once, then those that need a passphrase one by one; return what was wrong.
+
+    A key that several machines share is asked for once.
+    """
+
+    def attempt(link: Link, interactive: bool = False) -> UserError | None:
+        try:
+            link.open(interactive)
+        except UserError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(max(1, len(links))) as pool:
+        found = list(pool.map(attempt, links))
+    agent = None
+    for place, link in enumerate(links):
+        if interactive and isinstance(found[place], PassphraseNeeded):
+            if agent is not None:
+                link.agent = agent
+            found[place] = attempt(link) if agent else found[place]
+            if isinstance(found[place], PassphraseNeeded):
+                found[place] = attempt(link, interactive=True)
+            agent = agent or link.agent
+    return found
+
+
+def has_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def diagnose(machine: Machine, said: str, locked_key: Any = lambda: None) -> Unreachable:
+    """Say what is wrong with a machine from ssh's own words (with -v); pure but for `locked_key`."""
+    name, keys = machine.name, _host_keys(said)
+    shown = f", {keys[-1]}" if keys else ""
+    jump = "UNKNOWN port 65535" in said  # the connection that failed is the one before
+    if "Host key verification failed" in said:
+        if jump:
+            return Unreachable(f"{name}: the host key of its jump host{shown}, is not known; log "
+                               f"in once by hand: ssh {machine.host}")  # fmt: skip
+        if "IDENTIFICATION HAS CHANGED" in said:
+            offending = re.search(r"Offending \S+ key in (.+?):(\d+)", said)
+            place = f" (line {offending[2]} of {offending[1]})" if offending else ""
+            known = f"[{machine.host}]:{machine.port}" if machine.port not in (None, 22) else (
+                machine.host)  # fmt: skip
+            return Unreachable(f"{name}: ITS HOST KEY HAS CHANGED{shown}: another machine may "
+                               f"answer in its place; if you know why, forget the old one{place}: "
+                               f"ssh-keygen -R '{known}'")  # fmt: skip
+        return Unreachable(f"{name}: its host key{shown}, is not known; compare it with what "
+                           "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub says there, and "
+                           "accept it with --accept_new_host_keys")  # fmt: skip
+    if "Permission denied" in said or "Too many authentication failures" in said:
+        return _denied(machine, said, locked_key())
+    for pattern, what in _REASONS:
+        if re.search(pattern, said):
+            port = machine.port or 22
+            return Unreachable(f"{name}: {what.format(host=machine.host, port=port)}")
+    lines = _without_debug(said)
+    if "Authenticated to " in said:
+        return Unreachable(f"{name}: lets us in but runs no command "
+                           f"({lines[-1] if lines else 'without a word'}); "
+                           "look at the account's shell there")  # fmt: skip
+    return Unreachable(f"{name}: {lines[-1] if lines else 'does not answer'}")
+
+
+_REASONS = (
+    ("Could not resolve hostname", "no such host name ({host}); correct host, or name it in "
+                                   "~/.ssh/config"),
+    ("Connection refused", "refuses connections on port {port}; is sshd running there, and is it "
+                           "that port?"),
+    ("timed out|No route to host|Network is unreachable", "cannot be reached ({host}, port {port});"
+                                                          " is it on, and is this the network?"),
+    ("kex_exchange_identification|Connection reset", "hangs up before anyone can log in; look into "
+                                                     "its sshd's log"),
+)  # fmt: skip
+
+
+def _denied(machine: Machine, said: str, locked: str | None) -> Unreachable:
+    name = machine.name
+    user = re.findall(r"(\S+?)@\S+: Permission denied", said)
+    whom = f" for {user[-1]}" if user else ""
+    if loose := re.search(r"Permissions \d+ for '(.+?)' are too open", said):
+        return Unreachable(f"{name}: ssh does not use {loose[1]}, which others can read; "
+                           f"chmod 600 {loose[1]}")  # fmt: skip
+    if bad := re.search(r'Load key "(.+?)": (?!incorrect passphrase)(.+)', said):
+        return Unreachable(f"{name}: {bad[1]} is no key that ssh can read ({bad[2].strip()})")
+    if locked is not None:
+        return PassphraseNeeded(f"{name}: the key {locked} needs its passphrase; unlock it first: "
+                                f"ssh-add {locked}", locked)  # fmt: skip
+    if "Too many authentication failures" in said:
+        return Unreachable(f"{name}: the agent offers too many keys; name the right one as "
+                           "sshKeyFile")  # fmt: skip
+    offered = re.findall(r"Offering public key: (.+?) (?:RSA|ED25519|ECDSA|DSA)\S* SHA256", said)
+    tried = ", ".join(dict.fromkeys(offered)) or "no key at all"
+    return Unreachable(f"{name}: does not let us in{whom} with {tried}; add the public key to "
+                       "~/.ssh/authorized_keys there, or name another as sshKeyFile")  # fmt: skip
+
+
+def _host_keys(said: str) -> list[str]:
+    return re.findall(r"Server host key: (\S+ SHA256:\S+)", said)
+
+
+def _without_debug(said: str) -> list[str]:
+    lines = [line.strip() for line in said.splitlines()]
+    dull = re.compile(r"debug\d: |Authenticated to |Transferred: |Bytes per second|OpenSSH_|$")
+    return [line for line in lines if not dull.match(line)]
+
+
+def _short_folder() -> str | None:
+    """Return a folder for sockets, whose names may have 107 letters: None is the usual one."""
+    return "/tmp" if len(tempfile.gettempdir()) > 60 else None
+
+
+def _says(process: subprocess.Popen, word: str, patience: float) -> bool:
+    """Wait for a process to write a line; False where it ends or falls silent."""
+    deadline, heard = time.monotonic() + patience, b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([process.stdout], [], [], left)[0]:
+            break
+        piece = os.read(process.stdout.fileno(), 4096)
+        if not piece:
+            process.wait()
+            return False
+        heard += piece
+        if word.encode() in heard:
+            return True
+    return False
+
+
+def _end(process: subprocess.Popen) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
