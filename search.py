@@ -7,49 +7,32 @@ import dataclasses
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import experiment, guard, overview, searches
+from harness import experiment, overview, searches
 from harness import preflight as check
 from harness.artifacts import read_result
 from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
 from harness.experiment import TrialRecord, read_trials
+from harness.follow import Plan, follow
 from harness.nni_config import seconds_of
 from harness.poll import VoteOptions
 from harness.problems import listed, note
-from harness.report import try_report
 from harness.results import Results, searched_values
 from harness.searches import Search
 from harness.tally import VoteReport, run_vote
 from harness.tally_table import format_table
-from harness.watch import Trouble, Watch, overdue
+from harness.watch import Trouble
 
 BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
 MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
-PAGE_S = 60.0  # how often the report is brought up to date
 SHOWN = 20  # last lines of a trial that ends the search
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A search that has been checked and can start."""
-
-    config: Any  # nni.experiment.config.ExperimentConfig; None where NNI's database has it
-    command: str
-    outputs: Path
-    max_trials: int | None
-    max_seconds: float | None
-    concurrency: int
-    maximize: bool
-    may_wait: bool = False  # trials may wait for a GPU or a machine
 
 
 @guarded
@@ -67,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.resume is not None:
         found = named_search(args.resume, args.config)
         with found.watched():
-            return follow(*take_up(found, args), args)
+            return see_through(*take_up(found, args), args)
     if args.config is None:
         raise UserError("command line: --config names what to search; see config_local.yml")
     plan = preflight(args)
@@ -78,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     search = begin(plan, args)
     with search.watched():
-        return follow(search, plan, args)
+        return see_through(search, plan, args)
 
 
 def build_parser() -> Parser:
@@ -280,149 +263,18 @@ def stop_searches(wanted: str) -> int:
     return 0
 
 
-def follow(search: Search, plan: Plan, args: Any) -> int:
-    """Watch a search to its end, however it comes, and let its trials vote."""
+def see_through(search: Search, plan: Plan, args: Any) -> int:
+    """Follow a search to its end, however it comes, and let its trials vote."""
     note = search.note()
     results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
-    trouble, interrupted = None, False
-    with sigterm_as_interrupt():
-        try:
-            if search.manager() is not None:
-                if not args.no_guard and note.get("guarded", True):
-                    prove_guard(search, args.public or note.get("public", False))
-                print(f"search {search.id}: http://127.0.0.1:{search.port} until it ends",
-                      flush=True)  # fmt: skip
-                trouble = watch(search, plan, results, page_of(plan))
-        except KeyboardInterrupt:
-            interrupted = True
-            print("\nstopping: the running trials write what they have ...", flush=True)
-        finally:
-            stop(search)
+    end = follow(search, plan, results, guarded=not args.no_guard and note.get("guarded", True),
+                 public=args.public or note.get("public", False))  # fmt: skip
     vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
-    status = conclude(search, plan, results, trouble, vote_dir)
+    status = conclude(search, plan, results, end.trouble, vote_dir)
     write_report(search, plan, vote_dir)
-    if interrupted:
+    if end.interrupted:
         print(f"continue with: python search.py --resume {search.id}")
-    return 130 if interrupted else status
-
-
-@contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Let a SIGTERM end the search as Ctrl-C does: trials write what they have, and vote."""
-
-    def interrupt(_signum: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def stop(search: Search) -> None:
-    """Stop a search; a second Ctrl-C does not wait for the trials."""
-    try:
-        search.stop()
-    except KeyboardInterrupt:
-        print("\nended at once: trials keep what they wrote after their last epoch", flush=True)
-        search.kill()
-
-
-def prove_guard(search: Search, public: bool) -> None:
-    """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
-    wrong = guard.self_test(search.port, public=public)
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{wrong[0]}{more}; the search was stopped, --no_guard runs it all the same"
-        )
-
-
-def page_of(plan: Plan) -> Path:
-    """Return where the report of a search stands: beside its outputs."""
-    return plan.outputs.parent / "report.html"
-
-
-def watch(search: Search, plan: Plan, results: Results, page: Path) -> Trouble | None:
-    """Show how the search goes until its last trial has ended, or until it cannot go on."""
-    eye = Watch(search.id, time.time(), plan.may_wait)
-    screen = Screen(plan, search.profile()[1])
-    told = set(search.retries())
-    limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
-    last_update, last_page = 0.0, time.time()
-    while True:
-        status, errors = search.status()
-        now, trials = time.time(), read_trials(search.folder)
-        if now - last_update > 2:
-            results.update(trials)
-            last_update = now
-        if now - last_page > PAGE_S and any(trial.scores for trial in trials):
-            try_report(plan.outputs, page, search=search.id)
-            last_page = time.time()
-        screen.show(trials, results, now)
-        for trial_id, why in search.retries().items():
-            if trial_id not in told:
-                told.add(trial_id)
-                screen.say(f"trial {trial_id} {why}; it runs once more")
-        for trial in overdue(trials, limit, signs_of_life(trials, results), now):
-            screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
-            results.reasons[trial.id] = "hung: it was ended long after its time limit"
-            search.cancel(trial.id)
-        if eye.is_done(status, trials, now):
-            return screen.close()
-        if status == "STOPPING":  # by nnictl, the portal, or --stop
-            screen.close()
-            raise KeyboardInterrupt
-        trouble = eye.look(status, errors, trials, lambda: search.tuner() is not None, now)
-        if trouble is not None and trouble.fatal:
-            screen.close()
-            return trouble
-        if trouble is not None:
-            screen.say(f"{trouble.what}; {trouble.remedy}")
-        time.sleep(1)
-
-
-def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
-    """Return when each trial last wrote its result, in seconds since the epoch."""
-    signs = {}
-    for trial in trials:
-        with contextlib.suppress(OSError):
-            signs[trial.id] = (results.folder_of(trial) / "result.json").stat().st_mtime
-    return signs
-
-
-class Screen:
-    """One live line on a terminal, a line for each change in a pipe."""
-
-    def __init__(self, plan: Plan, spent: float) -> None:
-        self._plan = plan
-        self._began = time.time() - spent
-        self._shown: list[str] = []
-
-    def show(self, trials: list[TrialRecord], results: Results, now: float) -> None:
-        """Show how it goes."""
-        plan, spent = self._plan, now - self._began
-        limit = None if plan.max_seconds is None else plan.max_seconds - spent
-        left = overview.time_left(trials, plan.max_trials, plan.concurrency, limit, now)
-        parts = [overview.count_line(trials, results.rows, plan.max_trials),
-                 f"best {overview.best_score(results.rows, plan.maximize)}"]  # fmt: skip
-        line = " | ".join([overview.clock(spent), *parts, f"{left} left"])
-        if sys.stdout.isatty():
-            width = shutil.get_terminal_size((100, 24)).columns
-            print(f"\r\x1b[K{line[: width - 1]}", end="", flush=True)
-        elif parts != self._shown:
-            self._shown = parts
-            print(line, flush=True)
-
-    def say(self, text: str) -> None:
-        """Say something that stays on the screen."""
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)
-
-    def close(self) -> None:
-        """Leave the live line as it is."""
-        if sys.stdout.isatty():
-            print(flush=True)
+    return 130 if end.interrupted else status
 
 
 def conclude(
@@ -475,7 +327,7 @@ def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
 
 def write_report(search: Search, plan: Plan, vote_dir: Path) -> None:
     """Write the page with its pictures, which need torch: in a process of its own."""
-    page = page_of(plan)
+    page = plan.page
     command = [sys.executable, str(Path(__file__).with_name("report.py")), str(plan.outputs),
                "--search", search.id, "--vote_dir", str(vote_dir), "--out", str(page)]  # fmt: skip
     sys.stdout.flush()
