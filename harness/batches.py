@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,18 +86,29 @@ class Subset:
         return rng.choice(len(self), size=len(self), p=share / share.sum())
 
     def _normalise(self, images: torch.Tensor, look: Look) -> torch.Tensor:
-        """Bring 0..255 to (x / 255 - mean) / std, into a buffer that was made once."""
+        """Normalise images that no step has normalised, into a buffer that was made once."""
         if look.normalised:
             return images
-        mean = torch.tensor(look.mean, device=images.device).view(-1, 1, 1) * 255
-        scale = 1 / (torch.tensor(look.std, device=images.device).view(-1, 1, 1) * 255)
-        if images.device.type != "cpu":
-            return images.float().sub_(mean).mul_(scale)
-        out = self._floats.take(tuple(images.shape))
-        with one_thread():
-            for image, source in zip(out, images):  # one at a time stays within a core's cache
-                image.copy_(source).sub_(mean).mul_(scale)
-        return out
+        on_cpu = images.device.type == "cpu"
+        out = self._floats.take(tuple(images.shape)) if on_cpu else None
+        return normalise(images, look.mean, look.std, out)
+
+
+def normalise(
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Bring 0..255 to (x / 255 - mean) / std, image by image into `out` where it is given."""
+    middle = torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255
+    scale = 1 / (torch.tensor(std, device=images.device).view(-1, 1, 1) * 255)
+    if out is None:
+        return images.float().sub_(middle).mul_(scale)
+    with one_thread():
+        for image, source in zip(out, images):  # one at a time stays within a core's cache
+            image.copy_(source).sub_(middle).mul_(scale)
+    return out
 
 
 def cut(order: np.ndarray, batch_size: int, *, join_last: bool) -> list[np.ndarray]:
