@@ -28,3 +28,15 @@ def script(tmp_path):
         )
 
     return start
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Two machines with an sshd each, of namespaces; a test leaves them as it found them."""
+    from machines_for_tests import Lab, why_not
+
+    if reason := why_not():
+        pytest.skip(f"no machines to test with: {reason}")
+    machines = Lab(tmp_path_factory.mktemp("lab"))
+    yield machines
+    machines.close()
