@@ -54,20 +54,28 @@ class Subset:
         epoch: int | None = None,
         train: bool = False,
         seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images float32 [B, 3, H, W], normalised, and targets int64 [B], both on `device`.
 
         With `train` rows are drawn and augmented by chance that derives from `(seed, epoch)` alone,
         and mixing makes the targets soft [B, C]; a last batch of one image joins the one before,
         because batch normalisation needs two. Without it every row comes once, in order.
+
+        `part` (k, n) gives the images of the k-th of n processes alone, beside the targets of the
+        whole batch; they are those that one process has, drawn and augmented alike.
         """
         device = torch.device(device)
         order = self._drawn_order(seed, epoch or 0) if train else np.arange(len(self))
-        parts = cut(order, batch_size, join_last=train)
+        batches = cut(order, batch_size, join_last=train)
         look = self._train if train else self._plain
-        stream = look.store.stream([self.rows[part] for part in parts])
-        for number, (part, images) in enumerate(zip(parts, stream)):
-            targets = torch.from_numpy(self.labels[part])
+        # Chance is drawn for a batch, and mixing needs all of it: the part is taken out after it.
+        early = not (look.steps or look.mixer)
+        pieces = [piece(len(batch), *part) for batch in batches]
+        read = [batch[own] if early else batch for batch, own in zip(batches, pieces)]
+        stream = look.store.stream([self.rows[rows] for rows in read])
+        for number, (batch, own, images) in enumerate(zip(batches, pieces, stream)):
+            targets = torch.from_numpy(self.labels[batch])
             images = images.to(device) if device.type != "cpu" else images
             targets = targets.to(device)
             rng = np.random.default_rng([seed, epoch or 0, 1, number])
@@ -75,7 +83,7 @@ class Subset:
                 images = step(images, rng)
             if look.mixer is not None:
                 images, targets = look.mixer(images, targets, rng)
-            yield self._normalise(images, look), targets
+            yield self._normalise(images if early else images[own], look), targets
 
     def _drawn_order(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([seed, epoch, 0])
@@ -109,6 +117,13 @@ def normalise(
         for image, source in zip(out, images):  # one at a time stays within a core's cache
             image.copy_(source).sub_(middle).mul_(scale)
     return out
+
+
+def piece(count: int, part: int, parts: int) -> slice:
+    """Return the `part`-th of `parts` pieces of `count` rows; of fewer rows each takes all."""
+    if count < parts:
+        return slice(0, count)
+    return slice(count * part // parts, count * (part + 1) // parts)
 
 
 def cut(order: np.ndarray, batch_size: int, *, join_last: bool) -> list[np.ndarray]:

@@ -17,7 +17,10 @@ import torch
 from torch import nn
 
 from harness.artifacts import replacing
+from harness.batches import piece
 from harness.errors import TrialFailed, UserError
+from harness.parallel import SharedNorm, add_gradients, as_it_was, shares, whole_logits
+from harness.runtime import Group
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ class TrainState:
     clip_grad: float = 0.0
     parts: int = 1  # pieces that a batch is taken in; doubled when memory runs out
     ema: nn.Module | None = None
+    group: Group = field(default_factory=Group)
+    settled: bool = False  # whether `parts` is known to fit on every process
     epoch: int = 0  # epochs finished
     step: int = 0  # optimiser steps taken
     best_score: float | None = None
@@ -151,6 +156,7 @@ class Predictions:
 def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None) -> Epoch:
     """Take one step a batch; nothing waits for the device before the epoch ends.
 
+    Among several processes the images are this one's, the targets those of the whole batch.
     Raises `TrialFailed` where one image does not fit into memory or the loss is not finite.
     """
     state.model.train()
@@ -161,14 +167,16 @@ def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None
     sizes: list[int] = []
     began = time.perf_counter()
     for images, targets in batches:
+        if state.group.size > 1 and not state.settled:
+            _settle_parts(state, images, targets)
         lrs.append(max(group["lr"] for group in state.optimizer.param_groups))
         loss, output = _step(state, images, targets)
         losses.append(loss)
         logits.append(output)
         labels.append(targets if targets.ndim == 1 else targets.argmax(dim=1))
-        sizes.append(len(images))
+        sizes.append(len(targets))
         if bar is not None:
-            _show(bar, losses, output, labels[-1], len(images))
+            _show(bar, losses, output, labels[-1], len(targets))
     step_losses = torch.stack(losses).tolist()  # the one transfer of the epoch
     seconds = time.perf_counter() - began
     loss = float(np.average(step_losses, weights=sizes))
@@ -188,15 +196,13 @@ def _step(
             loss, logits = _forward_backward(state, images, targets)
             break
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or state.group.size > 1:
                 raise
             if state.parts >= len(images):
                 raise TrialFailed("out of memory with a single image") from None
         # Outside the handler: the traceback would hold the tensors that have to go.
         state.optimizer.zero_grad(set_to_none=True)
-        _empty_cache()
-        state.parts *= 2
-        log.warning("out of memory: batches are now taken in %d parts", state.parts)
+        _halve(state)
     if state.clip_grad:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad)
@@ -209,10 +215,18 @@ def _step(
     return loss, logits
 
 
+def _halve(state: TrainState) -> None:
+    _empty_cache()
+    state.parts *= 2
+    log.warning("out of memory: batches are now taken in %d parts", state.parts)
+
+
 def _forward_backward(
     state: TrainState, images: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add up the gradient of the batch's mean loss over its parts."""
+    if state.group.size > 1:
+        return _share_backward(state, images, targets)
     parts = min(state.parts, len(images))
     total = torch.zeros((), device=images.device)
     outputs = []
@@ -224,6 +238,65 @@ def _forward_backward(
         total += loss.detach()
         outputs.append(logits.detach())
     return total, torch.cat(outputs)
+
+
+def _share_backward(
+    state: TrainState, images: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the same for this process's share of the batch, and add up over the processes.
+
+    A batch of fewer rows than processes is taken by each as a whole.
+    """
+    group, count = state.group, len(targets)
+    shared = count >= group.size
+    counts = shares(count, group.size) if shared else [count] * group.size
+    parts = min(state.parts, min(counts))
+    total, logits = torch.zeros((), device=images.device), []
+    # Rows of the whole batch that the parts of each process stand for, process by process.
+    rows = torch.arange(count, device=images.device).split(counts) if shared else ()
+    for number, x in enumerate(images.tensor_split(parts)):
+        with torch.autocast(x.device.type, state.amp, enabled=state.amp is not None):
+            with SharedNorm(group) if shared else contextlib.nullcontext():
+                output = state.model(x)
+            if shared:
+                pieces = [own.tensor_split(parts)[number] for own in rows]
+                output = whole_logits(output, [len(own) for own in pieces], group)
+                y = targets[torch.cat(pieces)]
+            else:
+                y = targets.tensor_split(parts)[number]
+            loss = state.criterion(output, y) * (len(y) / count)
+        state.scaler.scale(loss).backward()
+        total += loss.detach()
+        logits.append((torch.cat(pieces) if shared else None, output.detach()))
+    add_gradients(state.model, group, 1.0 if shared else 1 / group.size)
+    if not shared:
+        return total, torch.cat([output for _, output in logits])
+    order = torch.cat([own for own, _ in logits]).argsort()
+    return total, torch.cat([output for _, output in logits])[order]
+
+
+def _settle_parts(state: TrainState, images: torch.Tensor, targets: torch.Tensor) -> None:
+    """Find out before the first step what fits into memory, on the fullest device of all.
+
+    A process that ran out of it within a step would leave the others waiting for its answers.
+    """
+    own = targets[piece(len(targets), state.group.rank, state.group.size)]
+    alone = TrainState(state.model, state.criterion, state.optimizer, state.schedule,
+                       amp=state.amp, parts=state.parts)  # fmt: skip
+    with state.group.together():
+        while True:
+            try:
+                with as_it_was(state.model):
+                    _forward_backward(alone, images, own)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if alone.parts >= len(images):
+                    raise TrialFailed("out of memory with a single image") from None
+            _halve(alone)
+    most = state.group.rows(torch.tensor([alone.parts]), [1] * state.group.size)
+    state.parts, state.settled = int(most.max()), True
 
 
 def _show(
@@ -242,16 +315,23 @@ def predict(
     batches: Iterable[Batch],
     amp: torch.dtype | None = None,
     criterion: nn.Module | None = None,
+    group: Group | None = None,
 ) -> Predictions:
     """Predict every row once; the loss is the criterion of all rows at once, not a mean of means.
 
-    Rows without a label (target -1) get probabilities and take no part in the loss.
+    Rows without a label (target -1) get probabilities and take no part in the loss. In a `group`
+    the images are this process's part of each batch; all of them get all predictions.
     """
+    group = group or Group()
     model.eval()
-    logits, targets = [], []
-    for images, labels in batches:
-        logits.append(_forward(model, images, amp))
-        targets.append(labels)
+    logits: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    with group.together():
+        for images, labels in batches:
+            logits.append(_forward(model, images, amp))
+            targets.append(labels)
+    if group.size > 1:
+        logits = [rows_of_all(logits, [len(labels) for labels in targets], group)]
     loss = math.nan
     if criterion is not None:
         known = torch.cat(targets) >= 0
@@ -272,6 +352,18 @@ def _forward(model: nn.Module, images: torch.Tensor, amp: torch.dtype | None) ->
                 raise TrialFailed("out of memory with a single image") from None
         _empty_cache()
         parts *= 2
+
+
+def rows_of_all(logits: list[torch.Tensor], batches: list[int], group: Group) -> torch.Tensor:
+    """Put together what the processes have predicted of batches of these sizes, in one transfer."""
+    starts = np.cumsum([0, *batches[:-1]])
+    own = [np.concatenate([np.arange(n)[piece(n, rank, group.size)] + start
+                           for n, start in zip(batches, starts)])
+           for rank in range(group.size)]  # fmt: skip
+    everyone = group.rows(torch.cat(logits), [len(rows) for rows in own])
+    whole = everyone.new_empty(sum(batches), everyone.shape[1])
+    whole[torch.from_numpy(np.concatenate(own)).to(whole.device)] = everyone
+    return whole
 
 
 def _softmax(logits: list[torch.Tensor]) -> np.ndarray:
