@@ -86,9 +86,17 @@ def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
 
 
 def build_state(
-    config: Config, data: Data, fold: Fold, device: torch.device, amp: torch.dtype | None
+    config: Config,
+    data: Data,
+    fold: Fold,
+    device: torch.device,
+    amp: torch.dtype | None,
+    group: runtime.Group | None = None,
 ) -> TrainState:
     """Make the model, its criterion, its optimiser and its schedule."""
+    group = group or runtime.Group()
+    if config.compile and group.size > 1:
+        raise UserError("compile: works with one process; leave it out under torchrun")
     runtime.seed_everything(config.seed)
     model, pretrained = create_model(config.model, len(data.classes), pretrained=config.pretrained,
                                      args=config.model_args, init_from=config.init_from,
@@ -97,7 +105,9 @@ def build_state(
                                  **config.criterion_args)  # fmt: skip
     with engine.memory_failures("the model does not fit into memory"):
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        model, criterion = model.to(device, memory_format=layout), criterion.to(device)
+        model = model.to(device).to(memory_format=layout)
+        criterion = criterion.to(device)
+        group.same_weights(model)
         ema = engine.make_ema(model, config.ema)
     optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
                                  weight_decay=config.weight_decay, args=config.optimizer_args,
@@ -112,7 +122,7 @@ def build_state(
     if config.compile:
         model.compile()
     return TrainState(model, criterion, optimizer, schedule, pretrained, amp,
-                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema)  # fmt: skip
+                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema, group=group)  # fmt: skip
 
 
 def shaped(config: Config, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:
@@ -124,7 +134,7 @@ def shaped(config: Config, batches: Iterable[engine.Batch]) -> Iterable[engine.B
 
 def try_configurations(layers: list[Layer], wanted: Path) -> int:
     """Try configurations of a search before it starts: a line of JSON for each, and no run."""
-    own_start, loaded = trying.process_age(), {}
+    own_start, loaded = trying.process_age(), {}  # type: float, dict[str, Data]
     for number, item in enumerate(json.loads(wanted.read_text(encoding="utf-8"))):
         with trying.answer(number) as facts:
             config, _ = configure([*layers, Layer("tuner", item["values"])])

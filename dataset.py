@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,8 +231,7 @@ def mask_base(data_dir: Path | None, *, classification: str = "multi") -> Table:
 
 
 def _mask_table(name: str, where: Path | None, classification: str, *, by_person: bool) -> Table:
-    folders = [] if where is None else _profiles(where)
-    if not folders:
+    if where is None or not (folders := _profiles(where)):
         raise UserError(
             f"data_dir: {where} has no folders named <id>_<gender>_<race>_<age>; "
             "give the competition's folder, which holds train/images"
@@ -275,6 +274,8 @@ def _mask_train(
     facts: dict[str, set[tuple[int, int]]] = {}
     for folder in folders:
         profile = PROFILE.fullmatch(folder.name)
+        if profile is None:  # _profiles has chosen those that fit
+            continue
         years = int(profile["age"])
         gender, age = int(profile["gender"] == "female"), int(years >= 30) + int(years >= 60)
         facts.setdefault(profile["id"], set()).add((gender, age))
@@ -467,7 +468,7 @@ def _split_column(
 
 
 def _csv_rows(
-    path: Path, root: Path, rows: list[tuple[str, ...]], grouped: bool, titles: tuple[str, str]
+    path: Path, root: Path, rows: Sequence[tuple[str, ...]], grouped: bool, titles: tuple[str, str]
 ) -> Table:
     ids, names, groups, splits = (list(part) for part in zip(*rows))
     empty = [name for name, label, _, split in rows if not label and split != "test"]
@@ -606,7 +607,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     layer, known = parse_command_line(parser, argv)
     if known.dir is not None:
-        layer.values.setdefault("data_dir", known.dir)
+        layer = replace(layer, values={"data_dir": known.dir, **layer.values})
     config, origin = merge([*map(read_config_file, known.config), layer])
     if known.print_config:
         values = asdict(config)

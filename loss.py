@@ -132,6 +132,8 @@ def asymmetric(
 class Criterion(nn.Module):
     """What the criteria above share: class weights that move with `.to()`, targets, the mean."""
 
+    class_weights: Tensor | None
+
     def __init__(self, num_classes: int, class_weights: Tensor | None) -> None:
         super().__init__()
         self.num_classes = num_classes

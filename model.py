@@ -159,7 +159,7 @@ def _check_forward(name: str, model: nn.Module, num_classes: int, size: int) -> 
 
 
 @torch.no_grad()
-def _output_shape(model: nn.Module, size: int) -> tuple[int, ...]:
+def _output_shape(model: nn.Module, size: int) -> tuple[int | str, ...]:
     """Return the shape of the output for two images, without arithmetic where that can be done."""
     images = torch.zeros(2, 3, size, size)
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -180,11 +180,11 @@ def head_names(model: nn.Module) -> list[str]:
     They are those below `head` where a network has a `backbone` and a `head`, timm's classifier,
     or the last block.
     """
-    if hasattr(model, "backbone") and hasattr(model, "head"):
-        return [f"head.{name}" for name, _ in model.head.named_parameters()]
-    names = []
-    if hasattr(model, "get_classifier"):
-        wanted = model.get_classifier()
+    head, names = getattr(model, "head", None), []
+    if hasattr(model, "backbone") and isinstance(head, nn.Module):
+        return [f"head.{name}" for name, _ in head.named_parameters()]
+    if callable(find := getattr(model, "get_classifier", None)):
+        wanted = find()
         wanted = [m for m in (wanted if isinstance(wanted, tuple) else (wanted,)) if m is not None]
         for prefix, module in model.named_modules():
             if any(module is m for m in wanted):
@@ -418,7 +418,7 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
             raise UserError(f"model_args: model {name!r} refuses them; {_line(error)}") from error
         return _loaded(_with_dropout(model, dropout or 0.0), _renamed(model, state), name)
 
-    build.__signature__ = _torchvision_signature(build, takes)
+    build.__signature__ = _torchvision_signature(build, takes)  # type: ignore[attr-defined]
     build.__doc__ = f"torchvision's {name}."
     return build
 
@@ -522,7 +522,7 @@ def _timm_file(short: str) -> Path | str | None:
     import huggingface_hub
     import timm
 
-    cfg = timm.get_pretrained_cfg(short)
+    cfg: Any = timm.get_pretrained_cfg(short)
     url = cfg.url if str(cfg.url).startswith("http") else None
     if url and (file := cached_weights(url)):
         return file
@@ -635,7 +635,7 @@ def _strip_classifier(model: nn.Module) -> int:
     """Take the classifier off and return the number of features that it was given."""
     name, layer = _classifier(model)
     _replace(model, name, nn.Identity())
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    return int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0))
 
 
 def _classifier(model: nn.Module) -> tuple[str, nn.Module]:

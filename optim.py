@@ -87,19 +87,20 @@ def _register_torch() -> None:
 
 
 def _torch_builder(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    make: Callable[..., torch.optim.Optimizer] = cls
     decays = "weight_decay" in inspect.signature(cls).parameters
 
     def build(params: Any, lr: float, weight_decay: float, **args: Any) -> torch.optim.Optimizer:
         if not decays:
             params = _without_decay(cls.__name__, params, weight_decay)
-        return _checked(cls.__name__, functools.partial(cls, params, lr=lr, **args))
+        return _checked(cls.__name__, functools.partial(make, params, lr=lr, **args))
 
-    build.__signature__ = _signature(cls)
+    build.__signature__ = _signature(cls)  # type: ignore[attr-defined]
     build.__doc__ = f"`torch.optim.{cls.__name__}`."
     return build
 
 
-def _signature(cls: type) -> inspect.Signature:
+def _signature(cls: Callable[..., Any]) -> inspect.Signature:
     """`(params, lr, weight_decay, *, ...)` with what a person may set of the class's arguments."""
     given = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -150,7 +151,8 @@ def _timm_optimizer(name: str) -> Entry:
         make = functools.partial(create_optimizer_v2, params, opt=short, lr=lr, **args)
         return _checked(name, functools.partial(make, weight_decay=weight_decay))
 
-    build.__signature__ = _signature(get_optimizer_class(short, bind_defaults=False))
+    taken = _signature(get_optimizer_class(short, bind_defaults=False))
+    build.__signature__ = taken  # type: ignore[attr-defined]
     return Entry(name, build)
 
 

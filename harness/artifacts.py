@@ -38,7 +38,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
 
     A folder that is not there is made; what cannot be written is a `UserError`.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 class Run:
-    """One run's folder; whatever ends the run, `result.json` says how."""
+    """One run's folder; whatever ends the run, `result.json` says how.
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+    `writes` is false in a process that leaves writing to another one of the same trial.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any], writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes
         self.name = folder.name
         self.result: dict[str, Any] = {
             "run": self.name,
@@ -120,7 +124,8 @@ class Run:
         """Write `facts` and the time spent so far into `result.json`."""
         seconds = self._seconds_before + time.monotonic() - self._started
         self.result.update(facts, seconds=round(seconds, 3))
-        write_json(self.folder / "result.json", self.result)
+        if self.writes:
+            write_json(self.folder / "result.json", self.result)
 
     def finish(self, status: str, **facts: Any) -> None:
         """Write the last word: `done`, `stopped` or `failed`."""
@@ -149,8 +154,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, *, resume: bool, facts: Mapping[str, Any]) -> Iterator[Run]:
-    """Make the run's folder and hold it against a second process until the run ends."""
+def open_run(
+    folder: Path, *, resume: bool, facts: Mapping[str, Any], writes: bool = True
+) -> Iterator[Run]:
+    """Make the run's folder and hold it against a second process until the run ends.
+
+    Without `writes` it is another process of the same trial that does so.
+    """
+    if not writes:
+        yield Run(folder, facts, writes=False)
+        return
     if folder.exists() and not resume:
         raise UserError(f"{folder}: exists already; --resume {folder} continues it, "
                         "--run_name gives another name")  # fmt: skip

@@ -91,7 +91,8 @@ def _apart(
     Test rows without labels are somebody else's question, and a published benchmark's split is
     not ours to change: both are worth knowing, neither is worth stopping.
     """
-    fatal, known = [], []
+    fatal: list[str] = []
+    known: list[str] = []
     for key, rows in members.items():
         here = {sides[row]: row for row in rows if sides[row]}
         if len(here) < 2:
@@ -152,8 +153,8 @@ def _rare(table: Table, folds: int) -> list[Problem]:
         groups = np.array([table.groups[row] or table.ids[row] for row in known])
         pairs = set(zip(table.labels[known].tolist(), groups.tolist()))
         spread = np.bincount([label for label, _ in pairs], minlength=len(table.classes))
-        few = zip(table.classes, spread, counts)
-        few = [f"{name} ({n})" for name, n, rows in few if n < need <= rows]
+        sizes = zip(table.classes, spread, counts)
+        few = [f"{name} ({n})" for name, n, rows in sizes if n < need <= rows]
         if few:
             text = f"{len(few)} classes have fewer than {need} groups, too few to split"
             problems.append(Problem(text, tuple(few)))

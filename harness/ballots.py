@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -286,8 +286,7 @@ def _parse_lists(path: Path, ids: list[str], texts: list[str]) -> np.ndarray:
 
 def _check_ids(path: Path, ids: list[str]) -> None:
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
+        twice = next(i for i, count in Counter(ids).items() if count > 1)
         raise UserError(f"{path}: id {short(twice)} stands in two rows; each image has one")
     if "" in ids:
         raise UserError(f"{path}: row {ids.index('') + 1} has no id; {EXPECTED}")

@@ -35,7 +35,7 @@ def read_torchvision(
         ids += [f"{side}-{k:06d}" for k in range(len(found))]
         splits += [side] * len(found)
     joined = np.concatenate(labels)
-    source, side = _source(kind, parts, root, args)
+    source, size = _source(kind, parts, root, args)
     return Table(
         name=kind.__name__,
         classes=_classes(parts["train"], joined),
@@ -43,7 +43,7 @@ def read_torchvision(
         labels=joined,
         source=source,
         splits=splits,
-        image_size=side,
+        image_size=size,
         published=True,
     )
 

@@ -104,7 +104,8 @@ def _array_digests(source: ArraySource) -> list[bytes]:
 def _digest(image: torch.Tensor) -> bytes:
     """Hash of an image's pixels and shape; an image without pixels of its own has none."""
     digest = hashlib.sha1(str(tuple(image.shape)).encode(), usedforsecurity=False)
-    digest.update(np.ascontiguousarray(image.numpy().transpose(1, 2, 0)))  # as decoders leave it
+    pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))  # as decoders leave them
+    digest.update(pixels.data)
     return digest.digest()
 
 

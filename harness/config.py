@@ -311,7 +311,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"command line: {message}; {self.prog} --help lists what there is")
 
-    def parse_args(self, argv=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, argv=None, namespace=None):
         """Parse `argv`; an unknown flag is a `UserError` with the nearest valid one."""
         known, unknown = self.parse_known_args(argv, namespace)
         if unknown:
@@ -330,7 +330,7 @@ class Parser(argparse.ArgumentParser):
             hint = suggest(f"--{name}", flags)
         raise UserError(f"command line: unknown flag {word!r}{hint}")
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_known_args(self, args=None, namespace=None):
         """Spell flags with underscores before argparse sees them; values stay as they are."""
         words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([_snake(word) for word in words], namespace)

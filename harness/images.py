@@ -236,8 +236,9 @@ def decode(data: bytes) -> torch.Tensor:
         raise UnreadableImage("is no image of a known format") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         # torch puts the place in its own source before the reason.
-        reason = str(error).strip().split("\n")[0].rsplit(".cpp:", 1)[-1].partition(", ")
-        reason = reason[2] or reason[0] or type(error).__name__
+        line = str(error).strip().split("\n")[0].rsplit(".cpp:", 1)[-1]
+        place, _, words = line.partition(", ")
+        reason = words or place or type(error).__name__
         raise UnreadableImage(f"cannot be decoded ({reason})") from None
 
 

@@ -29,7 +29,7 @@ SPLITS = ("split", "set", "subset", "stage", "partition")
 
 def side_folders(root: Path) -> dict[str, Path]:
     """Folders of `root` that are named like a side of a split, by side."""
-    found = {}
+    found: dict[str, Path] = {}
     for folder in sorted(root.iterdir()):
         side = SIDES.get(folder.name.lower())
         if side and folder.is_dir():

@@ -156,7 +156,7 @@ def find_submission(members: Sequence[Member], classes: list[str]) -> tuple[Subm
         result = read_json(folder / "result.json")
         wanted = result.get("submission") or {}
         names = result.get("classes") or classes
-        columns, answers = wanted.get("columns") or (), wanted.get("answers") or ()
+        columns, answers = list(wanted.get("columns") or ()), list(wanted.get("answers") or ())
         if len(columns) != 2 or len(answers) != len(classes) or sorted(names) != sorted(classes):
             continue
         words = {str(n): str(a) for n, a in zip(names, answers, strict=True)}

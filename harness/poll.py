@@ -114,7 +114,8 @@ def read_poll(
         check_same_classes(ballot, first)
     truth = agreed_labels(read.values())
     common = set(truth).intersection(*(b.ids for b in read.values()))
-    own = {i: score_all(b.probs, numbers(b.labels, b.classes), options) for i, b in read.items()}
+    own = {i: score_all(b.probs, numbers(b.labels or (), b.classes), options)
+           for i, b in read.items()}  # fmt: skip
     if len(common) < max(len(b.ids) for b in read.values()):
         notes.append(
             f"validation rows differ between members: {len(common):,} of {len(truth):,} are common "
@@ -137,7 +138,7 @@ def agreed_labels(ballots: Iterable[Ballot]) -> dict[str, str]:
     """Return the label of each validation row; two runs that differ in one are refused."""
     truth: dict[str, str] = {}
     for ballot in ballots:
-        for name, label in zip(ballot.ids, ballot.labels, strict=True):
+        for name, label in zip(ballot.ids, ballot.labels or (), strict=True):
             if truth.setdefault(name, label) != label:
                 raise UserError(
                     f"{ballot.path}: calls {short(name)} {short(label)} and another run "
@@ -225,7 +226,7 @@ def spread(recipe: vote.Recipe, places: list[int], weights: list[float]) -> vote
         stack = replace(stack, coef=coef)
     for own, place in enumerate(places):
         weights[place] = recipe.weights[own]
-        if temperatures is not None:
+        if temperatures is not None and recipe.temperatures is not None:
             temperatures[place] = recipe.temperatures[own]
     return vote.Recipe(recipe.method, weights, temperatures, stack)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -155,9 +155,8 @@ def examine(
     size = config.image_size or table.image_size or input_size or 224
     recipes, mixing_args = make_recipes(config, size, augmentations)
     mixer = mixing(len(table.classes), **mixing_args)
-    prepared = {recipe.geometry: None for recipe in recipes.values()}
-    for geometry in prepared:
-        prepared[geometry] = _prepare(config, table, geometry)
+    geometries = dict.fromkeys(recipe.geometry for recipe in recipes.values())
+    prepared = {geometry: _prepare(config, table, geometry) for geometry in geometries}
     first = prepared[recipes["val"].geometry]
     pool = np.array([r for r in table.rows_of("train", "val") if r not in first.bad], np.int64)
     pairs = make_split(config, table, pool, first.digests)
@@ -205,9 +204,7 @@ def make_recipes(
     return recipes, mixing_args
 
 
-def _pipelines(
-    spec: Mapping[str, object], recipes: dict[str, Recipe], size: int
-) -> dict[str, Recipe]:
+def _pipelines(spec: Mapping[str, Any], recipes: dict[str, Recipe], size: int) -> dict[str, Recipe]:
     """Put the pipelines of `spec` in the place of the augmentation's recipes."""
     known = (*STAGES, "decode")
     for key in spec:

@@ -204,7 +204,7 @@ def _vega() -> str:
     from markupsafe import Markup
 
     # A script element ends at the first of these, wherever it stands.
-    script = vl_convert.javascript_bundle()
+    script = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 

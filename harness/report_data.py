@@ -234,7 +234,7 @@ def _number(trials: list[Trial], maximize: bool) -> None:
         head, _, rest = trial.name.partition("-")
         trial.label = rest if len(searches) == 1 and head in searches and rest else trial.name
     scored = [t for t in trials if t.score is not None]
-    scored.sort(key=lambda t: -t.score if maximize else t.score)
+    scored.sort(key=lambda t: t.score or 0.0, reverse=maximize)
     for rank, trial in enumerate(scored, start=1):
         trial.rank = rank
 

@@ -43,7 +43,8 @@ def progress(found: Found) -> list[dict[str, Any]]:
     first = min((t.started for t in found.trials if t.started is not None), default=0.0)
     scored = sorted(found.scored, key=lambda t: (t.ended is None, t.ended or 0.0, t.number))
     better = max if found.maximize else min
-    best, rows = None, []
+    best: Any = None
+    rows = []
     for count, trial in enumerate(scored, start=1):
         best = trial.score if best is None else better(best, trial.score)
         minutes = None if trial.ended is None else round((trial.ended - first) / 60, 3)
@@ -74,7 +75,7 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
     forest = RandomForestRegressor(100, min_samples_leaf=2, oob_score=True, random_state=0)
     forest.fit(table, scores)
     found_out = permutation_importance(forest, table, scores, n_repeats=5, random_state=0)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "importance": float(max(mean, 0.0)), "error": float(std)}
         for name, mean, std in zip(names, found_out.importances_mean, found_out.importances_std)
     ]
@@ -208,7 +209,7 @@ def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
     if not any(m.get("name") in labels for m in members):
         return None, f"The vote in {folder} is of other runs."
     scores = record.get("scores") or {}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": str(m.get("name")),
             "label": labels.get(m.get("name"), str(m.get("name"))),
@@ -283,8 +284,10 @@ def differences(one: Trial, two: Trial) -> tuple[list[tuple[str, str, str]], lis
     for key in dict.fromkeys([*facts[0], *facts[1]]):
         a, b = facts[0].get(key), facts[1].get(key)
         if a != b:
-            number = all(isinstance(v, (int, float)) for v in (a, b))
-            results.append((key, compact(a, 6), compact(b, 6), f"{b - a:+.4g}" if number else ""))
+            change = ""
+            if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+                change = f"{b - a:+.4g}"
+            results.append((key, compact(a, 6), compact(b, 6), change))
     return settings, results
 
 

@@ -178,7 +178,7 @@ def score_against(found: Found, name: str) -> Spec:
     told = say("t=run", f"p={_plain(name)}" + ("=n" if numeric else ""), "s=score=n")
     encoding: Spec = {"y": quantity("s", found.monitor), "tooltip": told}
     if numeric:
-        encoding["x"] = _number_axis([row["p"] for row in rows])
+        encoding["x"] = _number_axis([float(value) for value in values if value is not None])
     else:
         encoding["x"] = {"field": "p", "type": "nominal", "title": None,
                          "axis": {"labelAngle": -25, "labelLimit": 120}}  # fmt: skip

@@ -201,11 +201,10 @@ def score_validation(
         report.val_rows = len(poll.ids)
         for place, number in enumerate(poll.members):
             rows[number].val = score_all(poll.values[place], poll.targets, options)
-    judged = [i for i, row in enumerate(rows) if row.val]
-    if judged:
+    if judged := [i for i, row in enumerate(rows) if row.val]:
         order = vote.ranking(options.metric, [rows[i].val[options.metric] for i in judged])
         report.best_single = rows[judged[order[0]]]
-    voters = {i for i, row in enumerate(rows) if row.weight > 0}
+    voters = {i for i, row in enumerate(rows) if row.weight}
     if poll is None or not voters <= set(poll.members):
         return
     if len(poll.ids) < FEWEST_ROWS:
@@ -297,14 +296,15 @@ class TestFiles:
         rest = [f for member in self.members for f in member.files if f != self.first.path]
         ballots = read_ballots(rest, self.first.ids)
         for member in self.members:
-            total = None
-            for file in member.files:
-                probs = self._align(held.pop() if file == self.first.path else next(ballots))
-                total = probs if total is None else total + probs
-            probs = total if len(member.files) == 1 else total / len(member.files)
+            own = (held.pop() if f == self.first.path else next(ballots) for f in member.files)
+            probs = self._align(next(own))
+            for other in own:
+                probs = probs + self._align(other)
+            if len(member.files) > 1:
+                probs = probs / len(member.files)
             self.scores.append(self.score(probs))
             yield probs
-            del probs, total  # before the next file is waited for
+            del probs  # before the next file is waited for
 
     def _align(self, ballot: Ballot) -> np.ndarray:
         if ballot.rounded:

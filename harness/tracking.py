@@ -27,7 +27,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=start_step or None)
         # SummaryWriter.add_hparams would open a second run; these go into the same event file.
         for summary in hparams(_plain(values), {monitor: 0.0}):
-            self._writer.file_writer.add_summary(summary)
+            self._writer._get_file_writer().add_summary(summary)
 
     def log_steps(self, first_step: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
         """Write the loss and the learning rate of each step of an epoch."""

@@ -120,7 +120,7 @@ def load_weights(
             f"{source}: does not fit this model; {name!r} is {list(own[name].shape)} here and "
             f"{there} ({len(misfits)} of {len(own)} differ)"
         )
-    fitting = type(own)((n, v) for n, v in given.items() if n in own and n not in anew)
+    fitting: Any = type(own)((n, v) for n, v in given.items() if n in own and n not in anew)
     # Some networks (torchvision's mnasnet) read the version of their layout from here.
     fitting._metadata = getattr(state, "_metadata", None) or getattr(own, "_metadata", None)
     model.load_state_dict(fitting, strict=False)
