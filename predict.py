@@ -1,0 +1,189 @@
+"""A run or a vote applied to new images: `python predict.py outputs/<run> photos/ --out new.csv`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataset import AUGMENTATIONS
+from harness import runtime, tta
+from harness.augment import Recipe
+from harness.ballots import few, write_ballot
+from harness.checkpoints import Checkpoint, find_electorate
+from harness.config import Parser
+from harness.errors import UserError, guard
+from harness.export import check_exportable, check_wish, export
+from harness.images import cpu_count
+from harness.inputs import Images, find_images
+from harness.plugins import load_plugins
+from harness.predictor import Answers, Predictor, decoded, load_predictor, predict
+from harness.prepare import make_recipes
+from model import create_model
+
+CHECKED = 64  # of the images given, those on which an exported file is compared
+
+
+def build_parser() -> Parser:
+    """Declare the command line."""
+    parser = Parser(prog="predict.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    # fmt: off
+    add("model", metavar="RUN_OR_ENSEMBLE",
+        help="run folder, best.pt, or folder of a vote (with ensemble.json)")
+    add("input", nargs="*", metavar="INPUT",
+        help="images, folders of images, or CSVs with a path (and an id) a row")
+    add("--out", metavar="FILE",
+        help="CSV of id and a probability for each class, or the file that --export makes")
+    add("--top", type=count, metavar="K",
+        help="print the K likeliest classes of each image (without --out: 1)")
+    add("--tta", metavar="NAMES",
+        help=f"average over views of each image, as in hflip,crops: {', '.join(tta.VIEWS)}")
+    add("--batch_size", type=count, default=64, metavar="N", help="images at once (default: 64)")
+    add("--workers", type=count, default=cpu_count(), metavar="N",
+        help="threads that decode images (default: one for each processor)")
+    add("--device", default="auto", help="cpu, cuda, cuda:N, mps, or auto for the best there is")
+    add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"),
+        help="mixed precision, as in training (default: auto)")
+    add("--root", metavar="DIR", type=Path, help="where a CSV's paths start (default: its folder)")
+    add("--allow_missing", action="store_true",
+        help="vote without the members whose checkpoints are not there")
+    add("--plugins", nargs="+", default=[], metavar="FILE",
+        help="Python files with models of your own; those that a checkpoint names are not run")
+    add("--export", metavar="onnx|torch",
+        help="write the model as one file, checked to give the same probabilities")
+    # fmt: on
+    return parser
+
+
+def count(text: str) -> int:
+    """Read a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Predict, or export; the status is 1 where an image could not be read."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    asked = build_parser().parse_args(argv)
+    views = tta.parse(asked.tta)
+    check(asked)
+    images = find_images(asked.input, asked.root) if asked.input else None
+    load_plugins(asked.plugins)
+    predictor = load(asked)
+    if asked.export:
+        return write_export(asked, predictor, images)
+    device = runtime.pick_device(asked.device)
+    answers = predict(predictor, images.paths, device=device, batch_size=asked.batch_size,
+                      workers=asked.workers, amp=runtime.pick_amp(asked.amp, device),
+                      views=views)  # fmt: skip
+    return conclude(asked, predictor, images, answers)
+
+
+def check(asked: argparse.Namespace) -> None:
+    """Refuse wishes that do not go together, before anything is loaded."""
+    if asked.export:
+        check_wish(asked.export)
+        for name in ("tta", "top"):
+            if getattr(asked, name):
+                raise UserError(f"--{name}: does not go with --export, which holds the model alone")
+        if not asked.out:
+            raise UserError("--export: where to? give --out FILE")
+    elif not asked.input:
+        raise UserError("predict.py: what is to be predicted? give images, a folder or a CSV")
+
+
+def load(asked: argparse.Namespace) -> Predictor:
+    """Load what answers, and say who is left out."""
+    electorate, notes = find_electorate(Path(asked.model), allow_missing=asked.allow_missing)
+    for note in notes:
+        say(f"note: {note}")
+    device = torch.device("cpu") if asked.export else runtime.pick_device(asked.device)
+    return load_predictor(electorate, build, show, device)
+
+
+def build(saved: Checkpoint) -> torch.nn.Module:
+    """Make the network of a checkpoint, without looking for other weights."""
+    config = saved.config
+    try:
+        return create_model(config.model, len(saved.classes), pretrained="no",
+                            args=config.model_args, image_size=saved.image_size)[0]  # fmt: skip
+    except UserError as error:
+        raise UserError(f"{saved.path}: {error}{plugins_of(saved)}") from None
+
+
+def show(saved: Checkpoint) -> Recipe:
+    """Return how the run of a checkpoint showed its test images."""
+    settled = replace(saved.config, image_size=saved.image_size)
+    try:
+        return make_recipes(settled, saved.image_size, AUGMENTATIONS)[0]["test"]
+    except UserError as error:
+        raise UserError(f"{saved.path}: {error}{plugins_of(saved)}") from None
+
+
+def plugins_of(saved: Checkpoint) -> str:
+    """Say which files of the user's own the run had: a checkpoint does not make them run."""
+    names = " ".join(saved.config.plugins)
+    return f"; the run had --plugins {names}, give it here too" if names else ""
+
+
+def conclude(
+    asked: argparse.Namespace, predictor: Predictor, images: Images, answers: Answers
+) -> int:
+    """Write and print the answers, name what could not be read, and say how fast it was."""
+    for row, reason in answers.unreadable.items():
+        say(f"skipped: {images.paths[row]} {reason}")
+    if not answers.rows:
+        raise UserError(f"{asked.input[0]}: none of {len(images)} images can be read")
+    ids = [images.ids[row] for row in answers.rows]
+    columns = predictor.electorate.columns
+    if asked.top or not asked.out:
+        print_top(ids, columns, answers.probs, asked.top or 1)
+    if asked.out:
+        write_ballot(Path(asked.out), ids, columns, answers.probs)
+        say(f"written: {asked.out}")
+    networks = len(predictor.flat)
+    say(f"{len(ids):,} images by {networks} network{'s' * (networks > 1)} in "
+        f"{answers.seconds:.1f} s: {len(ids) / answers.seconds:,.1f} images/s")  # fmt: skip
+    if answers.unreadable:
+        names = [images.ids[row] for row in answers.unreadable]
+        say(f"{len(names)} of {len(images)} images could not be read: {few(names)}")
+    return 1 if answers.unreadable else 0
+
+
+def print_top(ids: list[str], columns: list[str], probs: np.ndarray, top: int) -> None:
+    """Print a line an image: its id, then classes and probabilities, parted by tabs."""
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :top]
+    for name, row, best in zip(ids, probs, order):
+        print("\t".join([name, *(f"{columns[k]}\t{row[k]:.4f}" for k in best)]))
+
+
+def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images | None) -> int:
+    """Write the model as one file and say how near it comes."""
+    out, sample = Path(asked.out), None
+    shape = check_exportable(predictor)
+    if images is not None:
+        for rows, found, _ in decoded(images.paths[:CHECKED], [shape], CHECKED, asked.workers):
+            sample = found[shape].numpy() if len(rows) > 1 else None
+    facts: dict[str, Any] = export(predictor, asked.export, out, str(asked.model), sample)
+    checked = facts["checked"]
+    say(f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
+        f"probabilities differ by {checked['largest_difference']:.1g} at most")  # fmt: skip
+    return 0
+
+
+def say(text: str) -> None:
+    """Print what is no answer: answers alone go to the standard output."""
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
