@@ -67,6 +67,7 @@ class TrainState:
     best_score: float | None = None
     best_epoch: int | None = None  # counted from 0
     best_scores: dict[str, float] = field(default_factory=dict)
+    start: list[float] = field(default_factory=list)  # see `checkpoints.sample_of`
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class TrainState:
         """Write the state after an epoch: tensors, and JSON for the rest."""
         plain = {"epoch": self.epoch, "step": self.step, "parts": self.parts,
                  "best_score": self.best_score, "best_epoch": self.best_epoch,
-                 "best_scores": self.best_scores}  # fmt: skip
+                 "best_scores": self.best_scores, "start": self.start}  # fmt: skip
         ema = None if self.ema is None else self.ema.state_dict()
         whole = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule,
                  "scaler": self.scaler}  # fmt: skip
