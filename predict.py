@@ -1,4 +1,4 @@
-"""A run or a vote applied to new images: `python predict.py outputs/<run> photos/ --out new.csv`."""
+"""A run or a vote on new images: `python predict.py outputs/<run> photos/ --out new.csv`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a `best.pt` says of itself, and which checkpoints a run folder or a written vote stands for."""
+"""What a `best.pt` says of itself, and which of them a run folder or a written vote stands for."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> d
     elif shape.crop:
         before.append(f"of a longer side keep the {shape.crop} pixels in the centre")
     before += [f"resize to {shape.size} x {shape.size} (bilinear, antialias, rounded to 8 bits)",
-               "divide by 255; the file itself does the rest: (x - mean) / std, softmax"]  # fmt: skip
+               "divide by 255; the file does the rest: (x - mean) / std, softmax"]  # fmt: skip
     return {
         "format": kind,
         "source": source,

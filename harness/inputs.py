@@ -1,4 +1,4 @@
-"""Images that somebody wants predicted: folders, CSV files and single files become ids and paths."""
+"""Images to be predicted: folders, CSV files and single files become ids and paths."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _rows(given: Path, root: Path | None) -> Iterator[tuple[str, str, Path]]:
 
 
 def _listed(table: Path, root: Path) -> Iterator[tuple[str, str, Path]]:
-    """Yield the rows of a CSV; `id` names them where it stands beside a path, or else is the path."""
+    """Yield the rows of a CSV; `id` names them where it stands beside a path, or is the path."""
     columns, rows = read_csv(table)
     lowered = {name.lower(): name for name in columns}
     image = column(table, columns, "path", None, PATHS) or lowered.get("id")
