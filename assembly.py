@@ -20,6 +20,7 @@ from dataset import AUGMENTATIONS, load_data
 from harness import artifacts, engine, runtime
 from harness import probe as trying
 from harness.batches import Data, Fold
+from harness.checkpoints import sample_of
 from harness.config import FIELDS, Config, Layer, merge, parse_monitor
 from harness.engine import Goal, TrainState
 from harness.errors import UserError
@@ -101,6 +102,7 @@ def build_state(
     model, pretrained = create_model(config.model, len(data.classes), pretrained=config.pretrained,
                                      args=config.model_args, init_from=config.init_from,
                                      image_size=data.image_size)  # fmt: skip
+    start = sample_of(model)
     criterion = create_criterion(config.criterion, len(data.classes), data.class_weights(fold),
                                  **config.criterion_args)  # fmt: skip
     with engine.memory_failures("the model does not fit into memory"):
@@ -122,7 +124,8 @@ def build_state(
     if config.compile:
         model.compile()
     return TrainState(model, criterion, optimizer, schedule, pretrained, amp,
-                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema, group=group)  # fmt: skip
+                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema, group=group,
+                      start=start)  # fmt: skip
 
 
 def shaped(config: Config, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:

@@ -36,6 +36,8 @@ from harness.config import (
 from harness.devices import choose_device
 from harness.engine import Goal, TrainState
 from harness.errors import TrialFailed, UserError, guard
+from harness.provenance import machine_facts
+from harness.runtime import Group
 from harness.tracking import TensorBoard, log_best
 from harness.tuner import Trial
 from metrics import Metrics
@@ -59,6 +61,7 @@ class Job:
     data: Data
     metrics: Metrics
     goal: Goal
+    group: Group
     device: torch.device
     amp: torch.dtype | None
 
@@ -81,8 +84,16 @@ class Outcome:
 @guard
 def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
-    trial = tuner.current_trial()
+    # First of all: NNI gives its parameters to whoever asks; of several processes the first asks.
+    trial = tuner.current_trial() if runtime.launched()[0] == 0 else tuner.Trial()
     runtime.setup_logging()
+    with runtime.joined() as group:
+        trial = group.share(trial)
+        return run_alone_or_together(argv, trial if group.is_main else trial.mute(), group)
+
+
+def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) -> int:
+    """Read what is wanted, and run it."""
     tuner.warn_if_unguarded(trial)
     layers, said = read_layers(argv)
     if said.probe:
@@ -92,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
     try:
-        with runtime.stop_on_signals():
-            return run_trial(config, origin, trial)
+        with runtime.stop_on_signals(group.size):
+            return run_trial(config, origin, trial, group)
     except runtime.Stopped as stopped:  # before training: waiting for a GPU, reading the data
         if trial.under_nni:  # which takes any other end for a failure
             runtime.die_of(stopped.signum)
@@ -108,23 +119,23 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
     return [environment_layer(os.environ), *files, command_line], said
 
 
-def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
+def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group) -> int:
     """Data, model, epochs, answers: the story of one trial."""
     lease = choose_device(config.device, trials_per_gpu=config.trials_per_gpu,
-                          among_trials=trial.under_nni)  # fmt: skip
-    device = runtime.pick_device(lease.name)
+                          among_trials=trial.under_nni and group.size == 1)  # fmt: skip
+    device = runtime.pick_device(lease.name, group)
     amp = runtime.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
     spec = model_spec(config.model, config.model_args)
     data = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
-    folder, resume = choose_folder(config, trial)
+    folder, resume = group.share(choose_folder(config, trial))
     state = None
     with suppress(TrialFailed):  # a model too large for the device fails below, on record
-        state = build_state(config, data, data.folds[0], device, amp)
+        state = make_state(config, data, data.folds[0], device, amp, group)
     facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
              "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
-    with artifacts.open_run(folder, resume=resume, facts=facts) as run:
-        job = Job(config, origin, trial, run, data, metrics, goal, device, amp)
+    with artifacts.open_run(folder, resume=resume, facts=facts, writes=group.is_main) as run:
+        job = Job(config, origin, trial, run, data, metrics, goal, group, device, amp)
         describe(job)
         outcomes: list[Outcome] = []
         for fold in data.folds:
@@ -133,6 +144,13 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial) -> int:
                 break
             state = None
         return conclude(job, outcomes)
+
+
+def make_state(config: Config, data: Data, fold: Fold, device: torch.device,
+               amp: torch.dtype | None, group: Group) -> TrainState:  # fmt: skip
+    """Make what learns; where it does not fit on one device, it fails on all."""
+    with group.together():
+        return build_state(config, data, fold, device, amp, group)
 
 
 def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
@@ -150,13 +168,14 @@ def describe(job: Job) -> None:
     """Write down what is run, and say it."""
     run, data, name = job.run, job.data, device_name(job.device)
     values = asdict(job.config)
-    artifacts.write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
-    artifacts.write_rows(run.folder / "split.csv", data.split_rows())
+    if run.writes:
+        artifacts.write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
+        artifacts.write_rows(run.folder / "split.csv", data.split_rows())
     run.begin(status="running", reason=None, score=None, epochs=0,
               epochs_planned=job.config.epochs * len(data.folds), device=name,
               classes=list(data.classes), image_size=data.image_size, data=data.name,
               data_fingerprint=data.fingerprint, submission=asdict(data.submission),
-              **artifacts.machine_facts())  # fmt: skip
+              processes=job.group.size, **machine_facts())  # fmt: skip
     fold = data.folds[0]
     tested = f", {len(data.test):,} test" if data.test else ""
     log.info("%s: %d classes, %s train, %s validation%s, images %d x %d, on %s", data.name,
@@ -173,9 +192,11 @@ def device_name(device: torch.device) -> str:
 def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     """Train a model epoch by epoch, and predict with its best weights."""
     config, folder, outcome = job.config, fold_folder(job, fold), Outcome()
-    folder.mkdir(exist_ok=True)
     try:
-        state = state or build_state(config, job.data, fold, job.device, job.amp)
+        if job.run.writes:
+            folder.mkdir(exist_ok=True)
+        job.group.wait()
+        state = state or make_state(config, job.data, fold, job.device, job.amp, job.group)
         parameters = sum(p.numel() for p in state.model.parameters())
         job.run.update(pretrained=state.pretrained, parameters=parameters)
         if (folder / "last.pt").exists():
@@ -185,8 +206,9 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
     except runtime.Stopped as stopped:
-        outcome = Outcome("stopped", reason=str(stopped), signum=stopped.signum)
-        log.warning("stopped by %s", stopped)
+        reason = job.group.dissolve(stopped.signum) or str(stopped)
+        outcome = Outcome("stopped", reason=reason, signum=stopped.signum)
+        log.warning("stopped by %s", reason)
     if state is None or state.best_epoch is None:
         return outcome
     return keep_best(job, fold, folder, state, outcome)
@@ -210,7 +232,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
-            if out_of_time(job, history):
+            if job.group.share(out_of_time(job, history)):
                 log.info("time limit: no epoch is begun after %d of them", state.epoch)
                 return "time limit"
             if config.unfreeze_epoch is not None and state.epoch >= config.unfreeze_epoch:
@@ -220,13 +242,14 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
             is_best = state.note_best(goal, scores)
-            if is_best:
+            if is_best and job.run.writes:
                 save_best(job, folder / "best.pt", state)
             history.append({"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores,
                             "seconds": round(time.monotonic() - began, 3),
                             "images_per_second": round(trained.images_per_second, 1)})  # fmt: skip
-            artifacts.write_rows(folder / "history.csv", history)
-            state.save(folder / "last.pt")  # last: a resumed run starts from what this says
+            if job.run.writes:
+                artifacts.write_rows(folder / "history.csv", history)
+                state.save(folder / "last.pt")  # last: a resumed run starts from what this says
             if board:
                 board.log_steps(first_step, trained.step_losses, trained.step_lrs)
                 board.log_epoch(state.step, scores)
@@ -246,7 +269,7 @@ def out_of_time(job: Job, history: list[dict[str, Any]]) -> bool:
 
 def tracker(job: Job, folder: Path, state: TrainState) -> Any:
     """Open the run's event file, or nothing."""
-    if not job.config.tensorboard:
+    if not (job.config.tensorboard and job.run.writes):
         return nullcontext()
     values = asdict(job.config)
     shown = {key: values[key] for key in HPARAMS}
@@ -258,10 +281,11 @@ def tracker(job: Job, folder: Path, state: TrainState) -> Any:
 
 def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, dict[str, float]]:
     """Train on every row once, then score the epoch on the validation rows."""
-    config = job.config
-    runtime.seed_everything(config.seed, state.epoch)
+    config, group = job.config, job.group
+    # Dropout of several processes is not the same one repeated.
+    runtime.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
     batches = fold.train.batches(config.batch_size, device=job.device, epoch=state.epoch,
-                                 train=True, seed=config.seed)  # fmt: skip
+                                 train=True, seed=config.seed, part=(group.rank, group.size))  # fmt: skip
     with progress_bar(config, state, len(fold.train)) as bar:
         trained = engine.train_one_epoch(state, shaped(config, batches), bar)
     seen = predict(job, state, fold.val, state.criterion)
@@ -280,8 +304,10 @@ def predict(
     job: Job, state: TrainState, subset: Subset, criterion: torch.nn.Module | None = None
 ) -> engine.Predictions:
     """Predict a subset's rows in their order."""
-    batches = subset.batches(job.config.batch_size, device=job.device)
-    return engine.predict(state.scored, shaped(job.config, batches), job.amp, criterion)
+    group = job.group
+    batches = subset.batches(job.config.batch_size, device=job.device,
+                             part=(group.rank, group.size))  # fmt: skip
+    return engine.predict(state.scored, shaped(job.config, batches), job.amp, criterion, group)
 
 
 def progress_bar(config: Config, state: TrainState, total: int) -> Any:
@@ -299,7 +325,8 @@ def save_best(job: Job, path: Path, state: TrainState) -> None:
     data = job.data
     about = {"config": asdict(job.config), "classes": list(data.classes),
              "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
-             "epoch": state.epoch, "scores": state.best_scores}  # fmt: skip
+             "epoch": state.epoch, "scores": state.best_scores,
+             "start": state.start}  # fmt: skip
     engine.save_tensors(path, {"model": state.scored.state_dict(), "about": json.dumps(about)})
 
 
@@ -312,6 +339,7 @@ def epoch_line(config: Config, row: dict[str, Any], scores: dict[str, float], be
 
 def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Outcome) -> Outcome:
     """Predict validation and test rows with the best epoch's weights."""
+    job.group.wait()
     saved = engine.load_tensors(folder / "best.pt", job.device)
     state.scored.load_state_dict(saved["model"])
     outcome.score, outcome.best_epoch = state.best_score, state.best_epoch
@@ -325,6 +353,8 @@ def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Ou
 def conclude(job: Job, outcomes: list[Outcome]) -> int:
     """Write the answers, report once, and say how it ended."""
     last = outcomes[-1]
+    if not job.run.writes:
+        return 1 if last.status == "failed" and not job.trial.under_nni else 0
     whole = [o for o in outcomes if o.val is not None]
     facts: dict[str, Any] = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
     if whole:

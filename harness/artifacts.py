@@ -15,21 +15,15 @@ import fcntl
 import json
 import math
 import os
-import platform
 import re
-import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import UserError
-
-PACKAGES = ("torch", "torchvision", "nni", "numpy", "efficientnet-pytorch", "timm")
 
 
 @contextlib.contextmanager
@@ -193,15 +187,6 @@ def run_name(wanted: str | None, model: str, criterion: str) -> str:
             f"run_name: {wanted!r} is no name for a folder; use letters, digits, - and _"
         )
     return wanted
-
-
-def machine_facts() -> dict[str, Any]:
-    """Where and with what this run was made."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {"machine": socket.gethostname(), "command": sys.argv, "versions": versions}
 
 
 def _now() -> str:

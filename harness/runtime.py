@@ -82,7 +82,8 @@ class _Formatter(logging.Formatter):
 
 def on_terminal() -> bool:
     """Whether a person watches: progress bars are for them alone."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    watched = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return watched and launched()[0] == 0
 
 
 def pick_device(name: str, group: Group | None = None) -> torch.device:

@@ -34,6 +34,11 @@ class Trial:
         """A name for the run that sorts by the order of the trials and holds the trial's id."""
         return f"{self.experiment}-{self.sequence:03d}-{self.id}" if self.under_nni else None
 
+    def mute(self) -> Trial:
+        """Leave reporting to another process of the same trial."""
+        self._unheard = True
+        return self
+
     def report_epoch(self, score: float) -> None:
         """Report an epoch's monitored score."""
         self._report("report_intermediate_result", score)
