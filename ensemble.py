@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 from harness.config import Parser
-from harness.errors import guard
-from harness.poll import VoteOptions
+from harness.errors import UserError, guard
+from harness.members import find_files
+from harness.poll import VoteOptions, check_options
 from harness.tally import run_vote
 from harness.tally_table import format_table
 from harness.vote import METHODS, METRICS
@@ -42,6 +45,10 @@ def build_parser() -> Parser:
         help="score by which members are judged and chosen (default: acc)")
     add("--seed", type=int, default=0, metavar="N",
         help="seed of bags and of the parts for choice and score (default: 0)")
+    add("--soup", action="store_true",
+        help="also average the weights of runs of one start, and let the mean vote where it gains")
+    add("--data_dir", metavar="DIR",
+        help="--soup: the runs' data, where they are not as they were")
     # fmt: on
     return parser
 
@@ -56,12 +63,34 @@ def number(text: str) -> float:
         ) from None
 
 
+def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> list[str]:
+    """Average weights in a process of its own, because that needs torch; return the new CSVs."""
+    check_options(options)
+    if options.weights is not None:
+        raise UserError("--soup: does not go with --weights, which count the files given")
+    runs = [file.with_suffix("") for file in find_files(csvs)[0]]
+    runs = [str(run) for run in runs if run.is_dir()]
+    if not runs:
+        raise UserError("--soup: there are no run folders beside the CSVs; collect them first")
+    out, script = Path(options.out_dir, "soup"), Path(__file__).with_name("predict.py")
+    command = [sys.executable, str(script), "--soup", *runs, "--out", str(out)]
+    command += ["--metric", options.metric, "--seed", str(options.seed)]
+    command += ["--data_dir", data_dir] if data_dir else []
+    sys.stdout.flush()
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise UserError(why.removeprefix("error: "))
+    return sorted(map(str, out.glob("soup-*.csv")))
+
+
 @guard
 def main(argv: list[str] | None = None) -> int:
     """Vote, and print who voted, with what weight, and what it gained."""
     asked = vars(build_parser().parse_args(argv))
     options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
-    report = run_vote(asked["csv"], options)
+    soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []
+    report = run_vote([*asked["csv"], *soups], options)
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import AUGMENTATIONS
-from harness import runtime, tta
+from dataset import AUGMENTATIONS, load_data
+from harness import runtime, soup, tta
 from harness.augment import Recipe
 from harness.ballots import few, write_ballot
+from harness.batches import Data
 from harness.checkpoints import Checkpoint, find_electorate
 from harness.config import Parser
 from harness.errors import UserError, guard
@@ -25,6 +27,7 @@ from harness.inputs import Images, find_images
 from harness.plugins import load_plugins
 from harness.predictor import Answers, Predictor, decoded, load_predictor, predict
 from harness.prepare import make_recipes
+from harness.vote import METRICS
 from model import create_model
 
 CHECKED = 64  # of the images given, those on which an exported file is compared
@@ -36,7 +39,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     # fmt: off
     add("model", metavar="RUN_OR_ENSEMBLE",
-        help="run folder, best.pt, or folder of a vote (with ensemble.json)")
+        help="run folder, best.pt, or folder of a vote (with ensemble.json); more runs for --soup")
     add("input", nargs="*", metavar="INPUT",
         help="images, folders of images, or CSVs with a path (and an id) a row")
     add("--out", metavar="FILE",
@@ -58,6 +61,12 @@ def build_parser() -> Parser:
         help="Python files with models of your own; those that a checkpoint names are not run")
     add("--export", metavar="onnx|torch",
         help="write the model as one file, checked to give the same probabilities")
+    add("--soup", action="store_true",
+        help="average the weights of runs of one start into --out DIR, where that gains")
+    add("--metric", default="acc", choices=METRICS, help="--soup: what has to gain (default: acc)")
+    add("--data_dir", metavar="DIR", help="--soup: the runs' data, where they are not as they were")
+    add("--seed", type=int, default=0, metavar="N",
+        help="--soup: seed of the rows for choice and score (default: 0)")
     # fmt: on
     return parser
 
@@ -76,8 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     asked = build_parser().parse_args(argv)
     views = tta.parse(asked.tta)
     check(asked)
-    images = find_images(asked.input, asked.root) if asked.input else None
+    wanted = asked.input and not asked.soup
+    images = find_images(asked.input, asked.root) if wanted else None
     load_plugins(asked.plugins)
+    if asked.soup:
+        return write_soups(asked)
     predictor = load(asked)
     if asked.export:
         return write_export(asked, predictor, images)
@@ -90,14 +102,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(asked: argparse.Namespace) -> None:
     """Refuse wishes that do not go together, before anything is loaded."""
+    if asked.soup and (asked.export or asked.tta or asked.top):
+        raise UserError("--soup: does not go with --export, --tta or --top; predict with the soup")
+    if asked.soup and not asked.out:
+        raise UserError("--soup: where to? give --out DIR")
     if asked.export:
-        check_wish(asked.export)
+        check_wish(asked.export, asked.out)
         for name in ("tta", "top"):
             if getattr(asked, name):
                 raise UserError(f"--{name}: does not go with --export, which holds the model alone")
-        if not asked.out:
-            raise UserError("--export: where to? give --out FILE")
-    elif not asked.input:
+    elif not asked.input and not asked.soup:
         raise UserError("predict.py: what is to be predicted? give images, a folder or a CSV")
 
 
@@ -178,6 +192,38 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
     say(f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
         f"probabilities differ by {checked['largest_difference']:.1g} at most")  # fmt: skip
     return 0
+
+
+def write_soups(asked: argparse.Namespace) -> int:
+    """Average what can be averaged, and say for each group of runs what it gained."""
+    out, device = Path(asked.out), runtime.pick_device(asked.device)
+    candidates, notes = soup.find_candidates(map(Path, [asked.model, *asked.input]))
+    for note in notes:
+        print(f"soup: left out: {note}")
+    soup.clear(out)
+    groups = soup.group_candidates(candidates, show)
+    cooked: dict[str, int] = {}
+    for group in (g for g in groups if len(g) > 1):
+        model = re.sub(r"[^A-Za-z0-9_.-]", "-", group[0].saved.config.model)
+        cooked[model] = cooked.get(model, 0) + 1
+        name = f"soup-{model}" + (f"-{cooked[model]}" if cooked[model] > 1 else "")
+        made = soup.make_soup(
+            group, name, out, build=build, load=lambda saved: data_of(saved, asked.data_dir),
+            metric=asked.metric, seed=asked.seed, device=device,
+            amp=runtime.pick_amp(asked.amp, device), batch_size=asked.batch_size,
+        )  # fmt: skip
+        print(soup.worded(made))
+    if not cooked:
+        print(f"soup: none; no two of {len(candidates)} runs have the same model, images, "
+              "validation rows and initial weights")  # fmt: skip
+    return 0
+
+
+def data_of(saved: Checkpoint, data_dir: str | None) -> Data:
+    """Load the rows that a checkpoint's run had, as it showed them."""
+    config = replace(saved.config, image_size=saved.image_size, mean=saved.mean, std=saved.std,
+                     data_dir=data_dir or saved.config.data_dir)  # fmt: skip
+    return load_data(config)
 
 
 def say(text: str) -> None:

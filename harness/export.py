@@ -30,6 +30,7 @@ from harness.predictor import Predictor, answer
 from harness.vote import TINY
 
 FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}  # and what each needs
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
 
 
@@ -73,10 +74,12 @@ class Voting(nn.Module):
         return total.index_select(1, self.columns)
 
 
-def check_wish(kind: str) -> None:
-    """Refuse an unknown format, and one whose packages are not installed."""
+def check_wish(kind: str, out: str | None) -> None:
+    """Refuse an unknown format, another ending than its own, and packages that are missing."""
     if kind not in FORMATS:
         raise UserError(f"--export: unknown {kind!r}{suggest(kind, FORMATS)}")
+    if out is None or not out.endswith(ENDINGS[kind]):
+        raise UserError(f"--export: where to? give --out with a file that ends in {ENDINGS[kind]}")
     missing = [name for name in FORMATS[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--export: {kind} needs {', '.join(missing)}; "
