@@ -1,0 +1,304 @@
+"""Tuners and stopping rules side by side, in process, on recorded and made-up objectives.
+
+    python bench/search.py [--full] [--seeds 20]
+
+A ratio is that of mean regrets (the best possible score minus the best found): above 1 ours is the
+better one; its range is two standard errors over the seeds, each seed drawing for both sides. The
+recorded objective is a regression (extremely randomised trees, scikit-learn) over the trials of
+bench/curves.csv, which are real runs of train.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+import math
+import random
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from nni import NoMoreTrialError  # noqa: E402
+from nni.algorithms.hpo.random_tuner import RandomTuner  # noqa: E402
+from nni.algorithms.hpo.tpe_tuner import TpeTuner  # noqa: E402
+from nni.common.hpo_utils import format_parameters, format_search_space  # noqa: E402
+
+from harness import parzen  # noqa: E402 - the repository is no installed package
+from harness.tpe import Tuner  # noqa: E402
+
+TABLE = ROOT / "bench" / "curves.csv"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A search space and its score (None: the trial fails), of which `best` is the greatest."""
+
+    name: str
+    space: dict[str, Any]
+    score: Callable[[dict[str, Any]], float | None]
+    best: float
+
+
+# ---------------------------------------------------------------------------------- objectives
+
+
+def read_curves() -> list[dict[str, Any]]:
+    """Read the recorded trials: values, status, and validation accuracies by epoch."""
+    with TABLE.open(newline="") as file:
+        return [{**row, "values": json.loads(row["values"]), "seconds": float(row["seconds"]),
+                 "val_acc": [float(word) for word in row["val_acc"].split()]}
+                for row in csv.DictReader(file)]  # fmt: skip
+
+
+def recorded() -> Objective:
+    """Return the best epoch's validation accuracy on the digits, as 120 trials tell it."""
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+
+    space = json.loads(TABLE.with_name("curves_space.json").read_text())
+    specs, rows = format_search_space(space), read_curves()
+    points = np.array([features(specs, row["values"]) for row in rows])
+    failed = np.array([row["status"] == "failed" for row in rows])
+    scores = np.array([max(row["val_acc"], default=0.0) for row in rows])
+    trees = dict(n_estimators=100, random_state=0)
+    fit = ExtraTreesRegressor(min_samples_leaf=2, **trees).fit(points[~failed], scores[~failed])
+    table = _table(fit)
+    fails = _table(ExtraTreesClassifier(**trees).fit(points, failed)) if failed.any() else None
+
+    def score(values: dict[str, Any]) -> float | None:
+        x = features(specs, values)
+        if fails is not None and fails(x) > 0.5:
+            return None
+        return table(x)
+
+    tuner = RandomTuner(seed=0)
+    tuner.update_search_space(space)
+    drawn = [score(tuner.generate_parameters(i)) for i in range(5000)]
+    return Objective("recorded trials", space, score, max(s for s in drawn if s is not None))
+
+
+def _table(forest: Any) -> Callable[[np.ndarray], float]:
+    """Return a forest's prediction of one row, without scikit-learn's 10 ms of checks."""
+    trees = [tree.tree_ for tree in forest.estimators_]
+
+    def predict(x: np.ndarray) -> float:
+        row = x.astype(np.float32)[None]
+        values = [tree.predict(row).reshape(-1) for tree in trees]
+        return float(np.mean([v[-1] if len(v) > 1 else v[0] for v in values]))
+
+    return predict
+
+
+def features(specs: dict[tuple, Any], values: dict[str, Any]) -> np.ndarray:
+    """Return a configuration as numbers: options with an order in 0..1, others one column each."""
+    point = format_parameters(values, specs)
+    found: list[float] = []
+    for key, spec in specs.items():
+        if parzen.has_order(spec):
+            found.append(parzen.to_unit(spec, point[key]) if key in point else -0.5)
+        else:
+            found += [float(point.get(key, -1) == k) for k in range(spec.size)]
+    return np.array(found)
+
+
+def choice(*values: Any) -> dict[str, Any]:
+    """Return a choice in NNI's words."""
+    return {"_type": "choice", "_value": list(values)}
+
+
+def ranged(kind: str, *values: float) -> dict[str, Any]:
+    """Return a range in NNI's words."""
+    return {"_type": kind, "_value": list(values)}
+
+
+def mixed() -> Objective:
+    """Return a made-up training: three optimisers with rates of their own, sizes, a schedule."""
+    space = {
+        "optimizer": choice(
+            {"_name": "a", "lr": ranged("loguniform", 1e-5, 1e-1)},
+            {
+                "_name": "b",
+                "lr": ranged("loguniform", 1e-4, 1),
+                "momentum": ranged("uniform", 0, 1),
+            },
+            {"_name": "c"},
+        ),
+        "batch_size": choice(16, 32, 64, 128, 256),
+        "depth": ranged("randint", 1, 9),
+        "dropout": ranged("quniform", 0, 0.6, 0.1),
+        "decay": ranged("lognormal", -5, 2),
+        "schedule": choice("flat", "steps", "cosine", "cycle"),
+    }
+
+    def score(values: dict[str, Any]) -> float:
+        o, size = values["optimizer"], math.log2(values["batch_size"] / 64)
+        loss = {"flat": 0.06, "steps": 0.02, "cosine": 0.0, "cycle": 0.03}[values["schedule"]]
+        if o["_name"] == "a":  # a larger batch wants a larger rate
+            loss += 0.05 * (math.log10(o["lr"]) + 2.7 - 0.2 * size) ** 2
+        elif o["_name"] == "b":
+            rate = math.log10(o["lr"] / (1.001 - o["momentum"]))
+            loss += 0.02 + 0.05 * (rate - 0.2 * size) ** 2 + 0.03 * (o["momentum"] - 0.9) ** 2
+        else:
+            loss += 0.15
+        loss += 0.004 * (values["depth"] - 6) ** 2 + 0.2 * (values["dropout"] - 0.3) ** 2
+        loss += 0.004 * (math.log(values["decay"]) + 6) ** 2 + 0.01 * size**2
+        return 1 - loss
+
+    return Objective("mixed and conditional", space, score, 1.0)
+
+
+def failing() -> Objective:
+    """Return a made-up training of which 40 % fail: too little memory, or a rate too high."""
+    space = {
+        "model": choice("small", "middle", "large", "huge"),
+        "image_size": choice(96, 128, 160, 192, 224, 256, 320),
+        "batch_size": choice(16, 32, 64, 128, 256),
+        "lr": ranged("loguniform", 1e-5, 1),
+        "dropout": ranged("uniform", 0, 0.6),
+    }
+    cost = {"small": 1, "middle": 2, "large": 4, "huge": 8}
+    gain = {"small": 0.10, "middle": 0.05, "large": 0.02, "huge": 0.0}
+
+    def score(values: dict[str, Any]) -> float | None:
+        memory = cost[values["model"]] * values["image_size"] ** 2 * values["batch_size"]
+        if memory > 1.4e7 or values["lr"] > 0.2:
+            return None
+        rate = math.log10(values["lr"]) + 3 - 0.15 * math.log2(values["batch_size"] / 64)
+        loss = gain[values["model"]] + 0.04 * rate**2 + 0.1 * (values["dropout"] - 0.2) ** 2
+        return 1 - loss - 0.08 * math.log2(320 / values["image_size"])
+
+    tuner = RandomTuner(seed=0)
+    tuner.update_search_space(space)
+    drawn = [score(tuner.generate_parameters(i)) for i in range(20000)]
+    assert abs(sum(s is None for s in drawn) / len(drawn) - 0.4) < 0.02
+    return Objective("40 % fail", space, score, max(s for s in drawn if s is not None) + 0.002)
+
+
+def hartmann() -> Objective:
+    """Return Hartmann's function of six numbers, a usual test of optimisers (best: 3.32237)."""
+    a = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14],
+                  [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])  # fmt: skip
+    p = 1e-4 * np.array([[1312, 1696, 5569, 124, 8283, 5886], [2329, 4135, 8307, 3736, 1004, 9991],
+                         [2348, 1451, 3522, 2883, 3047, 6650],
+                         [4047, 8828, 8732, 5743, 1091, 381]])  # fmt: skip
+    weights = np.array([1.0, 1.2, 3.0, 3.2])
+
+    def score(values: dict[str, Any]) -> float:
+        x = np.array([values[f"x{k}"] for k in range(6)])
+        return float(weights @ np.exp(-(a * (x - p) ** 2).sum(axis=1)))
+
+    space = {f"x{k}": ranged("uniform", 0, 1) for k in range(6)}
+    return Objective("Hartmann 6", space, score, 3.32237)
+
+
+# -------------------------------------------------------------------------------------- tuners
+
+
+class Nni:
+    """A tuner of NNI's, told what NNI's dispatcher tells it; of a crash nothing but the end."""
+
+    def __init__(self, tuner: Any, space: dict[str, Any], floor: float | None = None) -> None:
+        self.tuner, self.floor = tuner, floor
+        tuner.update_search_space(space)
+
+    def ask(self, trial: int) -> dict[str, Any]:
+        """Return a configuration."""
+        return self.tuner.generate_parameters(trial)
+
+    def tell(self, trial: int, values: dict[str, Any], score: float | None) -> None:
+        """Report how it went."""
+        told = self.floor if score is None else score
+        if told is not None:
+            self.tuner.receive_trial_result(trial, values, told)
+        if hasattr(self.tuner, "trial_end"):
+            self.tuner.trial_end(trial, told is not None)
+
+
+class Optuna:
+    """Optuna's TPE with its own defaults, told of failures in its own way."""
+
+    def __init__(self, space: dict[str, Any], seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore")
+        sampler = optuna.samplers.TPESampler(seed=seed)
+        self.space, self.failed = space, optuna.trial.TrialState.FAIL
+        self.study, self.trials = optuna.create_study(direction="maximize", sampler=sampler), {}
+
+    def ask(self, trial: int) -> dict[str, Any]:
+        """Return a configuration."""
+        self.trials[trial] = self.study.ask()
+        return self._values(self.trials[trial], self.space, "")
+
+    def tell(self, trial: int, _values: dict[str, Any], score: float | None) -> None:
+        """Report how it went."""
+        failed = {"state": self.failed} if score is None else {}
+        self.study.tell(self.trials[trial], score, **failed)
+
+    def _values(self, trial: Any, space: dict[str, Any], path: str) -> dict[str, Any]:
+        return {key: self._value(trial, spec["_type"], spec["_value"], path + key)
+                for key, spec in space.items()}  # fmt: skip
+
+    def _value(self, trial: Any, kind: str, v: list[Any], name: str) -> Any:
+        if kind == "choice" and isinstance(v[0], dict):
+            number = trial.suggest_categorical(name, list(range(len(v))))
+            inner = {key: spec for key, spec in v[number].items() if key != "_name"}
+            return {"_name": v[number]["_name"],
+                    **self._values(trial, inner, f"{name}{number}")}  # fmt: skip
+        if kind == "choice":
+            return trial.suggest_categorical(name, v)
+        if kind == "randint":
+            return trial.suggest_int(name, v[0], v[1] - 1)
+        if kind == "lognormal":  # Optuna has none: the range in which 95 % of it lie
+            return math.exp(trial.suggest_float(name, v[0] - 2 * v[1], v[0] + 2 * v[1]))
+        step = {"step": v[2]} if kind == "quniform" else {}
+        return trial.suggest_float(name, v[0], v[1], log="log" in kind, **step)
+
+
+def make(name: str, space: dict[str, Any], seed: int, trials: int) -> Any:
+    """Make a tuner as a person would who takes its defaults."""
+    if name == "ours":
+        return Nni(Tuner("maximize", seed, max_trials=trials), space)
+    if name == "NNI's TPE":
+        return Nni(TpeTuner("maximize", seed), space)
+    if name == "NNI's TPE, told a floor":
+        return Nni(TpeTuner("maximize", seed), space, floor=0.0)
+    if name == "NNI's Random":
+        return Nni(RandomTuner(seed), space)
+    return Optuna(space, seed)
+
+
+def run(
+    name: str, objective: Objective, trials: int, at_once: int, seed: int
+) -> list[float | None]:
+    """Return the scores in the order of the trials' starts; each takes its own time."""
+    tuner, clock = make(name, objective.space, seed, trials), random.Random(seed)
+    running: list[tuple[float, int, dict[str, Any]]] = []
+    scores: list[float | None] = []
+    now = 0.0
+    while len(scores) < trials or running:
+        if len(scores) < trials and len(running) < at_once:
+            try:
+                values = tuner.ask(len(scores))
+            except NoMoreTrialError:
+                break
+            heapq.heappush(running, (now + clock.lognormvariate(0, 0.3), len(scores), values))
+            scores.append(objective.score(values))
+            continue
+        now, trial, values = heapq.heappop(running)
+        tuner.tell(trial, values, scores[trial])
+    return scores
+
+
+def regret(objective: Objective, scores: list[float | None]) -> float:
+    """Return how far the best of the scores is from the best there is."""
+    return objective.best - max((s for s in scores if s is not None), default=0.0)
