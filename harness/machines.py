@@ -12,7 +12,6 @@ import os
 import re
 import select
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -179,7 +178,7 @@ class Link:
         self.news: list[str] = []  # what people should know of the last `open`
         self._options = [*ssh_options, "-o", "StrictHostKeyChecking="
                          + ("accept-new" if accept_new_host_keys else "yes")]  # fmt: skip
-        self._folder: str | None = None
+        self._folder: tempfile.TemporaryDirectory | None = None
         self._master: subprocess.Popen | None = None
 
     @property
@@ -226,9 +225,9 @@ class Link:
         key = self.machine.key_file
         if key is not None and not Path(key).is_file():
             raise Unreachable(f"{self.name}: its key file {key} is not there; correct sshKeyFile")
-        self._folder = tempfile.mkdtemp(prefix="ballot-ssh-", dir=_short_folder())
+        self._folder = tempfile.TemporaryDirectory(prefix="ballot-ssh-", dir=_short_folder())
         words = self.ssh_words(["-v", "-M", "-S", self._socket, "-o", "ClearAllForwardings=yes"])
-        with Path(self._folder, "log").open("wb") as log:
+        with Path(self._folder.name, "log").open("wb") as log:
             self._master = subprocess.Popen([*words, f"echo {READY}; exec cat >/dev/null"],
                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             stderr=log, env=self.environment,
@@ -236,7 +235,7 @@ class Link:
         if _says(self._master, READY, 2 * CONNECT_S + 5):
             said = self._log()
             if "Permanently added" in said and (shown := host_keys(said)):
-                self.news.append(f"the host key of {self.name} is now known: {shown[-1]}")
+                self.news.append(f"its host key is now known: {shown[-1]}")
             return
         error = diagnose(self.machine, self._log(), self._locked_key)
         self.close()
@@ -247,7 +246,7 @@ class Link:
         if self._master is not None:
             _end(self._master)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.cleanup()
         self._master = self._folder = None
 
     def alive(self) -> bool:
@@ -256,12 +255,12 @@ class Link:
 
     @property
     def _socket(self) -> str:
-        return str(Path(self._folder, "link")) if self._folder else "none"
+        return str(Path(self._folder.name, "link")) if self._folder else "none"
 
     def _log(self) -> str:
-        with contextlib.suppress(OSError):
-            return Path(self._folder or "", "log").read_text("utf-8", "replace")
-        return ""
+        if self._folder is None:
+            return ""
+        return Path(self._folder.name, "log").read_text("utf-8", "replace")
 
     def why(self) -> str:
         """Say why a connection that stood has ended."""
@@ -309,6 +308,21 @@ class Link:
         if done.status == 255:  # ssh's own
             raise Unreachable(f"{self.name}: {done.last_word}")
         return done
+
+    def subsystem(self, name: str, hello: bytes, timeout: float = 30.0) -> bytes:
+        """Return what a subsystem of its sshd, such as sftp, answers to `hello`."""
+        words = self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no", "-s"])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return subprocess.run([*words, name], input=hello, capture_output=True,
+                                  env=self.environment, timeout=timeout).stdout  # fmt: skip
+        return b""
+
+    def forward(self, port: int, own: int, cancel: bool = False) -> bool:
+        """Lead a port of its loopback to one of ours, or no longer; return whether it does so."""
+        words = self.ssh_words(["-S", self._socket, "-O", "cancel" if cancel else "forward",
+                                "-R", f"127.0.0.1:{port}:127.0.0.1:{own}"])  # fmt: skip
+        return subprocess.run(words, capture_output=True, env=self.environment,
+                              timeout=60).returncode == 0  # fmt: skip
 
     def python(
         self, source: str, *args: Any, interpreter: str | None = None, timeout: float = 60.0

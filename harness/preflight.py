@@ -7,17 +7,19 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import nni_config, tryout
+from harness import nni_config, remote_preflight, tryout
 from harness.config import Config, Layer, merge, parse_monitor
 from harness.errors import UserError
 from harness.nni_config import Outline
 from harness.problems import Problem, as_problem
+from harness.remote_preflight import Reach
 from harness.space import ROWS, count, find_problems, keys_of
 from harness.trial_command import (
     Options,
@@ -63,11 +65,13 @@ def examine(
     port: int = 8080,
     guarded: bool = True,
     probe: bool = True,
+    reach: Reach | None = None,
 ) -> Found:
     """Check all that can be checked of a search without starting it.
 
     `limits` returns, for a trial command, what the command line says instead of the file, by NNI's
-    names. The trial's interpreter tries configurations while NNI is imported here.
+    names. While NNI is imported here, the trial's interpreter tries configurations, and the
+    machines of `reach` are asked.
     """
     content = nni_config.read_content(path)
     told, problems = nni_config.outline(content, path)
@@ -85,10 +89,17 @@ def examine(
             trial = _try(found, options, at_once)
             if trial is not None:
                 stack.callback(trial.end)
+        asked = stack.enter_context(ThreadPoolExecutor(1)).submit(
+            remote_preflight.examine, reach or Reach(), told, options.config, port
+        )
         if _has_nni(found):
             _check_nni(found, changed, guarded)
         answers = trial.finish() if trial else None
+        problems, found.estimate = asked.result()
+        found.problems += problems
     _conclude(found, options, answers, guarded)
+    if reach is not None and found.config is not None:
+        found.problems = remote_preflight.leave_out(found.config, reach, found.problems)
     found.problems = list({(p.where, p.what): p for p in found.problems}.values())
     return found
 
@@ -116,6 +127,8 @@ def _check_words(found: Found, command: TrialCommand) -> Options:
         found.problems += own_problems(options.config, where)
         if told.platform == "local":
             found.problems += data_problems(options.config, told.code, where)
+        else:
+            found.problems += remote_preflight.command_problems(told, options.config, where)
     return options
 
 
