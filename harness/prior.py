@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import read_config, read_result
-from harness.config import COMPONENTS, OWN_FIELDS
+from harness.config import COMPONENTS, OWN_FIELDS, Config
 from harness.errors import UserError
 from harness.trial_command import command_problems, parse_command, read_options
 
@@ -26,17 +26,22 @@ def experiment_of(argv: Sequence[str]) -> dict[str, Any]:
     return json.loads(base64.b64decode(argv[argv.index("--exp_params") + 1]))
 
 
-def defaults_of(experiment: Mapping[str, Any], space: Mapping[tuple, Any]) -> dict[tuple, float]:
-    """Return what a trial of train.py does without a tuner, moved into the search space.
-
-    What has no default, and a name that is none of the choices, is missing.
-    """
+def config_of(experiment: Mapping[str, Any]) -> Config | None:
+    """Return what a trial of a search does without a tuner; None where its script is not ours."""
     text = experiment.get("trialCommand") or ""
     code = Path(experiment.get("trialCodeDirectory") or ".")
     if not text or command_problems(text, ""):
-        return {}
+        return None
     command = parse_command(text, code)
-    config = read_options(command, code, "")[0].config if command.script >= 0 else None
+    return read_options(command, code, "")[0].config if command.script >= 0 else None
+
+
+def defaults_of(experiment: Mapping[str, Any], space: Mapping[tuple, Any]) -> dict[tuple, float]:
+    """Return the options of the trial command, moved into the search space.
+
+    What has no default, and a name that is none of the choices, is missing.
+    """
+    config = config_of(experiment)
     return {} if config is None else point_of(space, asdict(config), clip=True)
 
 
@@ -114,6 +119,8 @@ def _place(spec: Any, value: Any, clip: bool) -> float | None:
         low, high = (-math.inf, math.inf) if spec.normal_distributed else (spec.low, spec.high)
     if clip:
         value = min(max(value, low), high)
+        while spec.log_distributed and high < math.inf and math.exp(value) > spec.values[1]:
+            value = math.nextafter(value, low)  # the limit's own logarithm is rounded
     if not low - 1e-9 <= value <= high + 1e-9:
         return None
     return round(value) if spec.categorical else value
