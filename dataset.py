@@ -20,7 +20,7 @@ import numpy as np
 
 from harness import augment
 from harness.augment import Recipe, each
-from harness.batches import Data, Subset
+from harness.batches import Data
 from harness.errors import UserError, guard
 from harness.images import ArraySource, FileSource, Geometry
 from harness.layouts import (
@@ -36,7 +36,7 @@ from harness.layouts import (
     side_folders,
     sorted_classes,
 )
-from harness.prepare import examine, make_data, make_new
+from harness.prepare import examine, make_data
 from harness.registry import Registry
 from harness.splits import split_single
 from harness.tables import Problem, Table, first_few, list_images, subfolders
@@ -62,36 +62,6 @@ def load_data(
     """
     table = find_table(config, input_size)
     return make_data(config, table, AUGMENTATIONS, input_size=input_size, mean=mean, std=std)
-
-
-def load_new(
-    config: Config,
-    where: str | Path,
-    *,
-    image_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    classes: list[str],
-) -> Subset:
-    """Prepare images that belong to no data set for a trained model: a file, or all of a folder.
-
-    They are shown as the run of `config` showed its test images; labels are -1. An image that
-    cannot be decoded is a `UserError`.
-    """
-    where = Path(where)
-    ids = [where.name] if where.is_file() else list_images(where)
-    if not ids:
-        raise UserError(f"{where}: there are no images")
-    root = where.parent if where.is_file() else where
-    table = Table(
-        name=where.name,
-        classes=classes,
-        ids=ids,
-        labels=np.full(len(ids), -1),
-        source=FileSource(root, ids),
-        splits=["test"] * len(ids),
-    )
-    return make_new(config, table, AUGMENTATIONS, image_size=image_size, mean=mean, std=std)
 
 
 def find_table(config: Config, input_size: int | None = None) -> Table:

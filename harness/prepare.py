@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from harness.errors import UserError, suggest
 from harness.images import FileSource, Geometry, Store
 from harness.registry import Registry
 from harness.splits import natural_groups, split_folds, split_single
-from harness.tables import Problem, Table, first_few
+from harness.tables import Problem, Table
 
 if TYPE_CHECKING:
     from harness.config import Config
@@ -106,26 +106,6 @@ def cut_away(found: Examined) -> str:
         f"the centre crop of {crop} pixels keeps {np.median(shares):.0%} of an image; "
         "--augmentation_args.crop 0 keeps all of it"
     )
-
-
-def make_new(
-    config: Config,
-    table: Table,
-    augmentations: Registry,
-    *,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Subset:
-    """Prepare unlabelled images as the run of `config` prepared its test images."""
-    settled = replace(config, image_size=image_size)
-    recipe = make_recipes(settled, image_size, augmentations)[0]["test"]
-    prepared = _prepare(settled, table, recipe.geometry)
-    if prepared.bad:
-        names = [f"{table.source.name(row)} {why}" for row, why in prepared.bad.items()]
-        raise UserError(f"{table.name}: {len(names)} images cannot be used: {first_few(names)}")
-    look = Look(prepared.store, tuple(mean), tuple(std), recipe.steps, None, recipe.normalised)
-    return Subset(table, np.arange(len(table)), train=look, plain=look)
 
 
 def make_subset(

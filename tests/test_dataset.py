@@ -7,7 +7,7 @@ import pytest
 import torch
 from images_for_tests import SHARED, class_folders, mask_competition, photo, save, table
 
-from dataset import AUGMENTATIONS, DATASETS, find_table, load_data, load_new, main, recognise
+from dataset import AUGMENTATIONS, DATASETS, find_table, load_data, main, recognise
 from harness.config import Config
 from harness.errors import UserError
 
@@ -348,26 +348,6 @@ def test_dummy_holds_few_images_however_many_rows():
     data = load(dataset="dummy", dataset_args={"rows": 4000, "num_classes": 3})
     assert len(data.folds[0].train) + len(data.folds[0].val) + len(data.test) == 4000
     assert len(data.classes) == 3
-
-
-# What a trained model is shown
-
-
-def test_new_images_look_as_test_images_do(folders):
-    data = load(folders)
-    new = load_new(Config(cache="off"), folders / "test", image_size=16, mean=data.mean,
-                   std=data.std, classes=data.classes)  # fmt: skip
-    assert [f"test/{name}" for name in new.ids] == data.test.ids
-    assert (new.labels == -1).all()
-    ours = torch.cat([x.clone() for x, _ in new.batches(3)])
-    assert torch.equal(ours, torch.cat([x.clone() for x, _ in data.test.batches(3)]))
-
-
-def test_a_new_image_that_is_broken_is_named(tmp_path):
-    (tmp_path / "x.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"x\.jpg is no image of a known format"):
-        load_new(Config(cache="off"), tmp_path, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3,
-                 classes=["a"])  # fmt: skip
 
 
 # The script
