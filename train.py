@@ -20,7 +20,7 @@ import torch
 
 from assembly import build_state, choose_metrics, configure, shaped, try_configurations
 from dataset import load_data
-from harness import artifacts, engine, runtime, tuner
+from harness import artifacts, engine, logs, runtime, tuner
 from harness.artifacts import Run
 from harness.ballots import write_answers as write_submission
 from harness.ballots import write_ballot
@@ -31,14 +31,14 @@ from harness.config import (
     build_parser,
     environment_layer,
     parse_command_line,
-    read_config_file,
+    read_config_files,
 )
 from harness.devices import choose_device
 from harness.engine import Goal, TrainState
 from harness.errors import TrialFailed, UserError, guard
 from harness.provenance import machine_facts
 from harness.runtime import Group
-from harness.tracking import TensorBoard, log_best
+from harness.tracking import TensorBoard, log_best, sending
 from harness.tuner import Trial
 from metrics import Metrics
 from model import model_spec, unfreeze
@@ -48,6 +48,9 @@ log = logging.getLogger("train")
 # What the HParams page shows in any case, beside what the tuner set.
 HPARAMS = ("model", "criterion", "optimizer", "scheduler", "augmentation", "image_size", "lr",
            "weight_decay", "batch_size", "epochs", "seed")  # fmt: skip
+
+
+EARLY = "early stop"  # of one fold; the others are trained all the same
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     # First of all: NNI gives its parameters to whoever asks; of several processes the first asks.
     trial = tuner.current_trial() if runtime.launched()[0] == 0 else tuner.Trial()
     runtime.setup_logging()
+    logs.keep_early()
     with runtime.joined() as group:
         trial = group.share(trial)
         return run_alone_or_together(argv, trial if group.is_main else trial.mute(), group)
@@ -115,7 +119,10 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
     """Return the layers of the files and of the command line over them, and what else it says."""
     parser = build_parser("train.py", __doc__ or "")
     command_line, said = parse_command_line(parser, argv)
-    files = [read_config_file(path) for path in said.config]
+    files = read_config_files(said.config)
+    for line in (line for layer in files for line in layer.notes):
+        if runtime.launched()[0] == 0:
+            print(line, file=sys.stderr)
     return [environment_layer(os.environ), *files, command_line], said
 
 
@@ -126,6 +133,7 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     device = runtime.pick_device(lease.name, group)
     amp = runtime.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
+    log_setup = logs.read_log_config(config.log_config)
     spec = model_spec(config.model, config.model_args)
     data = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
     folder, resume = group.share(choose_folder(config, trial))
@@ -135,15 +143,18 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
              "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
     with artifacts.open_run(folder, resume=resume, facts=facts, writes=group.is_main) as run:
+        if run.writes:
+            logs.log_to(folder, log_setup)
         job = Job(config, origin, trial, run, data, metrics, goal, group, device, amp)
         describe(job)
-        outcomes: list[Outcome] = []
-        for fold in data.folds:
-            outcomes.append(train_fold(job, fold, state))
-            if outcomes[-1].reason:
-                break
-            state = None
-        return conclude(job, outcomes)
+        with sending(folder, config.tracker if run.writes else (), trial.experiment):
+            outcomes: list[Outcome] = []
+            for fold in data.folds:
+                outcomes.append(train_fold(job, fold, state))
+                if outcomes[-1].reason not in (None, EARLY):
+                    break
+                state = None
+            return conclude(job, outcomes)
 
 
 def make_state(config: Config, data: Data, fold: Fold, device: torch.device,
@@ -235,6 +246,9 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             if job.group.share(out_of_time(job, history)):
                 log.info("time limit: no epoch is begun after %d of them", state.epoch)
                 return "time limit"
+            if worn_out(config, state):
+                log.info("early stop: no better %s in %d epochs", goal.name, config.early_stop)
+                return EARLY
             if config.unfreeze_epoch is not None and state.epoch >= config.unfreeze_epoch:
                 unfreeze(state.model)
             began, first_step = time.monotonic(), state.step
@@ -242,8 +256,11 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
             is_best = state.note_best(goal, scores)
-            if is_best and job.run.writes:
-                save_best(job, folder / "best.pt", state)
+            kept = ["best.pt"] * is_best
+            if config.save_period and state.epoch % config.save_period == 0:
+                kept.append(f"epoch{state.epoch:03d}.pt")
+            for name in kept if job.run.writes else ():
+                save_weights(job, folder / name, state, scores)
             history.append({"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores,
                             "seconds": round(time.monotonic() - began, 3),
                             "images_per_second": round(trained.images_per_second, 1)})  # fmt: skip
@@ -267,9 +284,16 @@ def out_of_time(job: Job, history: list[dict[str, Any]]) -> bool:
     return job.run.result["seconds"] + mean > job.config.time_limit
 
 
+def worn_out(config: Config, state: TrainState) -> bool:
+    """Tell whether the monitored score has not become better for as long as is waited for it."""
+    if not config.early_stop or state.best_epoch is None:
+        return False
+    return state.epoch - 1 - state.best_epoch >= config.early_stop
+
+
 def tracker(job: Job, folder: Path, state: TrainState) -> Any:
     """Open the run's event file, or nothing."""
-    if not (job.config.tensorboard and job.run.writes):
+    if not (wants_board(job.config) and job.run.writes):
         return nullcontext()
     values = asdict(job.config)
     shown = {key: values[key] for key in HPARAMS}
@@ -285,7 +309,8 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, di
     # Dropout of several processes is not the same one repeated.
     runtime.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
     batches = fold.train.batches(config.batch_size, device=job.device, epoch=state.epoch,
-                                 train=True, seed=config.seed, part=(group.rank, group.size))  # fmt: skip
+                                 train=True, seed=config.seed,
+                                 part=(group.rank, group.size))  # fmt: skip
     with progress_bar(config, state, len(fold.train)) as bar:
         trained = engine.train_one_epoch(state, shaped(config, batches), bar)
     seen = predict(job, state, fold.val, state.criterion)
@@ -311,7 +336,9 @@ def predict(
 
 
 def progress_bar(config: Config, state: TrainState, total: int) -> Any:
-    """Return an epoch's bar where a person watches, else nothing."""
+    """Return an epoch's bar where a person watches, lines where they are asked for, or nothing."""
+    if config.log_every:
+        return logs.StepLines(config.log_every, state.epoch + 1, total)
     if not runtime.on_terminal():
         return nullcontext()
     from tqdm import tqdm
@@ -320,12 +347,12 @@ def progress_bar(config: Config, state: TrainState, total: int) -> Any:
                 leave=False, dynamic_ncols=True, mininterval=0.3)  # fmt: skip
 
 
-def save_best(job: Job, path: Path, state: TrainState) -> None:
-    """Write the best weights with all that is needed to use them."""
+def save_weights(job: Job, path: Path, state: TrainState, scores: dict[str, float]) -> None:
+    """Write an epoch's weights with all that is needed to use them."""
     data = job.data
     about = {"config": asdict(job.config), "classes": list(data.classes),
              "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
-             "epoch": state.epoch, "scores": state.best_scores,
+             "epoch": state.epoch, "scores": scores,
              "start": state.start}  # fmt: skip
     engine.save_tensors(path, {"model": state.scored.state_dict(), "about": json.dumps(about)})
 
@@ -367,8 +394,8 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
         # A crash teaches a tuner nothing; a floor score keeps it away from there.
         facts["reported"] = score = job.goal.floor(len(job.data.classes))
     job.run.finish(last.status, **facts)
-    if last.status != "stopped":
-        job.trial.report_final(score)
+    if score is not None:  # an assessor's victim too: its best so far is what the tuner may learn
+        job.trial.report_final(score, failed=last.status == "failed")
     say_the_end(job, last)
     if last.status == "stopped":
         runtime.die_of(last.signum)
@@ -416,9 +443,14 @@ def hand_over(job: Job) -> None:
             f.write(path.read_bytes())
 
 
+def wants_board(config: Config) -> bool:
+    """Tell whether TensorBoard files are to be written."""
+    return config.tensorboard or "tensorboard" in config.tracker
+
+
 def draw_best(job: Job, outcomes: list[Outcome]) -> None:
     """Add what the best weights answer to the TensorBoard files."""
-    if not job.config.tensorboard:
+    if not wants_board(job.config):
         return
     for fold, outcome in zip(job.data.folds, outcomes):
         log_best(fold_folder(job, fold) / "tensorboard", outcome.best_epoch + 1, outcome.val,

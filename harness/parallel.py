@@ -104,7 +104,8 @@ class _Norm(torch.autograd.Function):
         group: Group,
     ) -> tuple[torch.Tensor, ...]:
         dims = [0, *range(2, x.ndim)]
-        var, mean = torch.var_mean(x.float(), dims, correction=0)  # [C]
+        exact = torch.promote_types(x.dtype, torch.float32)
+        var, mean = torch.var_mean(x.to(exact), dims, correction=0)  # [C]
         count = mean.new_full((1,), x.numel() // x.shape[1])
         facts = group.rows(torch.cat([mean, var, count])[None], [1] * group.size)  # [W, 2C + 1]
         means, variances, counts = facts.split([len(mean), len(var), 1], dim=1)
@@ -113,7 +114,7 @@ class _Norm(torch.autograd.Function):
         var = ((variances + (means - mean).square()) * counts).sum(0) / total
         y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), total)
-        ctx.group, ctx.dims = group, dims
+        ctx.group, ctx.dims, ctx.exact = group, dims, exact
         ctx.mark_non_differentiable(mean, var, total)
         return y, mean, var, total
 
@@ -121,11 +122,11 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, scale, total = ctx.saved_tensors
         shape = (1, -1, *[1] * (x.ndim - 2))
-        dy32 = dy.float()
-        normed = (x.float() - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([dy32.sum(ctx.dims), (dy32 * normed).sum(ctx.dims)])  # [2, C]
+        change = dy.to(ctx.exact)
+        normed = (x.to(ctx.exact) - mean.view(shape)) * scale.view(shape)
+        own = torch.stack([change.sum(ctx.dims), (change * normed).sum(ctx.dims)])  # [2, C]
         means = ctx.group.add(own.clone()) / total
-        dx = dy32 - means[0].view(shape) - normed * means[1].view(shape)
+        dx = change - means[0].view(shape) - normed * means[1].view(shape)
         factor = scale if weight is None else scale * weight
         grads = (None, None) if weight is None else (own[1], own[0])
         return (dx * factor.view(shape)).to(dy.dtype), *grads, None, None
