@@ -1,5 +1,6 @@
 # make search   from nothing to a voted answer        make test   everything, real searches included
 # make setup    the environment alone                 make quick  the tests without real searches
+# make bench    how fast it is; FULL=1 takes longer
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
 
-.PHONY: setup search test quick lint clean
+.PHONY: setup search test quick lint bench clean
 
 search: setup
 	@$(BIN)/python search.py --config $(CONFIG)
@@ -35,6 +36,9 @@ quick: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python bench/run.py $(if $(FULL),--full)
 
 clean:
 	rm -rf outputs ensemble
