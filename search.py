@@ -9,21 +9,26 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import experiment, overview, searches
+from harness import deploy, experiment, overview, remote, remote_preflight, searches
 from harness import preflight as check
 from harness.artifacts import read_result
+from harness.budget import BEGIN_S, Budget, how_time_cut, time_before
 from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
 from harness.experiment import TrialRecord, read_trials
-from harness.follow import Plan, follow
+from harness.follow import End, Plan, follow
+from harness.machines import Link, has_terminal
 from harness.nni_config import seconds_of
 from harness.poll import VoteOptions
 from harness.problems import listed, note
+from harness.remote_preflight import Reach
+from harness.report import try_report
 from harness.results import Results, searched_values
 from harness.searches import Search
 from harness.tally import VoteReport, run_vote
@@ -32,12 +37,14 @@ from harness.watch import Trouble
 
 BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
 MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
+QUICK_PAGE_S = 3.0  # for the report without pictures, where the time is over
 SHOWN = 20  # last lines of a trial that ends the search
 
 
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Run a search from its configuration to its vote, or look after others."""
+    began = time.time()
     args = build_parser().parse_args(argv)
     if args.list:
         print("\n".join(overview.list_lines(searches.known_searches())))
@@ -48,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.stop is not None:
         return stop_searches(args.stop)
     if args.resume is not None:
+        if args.warm_start:
+            raise UserError("command line: --warm_start is for a new search; leave it out")
         found = named_search(args.resume, args.config)
         with found.watched():
-            return see_through(*take_up(found, args), args)
+            return see_through(*take_up(found, args, began), args)
     if args.config is None:
         raise UserError("command line: --config names what to search; see config_local.yml")
     plan = preflight(args)
@@ -61,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     search = begin(plan, args)
     with search.watched():
-        return see_through(search, plan, args)
+        return see_through(search, plan, Budget(plan.max_seconds, began), args)
 
 
 def build_parser() -> Parser:
@@ -79,6 +88,31 @@ def build_parser() -> Parser:
     add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
     add("--no_probe", action="store_true", help="check without trying a batch of training")
+    add("--warm_start", nargs="+", default=[], metavar="DIR",
+        help="run folders, or folders of them, from which the tuner learns first")  # fmt: skip
+    add(
+        "--install",
+        action="store_true",
+        help="make or update an environment on each machine first (docs/remote.md)",
+    )
+    add(
+        "--sync_data",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="copy the data to each machine first (default: this machine's --data_dir)",
+    )
+    add(
+        "--accept_new_host_keys",
+        action="store_true",
+        help="trust machines that ssh does not know yet; a changed key is always refused",
+    )
+    add(
+        "--skip_bad_machines",
+        action="store_true",
+        help="go on with the machines that nothing is wrong with",
+    )
+    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")  # fmt: skip
     add("--resume", nargs="?", const="", metavar="ID",
         help="go on with a search that was stopped or killed (default: the newest)")  # fmt: skip
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
@@ -93,9 +127,11 @@ def preflight(args: Any) -> Plan | None:
     A single problem is raised, several are listed.
     """
     path, width = Path(args.config), shutil.get_terminal_size((100, 24)).columns - 1
+    reach = reach_machines(args)
     with passing_words(f"checking {path} ..."):
         found = check.examine(path, functools.partial(limits_of, args), port=args.port,
-                              guarded=not args.no_guard, probe=not args.no_probe)  # fmt: skip
+                              guarded=not args.no_guard, probe=not args.no_probe,
+                              reach=reach, warm_start=args.warm_start)  # fmt: skip
     if len(found.errors) == 1:
         raise UserError(str(found.errors[0]))
     if found.errors:
@@ -106,7 +142,25 @@ def preflight(args: Any) -> Plan | None:
         print(note(each, width))
     if found.estimate:
         print(found.estimate, flush=True)
-    return plan_of(found)
+    return plan_of(found, [] if args.no_guard else reach.links)
+
+
+def reach_machines(args: Any) -> Reach:
+    """Connect to the machines of a search, and set them up where the command line says so."""
+    path, wants = Path(args.config), args.install or args.sync_data is not None
+    found = remote_preflight.reach(
+        path, accept_new_host_keys=args.accept_new_host_keys, ssh_config=args.ssh_config,
+        interactive=has_terminal(), skip_bad=args.skip_bad_machines)  # fmt: skip
+    if wants and not found.machines and not found.problems:
+        raise UserError(f"{path}: is a search on this machine; --install and --sync_data set up "
+                        "others")  # fmt: skip
+    if args.install:
+        requirements = Path(__file__).with_name("requirements.txt")
+        found.problems += deploy.install(found.links, requirements)
+    if args.sync_data is not None:
+        local, there = remote_preflight.data_folders(path, args.sync_data)
+        found.problems += deploy.sync_data(found.links, local, there)
+    return found
 
 
 @contextlib.contextmanager
@@ -121,16 +175,19 @@ def passing_words(text: str) -> Iterator[None]:
             print("\r\x1b[K", end="", flush=True)
 
 
-def plan_of(found: check.Found) -> Plan:
+def plan_of(found: check.Found, links: list[Link]) -> Plan:
     """Make the plan of a search that nothing is wrong with."""
     config, local = found.config, found.told.platform == "local"
     if local:
         config.trial_command = experiment.with_own_interpreter(config.trial_command)
-    outputs = overview.outputs_of(config.trial_command, found.told.code)
+    if links:
+        remote.prepare(config, links)
+    outputs = overview.outputs_of(config.trial_command, found.told.code, elsewhere=not local)
     limit = config.max_experiment_duration
     return Plan(config, config.trial_command, outputs, config.max_trial_number,
                 seconds_of(limit, str(found.path)) if limit else None, config.trial_concurrency,
-                found.aim[1] == "max", not local or bool(config.trial_gpu_number))  # fmt: skip
+                found.aim[1] == "max", not local or bool(config.trial_gpu_number),
+                links)  # fmt: skip
 
 
 def limits_of(args: Any, command: str) -> dict[str, Any]:
@@ -162,17 +219,18 @@ def begin(plan: Plan, args: Any) -> Search:
     if not os.access(next(f for f in (folder, *folder.parents) if f.exists()), os.W_OK):
         raise UserError(f"{folder}: cannot be written, where the results are to stand")
     print(f"starting NNI for {args.config} ...", flush=True)
-    search = experiment.start(plan.config, args.port, manager_environment(plan.concurrency, args))
+    search = experiment.start(plan.config, args.port, manager_environment(plan, args))
     search.write_note(config=str(Path(args.config).resolve()), folder=str(Path.cwd()),
                       vote_dir=str(Path(args.vote_dir or "ensemble").absolute()),
-                      guarded=not args.no_guard, public=args.public)  # fmt: skip
+                      guarded=not args.no_guard, public=args.public,
+                      **remote.note_of(plan.links))  # fmt: skip
     return search
 
 
-def manager_environment(concurrency: int, args: Any) -> dict[str, str]:
+def manager_environment(plan: Plan, args: Any) -> dict[str, str]:
     """Return what NNI's manager, and with it every trial, has in its environment."""
     extra = {} if args.no_guard else experiment.environment(args.public)
-    return threads_for(concurrency) | extra
+    return threads_for(plan.concurrency) | extra | remote.environment(plan.links, plan.concurrency)
 
 
 def named_search(wanted: str, config: str | None) -> Search:
@@ -182,10 +240,12 @@ def named_search(wanted: str, config: str | None) -> Search:
     return searches.newest_search(Path(config).resolve() if config else None)
 
 
-def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
+def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budget]:
     """Go on with a search: watch the manager that it has, or start it another one."""
-    params, spent = found.profile()
-    trials = read_trials(found.folder)
+    params, counted = found.profile()
+    note, trials = found.note(), read_trials(found.folder)
+    if note.get("max_duration"):  # NNI was told another one, so that no trial would begin
+        params["maxExperimentDuration"] = f"{note['max_duration']:g}s"
     ended = sum(trial.has_ended for trial in trials)
     changes = limits_of(args, params["trialCommand"])
     if changes.get("maxTrialNumber", len(trials)) < len(trials):
@@ -195,27 +255,31 @@ def take_up(found: Search, args: Any) -> tuple[Search, Plan]:
     if status == "GONE" and not args.max_trials:
         changes |= replacing_those_that_never_ran(found, trials, params)
     params.update(changes)
-    plan = resumed_plan(params)
+    plan = resumed_plan(found, params)
+    before = time_before(note, counted, runs=found.manager() is not None, now=began)
+    budget = Budget(plan.max_seconds, began - before)
     if (status == "RUNNING" and "trialCommand" not in changes) or (
         status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL") and not changes
     ):
         found.raise_limits(changes)
         print(f"search {found.id} still runs: watching it", flush=True)
-        return found, plan
+        return found, plan, budget
     whole = plan.max_trials is not None and ended >= plan.max_trials
-    late = plan.max_seconds is not None and spent >= plan.max_seconds
+    late = budget.left_for_trials(began) <= BEGIN_S or budget.is_too_late(trials, began + BEGIN_S)
     if (whole or late) and status in ("GONE", "DONE"):
         more = "--max_trials" if whole else "--max_duration"
         print(f"search {found.id} is complete; a larger {more} goes on with it", flush=True)
-        return found, plan
+        return found, plan, budget
     found.stop()  # what hangs, what is to run with other limits, and what a dead manager left
     params["trainingService"]["trialCommand"] = params["trialCommand"]
     found.change_profile(params)
+    if note:
+        found.amend_note(max_duration=None)
     print(f"resuming search {found.id}: {ended} trials have ended ...", flush=True)
-    args.no_guard = args.no_guard or not found.note().get("guarded", True)
-    args.public = args.public or found.note().get("public", False)
-    extra = manager_environment(plan.concurrency, args)
-    return experiment.resume(found, args.port, extra), plan
+    args.no_guard = args.no_guard or not note.get("guarded", True)
+    args.public = args.public or note.get("public", False)
+    extra = manager_environment(plan, args)
+    return experiment.resume(found, args.port, extra), plan, budget
 
 
 def replacing_those_that_never_ran(
@@ -234,15 +298,16 @@ def replacing_those_that_never_ran(
     return {"maxTrialNumber": limit + more}
 
 
-def resumed_plan(params: dict[str, Any]) -> Plan:
+def resumed_plan(search: Search, params: dict[str, Any]) -> Plan:
     """Return the plan of a search as NNI's database has it."""
     limit = params.get("maxExperimentDuration")
-    service = params.get("trainingService") or {}
-    command, local = params["trialCommand"], service.get("platform") == "local"
-    return Plan(None, command, overview.outputs_of(command, params["trialCodeDirectory"]),
+    command, away = params["trialCommand"], overview.is_elsewhere(params)
+    return Plan(None, command,
+                overview.outputs_of(command, params["trialCodeDirectory"], elsewhere=away),
                 params.get("maxTrialNumber"), seconds_of(limit, "NNI") if limit else None,
                 params["trialConcurrency"], overview.is_maximized(params),
-                not local or bool(params.get("trialGpuNumber")))  # fmt: skip
+                away or bool(params.get("trialGpuNumber")),
+                remote.links_again(search, params) if away else ())  # fmt: skip
 
 
 def stop_searches(wanted: str) -> int:
@@ -263,28 +328,32 @@ def stop_searches(wanted: str) -> int:
     return 0
 
 
-def see_through(search: Search, plan: Plan, args: Any) -> int:
-    """Follow a search to its end, however it comes, and let its trials vote."""
+def see_through(search: Search, plan: Plan, budget: Budget, args: Any) -> int:
+    """Follow a search to its end, however it comes, and let its trials vote in time."""
     note = search.note()
     results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
-    end = follow(search, plan, results, guarded=not args.no_guard and note.get("guarded", True),
+    results.reasons.update(note.get("reasons", {}))
+    end = follow(search, plan, results, budget,
+                 guarded=not args.no_guard and note.get("guarded", True),
                  public=args.public or note.get("public", False))  # fmt: skip
     vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
-    status = conclude(search, plan, results, end.trouble, vote_dir)
-    write_report(search, plan, vote_dir)
+    status = conclude(search, plan, results, end, vote_dir)
+    hurried = end.over or budget.closed
+    write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
+    search.amend_note(spent=budget.spent(time.time()))
     if end.interrupted:
         print(f"continue with: python search.py --resume {search.id}")
     return 130 if end.interrupted else status
 
 
-def conclude(
-    search: Search, plan: Plan, results: Results, trouble: Trouble | None, vote_dir: Path
-) -> int:
+def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: Path) -> int:
     """Say what went wrong, let the trials vote, and say where everything is."""
     trials = read_trials(search.folder)
     rows = results.update(trials, over=True)
-    if trouble is not None:
-        say_trouble(trouble, search)
+    if end.trouble is not None:
+        say_trouble(end.trouble, search)
+    if cut := how_time_cut(rows):
+        print(cut)
     failed = [(t, row) for t, row in zip(trials, rows) if row["status"] == "failed"]
     for trial, row in failed[:10]:
         print(f"trial {trial.sequence} ({trial.id}) failed: {row['reason']}")
@@ -304,7 +373,7 @@ def conclude(
             plan.command, {key: values.get(key, value) for key, value in names.items()}
         )
         print(f"the best trial by hand: {typed}")
-    return 0 if trouble is None else 1
+    return 0 if end.trouble is None else 1
 
 
 def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
@@ -325,15 +394,24 @@ def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
         return run_vote(ballots, plain)
 
 
-def write_report(search: Search, plan: Plan, vote_dir: Path) -> None:
-    """Write the page with its pictures, which need torch: in a process of its own."""
-    page = plan.page
+def write_report(search: Search, plan: Plan, vote_dir: Path, left: float | None) -> None:
+    """Write the page with its pictures, which need torch: in a process of its own.
+
+    Where that takes more than the seconds that are `left`, it is the page without them.
+    """
     command = [sys.executable, str(Path(__file__).with_name("report.py")), str(plan.outputs),
-               "--search", search.id, "--vote_dir", str(vote_dir), "--out", str(page)]  # fmt: skip
+               "--search", search.id, "--vote_dir", str(vote_dir),
+               "--out", str(plan.page)]  # fmt: skip
     sys.stdout.flush()
-    done = subprocess.run(command, capture_output=True, text=True)
+    limit = None if left is None else max(QUICK_PAGE_S, left - QUICK_PAGE_S)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        if try_report(plan.outputs, plan.page, search=search.id, vote_dir=vote_dir):
+            print(f"to look at: {plan.page} (without its pictures, for which there was no time)")
+        return
     if done.returncode == 0:
-        print(f"to look at: {page}")
+        print(f"to look at: {plan.page}")
     else:
         why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         print(f"there is no report: {why.removeprefix('error: ')}")

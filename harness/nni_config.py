@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import algorithms
+from harness.algorithms import OURS, is_ours, name_of
 from harness.config import parse_json, parse_yaml
 from harness.errors import UserError, suggest
 from harness.problems import Problem
@@ -48,7 +50,8 @@ BROKEN_TUNERS = {
 }
 # What those that mind which way is better take for granted.
 DEFAULT_AIM = {"tpe": "minimize", "evolution": "maximize", "medianstop": "maximize",
-               "curvefitting": "maximize"}  # fmt: skip
+               "curvefitting": "maximize",
+               **dict.fromkeys(map(str.lower, OURS), "maximize")}  # fmt: skip
 PLATFORMS = ("local", "remote")
 ASSESSORS = ("Medianstop", "Curvefitting")
 
@@ -307,9 +310,13 @@ def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list
         if config.assessor.name.lower() not in names:
             hint = suggest(config.assessor.name, ASSESSORS).removeprefix("; ")
             problems.append(Problem(str(path), f"no assessor {config.assessor.name!r}", hint))
+    named = (("tuners", tuner), ("assessors", config.assessor))
+    for kind, algorithm in named:
+        if algorithm is not None and algorithm.name is None:
+            problems += algorithms.class_problems(kind, algorithm, path)
     if problems:
         return problems
-    for kind, algorithm in (("tuners", tuner), ("assessors", config.assessor)):
+    for kind, algorithm in named:
         if algorithm is not None:
             wrong = _aim(algorithm, mode, monitor, kind[:-1], path)
             problems += wrong or _class_problems(kind, algorithm, path)
@@ -327,7 +334,7 @@ def _tuner_name(name: str, path: Path) -> list[Problem]:
 
 def _aim(algorithm: Any, mode: str, monitor: str, whose: str, path: Path) -> list[Problem]:
     given = (algorithm.class_args or {}).get("optimize_mode")
-    default = DEFAULT_AIM.get((algorithm.name or "").lower())
+    default = DEFAULT_AIM.get(name_of(algorithm).lower())
     if given is not None and given not in ("minimize", "maximize"):
         what = f"the {whose}'s optimize_mode is {given!r}"
         return [Problem(str(path), what, "it is maximize or minimize")]
@@ -337,14 +344,14 @@ def _aim(algorithm: Any, mode: str, monitor: str, whose: str, path: Path) -> lis
     if algorithm.name and algorithm.name.lower() == "curvefitting":
         what = f"Curvefitting takes more for better, but less of {monitor} is"
         return [Problem(str(path), what, "use Medianstop with optimize_mode: minimize")]
-    said = given or f"not set, which NNI takes for {default}"
+    said = given or f"not set, which {'NNI' if algorithm.name else 'it'} takes for {default}"
     what = f"the {whose}'s optimize_mode is {said}, but the trials report {monitor}"
     return [Problem(str(path), what, f"set it to {mode}")]
 
 
 def _class_problems(kind: str, algorithm: Any, path: Path) -> list[Problem]:
     """Make the tuner or assessor as its process will; one of a user's own is left to NNI."""
-    if algorithm.name is None:
+    if algorithm.name is None and not is_ours(algorithm):
         return []
     whose = kind.removesuffix("s")
     try:
@@ -354,18 +361,20 @@ def _class_problems(kind: str, algorithm: Any, path: Path) -> list[Problem]:
     ) as error:  # SchemaError, TypeError, ValueError: whatever its arguments are to it
         said = " ".join(str(error).split()) or type(error).__name__
         said = re.sub(r"^\w+\.__(init|new)__\(\) ", "", said)
-        what = f"the {whose} {algorithm.name} does not take its classArgs: {said}"
+        what = f"the {whose} {name_of(algorithm)} does not take its classArgs: {said}"
         return [Problem(str(path), what)]
     return []
 
 
 def make_algorithm(kind: str, algorithm: Any) -> Any:
-    """Return NNI's own tuner or assessor object, its arguments checked by NNI."""
+    """Return the object of a tuner or assessor of NNI's or ours, its arguments checked."""
     import importlib
 
     from nni.tools.package_utils import tuner_factory
 
     logging.getLogger("nni").setLevel(logging.CRITICAL)  # they announce their seeds
+    if is_ours(algorithm):
+        return algorithms.make(algorithm)
     arguments = dict(algorithm.class_args or {})
     checker = tuner_factory.create_validator_instance(kind, algorithm.name)
     if checker is not None and arguments:
@@ -375,8 +384,8 @@ def make_algorithm(kind: str, algorithm: Any) -> Any:
 
 
 def samples(config: Any, space: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """Let a tuner of NNI's own draw from the space, as the search would begin."""
-    if config.tuner is None or config.tuner.name is None:
+    """Let a tuner of NNI's own, or ours, draw from the space, as the search would begin."""
+    if config.tuner is None or (config.tuner.name is None and not is_ours(config.tuner)):
         return []
     import nni
 
@@ -394,10 +403,11 @@ def samples(config: Any, space: Mapping[str, Any], number: int) -> list[dict[str
 def startup_notes(config: Any, path: Path) -> list[Problem]:
     """Say where TPE's defaults waste a small search."""
     tuner = config.tuner
-    if tuner is None or (tuner.name or "").lower() != "tpe":
+    if tuner is None or name_of(tuner).lower() not in ("tpe", algorithms.TUNER.lower()):
         return []
     arguments = (tuner.class_args or {}).get("tpe_args") or {}
-    random, trials = arguments.get("n_startup_jobs", 20), config.max_trial_number
+    usual = 0 if is_ours(tuner) else 20
+    random, trials = arguments.get("n_startup_jobs", usual), config.max_trial_number
     found = []
     if trials and random >= trials:
         what = f"all {trials} trials are random: TPE begins after {random}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.algorithms import OURS
 from harness.errors import UserError
 from harness.experiment import TrialRecord, option_of, read_trials
 from harness.results import Results, searched_values
@@ -60,23 +61,38 @@ def time_left(
 def results_of(search: Search) -> tuple[Results, list[TrialRecord], dict[str, Any]]:
     """Return a search's table as far as it can be read, its trials and its configuration."""
     params, _ = search.profile()
-    outputs = outputs_of(params["trialCommand"], params["trialCodeDirectory"])
+    outputs = outputs_of(params["trialCommand"], params["trialCodeDirectory"],
+                         elsewhere=is_elsewhere(params))  # fmt: skip
     maximize = is_maximized(params)
     results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
+    results.reasons.update(search.note().get("reasons", {}))
     trials = read_trials(search.folder)
     results.read(trials, over=search.manager() is None)
     return results, trials, params
 
 
-def outputs_of(command: str, code: str | Path) -> Path:
-    """Return the folder that the trials of a command write their runs into."""
-    return Path(code, option_of(command, "--out_dir", "outputs")).absolute()
+def outputs_of(command: str, code: str | Path, *, elsewhere: bool = False) -> Path:
+    """Return the folder here that the runs of a command's trials come into.
+
+    What trials `elsewhere` name as theirs, with $HOME or another absolute path, has its last part.
+    """
+    wanted = Path(option_of(command, "--out_dir", "outputs"))
+    if elsewhere and (wanted.is_absolute() or str(wanted).startswith(("~", "$"))):
+        wanted = Path(wanted.name)
+    return Path(code, wanted).absolute()
+
+
+def is_elsewhere(params: Mapping[str, Any]) -> bool:
+    """Whether a search's trials run on other machines."""
+    service = params.get("trainingService")
+    return isinstance(service, Mapping) and str(service.get("platform")).startswith("remote")
 
 
 def is_maximized(params: Mapping[str, Any]) -> bool:
     """Return which way the tuner of a search goes; NNI takes minimize where nothing is said."""
-    args = (params.get("tuner") or {}).get("classArgs") or {}
-    return args.get("optimize_mode") == "maximize"
+    tuner = params.get("tuner") or {}
+    usual = "maximize" if tuner.get("className") in OURS else "minimize"
+    return (tuner.get("classArgs") or {}).get("optimize_mode", usual) == "maximize"
 
 
 def state_of(search: Search, trials: Sequence[TrialRecord], max_trials: int | None) -> str:

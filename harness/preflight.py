@@ -6,15 +6,16 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness import nni_config, remote_preflight, tryout
+from harness.algorithms import add_warm_start, name_of
 from harness.config import Config, Layer, merge, parse_monitor
 from harness.errors import UserError
 from harness.nni_config import Outline
@@ -66,12 +67,13 @@ def examine(
     guarded: bool = True,
     probe: bool = True,
     reach: Reach | None = None,
+    warm_start: Sequence[str] = (),
 ) -> Found:
     """Check all that can be checked of a search without starting it.
 
     `limits` returns, for a trial command, what the command line says instead of the file, by NNI's
-    names. While NNI is imported here, the trial's interpreter tries configurations, and the
-    machines of `reach` are asked.
+    names; `warm_start` has the folders of earlier runs. While NNI is imported here, the trial's
+    interpreter tries configurations, and the machines of `reach` are asked.
     """
     content = nni_config.read_content(path)
     told, problems = nni_config.outline(content, path)
@@ -90,10 +92,12 @@ def examine(
             if trial is not None:
                 stack.callback(trial.end)
         asked = stack.enter_context(ThreadPoolExecutor(1)).submit(
-            remote_preflight.examine, reach or Reach(), told, options.config, port
+            remote_preflight.examine, reach or Reach(), told, options.config, guarded
         )
         if _has_nni(found):
             _check_nni(found, changed, guarded)
+        if found.config is not None:
+            found.problems += add_warm_start(found.config, warm_start, told.code, path)
         answers = trial.finish() if trial else None
         problems, found.estimate = asked.result()
         found.problems += problems
@@ -226,8 +230,10 @@ def _try(found: Found, options: Options, at_once: int) -> Tryout | None:
 
 def _check_nni(found: Found, changed: Mapping[str, Any], guarded: bool) -> None:
     """Let NNI read the configuration, and check what it would take and then fail on."""
-    path = found.path
-    config, problems = nni_config.to_experiment(found.told, path)
+    path, told = found.path, found.told
+    if guarded and told.platform == "remote":
+        told = replace(told, content=remote_preflight.with_keys(told.content, path.parent))
+    config, problems = nni_config.to_experiment(told, path)
     found.problems += problems
     if found.told.version == 1:
         what = "is written for NNI before version 2.0 and was converted"
@@ -388,7 +394,7 @@ def draw_problems(config: Any, options: Options, told: Outline) -> list[Problem]
         drawn = nni_config.samples(config, told.space, DRAWN)
     except Exception as error:  # whatever NNI's tuners make of a space they were not made for
         said = " ".join(str(error).split()) or type(error).__name__
-        what = f"the tuner {config.tuner.name} cannot draw from it: {said}"
+        what = f"the tuner {name_of(config.tuner)} cannot draw from it: {said}"
         return [Problem(told.space_source, what)]
     if options.config is None:
         return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +44,14 @@ class Trial:
         """Report an epoch's monitored score."""
         self._report("report_intermediate_result", score)
 
-    def report_final(self, score: float) -> None:
-        """Report the trial's score; only once, because NNI's tuner dies of a second (#5689)."""
-        self._report("report_final_result", score)
+    def report_final(self, score: float, *, failed: bool = False) -> None:
+        """Report the trial's score; only once, because NNI's tuner dies of a second (#5689).
 
-    def _report(self, function: str, score: float) -> None:
+        The floor score of a trial that failed is said to be one, to tuners that listen.
+        """
+        self._report("report_final_result", score, {"failed": 1} if failed else {})
+
+    def _report(self, function: str, score: float, more: Mapping[str, Any] | None = None) -> None:
         # NNI takes NaN as a score, and TPE then keeps it in its history.
         assert math.isfinite(score), "a score that is not finite is a failed trial"
         if not self.under_nni or self._unheard:
@@ -55,7 +59,7 @@ class Trial:
         import nni
 
         try:
-            getattr(nni, function)(float(score))
+            getattr(nni, function)({"default": float(score), **more} if more else float(score))
         except Exception as error:  # whatever NNI's channel raises when its manager has died
             self._unheard = True
             log.warning("NNI does not answer (%s): this trial goes on without it", error)
