@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from harness.nni_config import plain
 CONNECT_S = 10  # of TCP; the rest of a login has as long again
 READY = "ballot-link-is-up"
 NNI_KEY = "~/.ssh/id_rsa"  # what NNI writes where a machine names no key
+NO_KEY = str(Path(__file__).resolve())  # a file, on which NNI insists, that stands for no key
 OPTIONS = ("BatchMode=yes", "PreferredAuthentications=publickey", "UpdateHostKeys=no",
            "RemoteCommand=none", "PermitLocalCommand=no", f"ConnectTimeout={CONNECT_S}",
            "ServerAliveInterval=15", "ServerAliveCountMax=8")  # fmt: skip
@@ -124,7 +125,7 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
     if key is not None:
         path = Path(folder, Path(str(key)).expanduser())
         is_nnis = Path(NNI_KEY).expanduser() == path and not path.exists()
-        key = None if is_nnis else str(path)
+        key = None if is_nnis or path.parts[-2:] == Path(NO_KEY).parts[-2:] else str(path)
     return Machine(str(host), port, None if user is None else str(user), key,
                    None if python is None else str(python))  # fmt: skip
 
@@ -176,6 +177,7 @@ class Link:
         self.machine = machine
         self.agent = agent
         self.news: list[str] = []  # what people should know of the last `open`
+        self.ssh_options = list(ssh_options)
         self._options = [*ssh_options, "-o", "StrictHostKeyChecking="
                          + ("accept-new" if accept_new_host_keys else "yes")]  # fmt: skip
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -309,20 +311,34 @@ class Link:
             raise Unreachable(f"{self.name}: {done.last_word}")
         return done
 
-    def subsystem(self, name: str, hello: bytes, timeout: float = 30.0) -> bytes:
-        """Return what a subsystem of its sshd, such as sftp, answers to `hello`."""
+    def subsystem(self, name: str, hello: bytes, patience: float = 30.0) -> bytes:
+        """Return the first that a subsystem of its sshd, such as sftp, answers to `hello`."""
         words = self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no", "-s"])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return subprocess.run([*words, name], input=hello, capture_output=True,
-                                  env=self.environment, timeout=timeout).stdout  # fmt: skip
-        return b""
+        process = subprocess.Popen([*words, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL, env=self.environment)  # fmt: skip
+        try:
+            process.stdin.write(hello)
+            process.stdin.flush()  # and not closed: sftp would end without an answer
+            ready = select.select([process.stdout], [], [], patience)[0]
+            return os.read(process.stdout.fileno(), 4096) if ready else b""
+        except BrokenPipeError:
+            return b""
+        finally:
+            _end(process)
 
-    def forward(self, port: int, own: int, cancel: bool = False) -> bool:
-        """Lead a port of its loopback to one of ours, or no longer; return whether it does so."""
-        words = self.ssh_words(["-S", self._socket, "-O", "cancel" if cancel else "forward",
-                                "-R", f"127.0.0.1:{port}:127.0.0.1:{own}"])  # fmt: skip
-        return subprocess.run(words, capture_output=True, env=self.environment,
-                              timeout=60).returncode == 0  # fmt: skip
+    @contextlib.contextmanager
+    def way_back(self, own: int) -> Iterator[int | None]:
+        """Lead some port of its loopback to a port of ours; None where it lets nobody do so."""
+        spec = f"127.0.0.1:0:127.0.0.1:{own}"
+
+        def control(what: str) -> bytes:
+            words = self.ssh_words(["-S", self._socket, "-O", what, "-R", spec])
+            return subprocess.run(words, capture_output=True, env=self.environment,
+                                  timeout=60).stdout  # fmt: skip
+
+        port = control("forward").strip()
+        yield int(port) if port.isdigit() else None
+        control("cancel")
 
     def python(
         self, source: str, *args: Any, interpreter: str | None = None, timeout: float = 60.0
@@ -399,9 +415,8 @@ def _says(process: subprocess.Popen, word: str, patience: float) -> bool:
 
 def _end(process: subprocess.Popen) -> None:
     for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+        with contextlib.suppress(OSError, AttributeError):
+            pipe.close()
     process.terminate()
     try:
         process.wait(5)

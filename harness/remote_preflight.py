@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import shlex
 import socket
@@ -19,8 +20,8 @@ from harness import facts as facts_module
 from harness.config import Config
 from harness.errors import UserError
 from harness.experiment import option_of
-from harness.machines import Link, Machine, machines_of, open_links
-from harness.nni_config import Outline, outline, read_content, uploaded
+from harness.machines import NO_KEY, Link, Machine, machines_of, open_links
+from harness.nni_config import Outline, outline, plain, read_content, uploaded
 from harness.problems import Problem, as_problem
 from harness.trial_command import parse_command, read_options
 from harness.tryout import size
@@ -96,7 +97,7 @@ def data_folders(path: Path, wanted: str) -> tuple[Path, str]:
 
 
 def examine(
-    found: Reach, told: Outline, config: Config | None, port: int
+    found: Reach, told: Outline, config: Config | None, guarded: bool
 ) -> tuple[list[Problem], str]:
     """Return what is wrong with the machines, and a line on what each one has."""
     if not found.links:
@@ -104,7 +105,7 @@ def examine(
     local = config.data_dir if config is not None else None
     local = str(Path(told.code, Path(local).expanduser())) if local else ""
     needs = needs_of(told.command, config)
-    problems, known = examine_machines(found.links, needs, port, local)
+    problems, known = examine_machines(found.links, needs, local, guarded)
     lines = [summary(name, said) for name, said in known.items()]
     return [*found.problems, *problems], "\n".join(lines)
 
@@ -166,11 +167,11 @@ def command_problems(told: Outline, config: Config, where: str) -> list[Problem]
 
 
 def examine_machines(
-    links: Sequence[Link], needs: Needs, port: int, local_data: str = ""
+    links: Sequence[Link], needs: Needs, local_data: str = "", guarded: bool = True
 ) -> tuple[list[Problem], dict[str, Mapping[str, Any]]]:
     """Check all machines at once; return problems, and what each machine said of itself."""
     with ThreadPoolExecutor(max(1, len(links))) as pool:
-        answers = list(pool.map(lambda link: _examine(link, needs, port), links))
+        answers = list(pool.map(lambda link: _examine(link, needs, guarded), links))
     problems = [problem for found, _ in answers for problem in found]
     known = {link.name: facts for link, (_, facts) in zip(links, answers) if facts}
     if needs.data:
@@ -179,17 +180,17 @@ def examine_machines(
     return problems + differences(known), known
 
 
-def _examine(link: Link, needs: Needs, port: int) -> tuple[list[Problem], Mapping[str, Any]]:
+def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Mapping[str, Any]]:
     nnis = link.machine.interpreter
     trials = needs.interpreter or nnis
     problems: list[Problem] = []
     said: Mapping[str, Any] = {}
     try:
-        problems += sftp_problems(link)
+        problems += sftp_problems(link, fatal=not guarded)
         before = time.time()
         said = ask(link, trials, "trialCommand", FOR_TRIALS, list(needs.paths.values()), needs.data)
         problems += facts_problems(link.name, said, needs, (before + time.time()) / 2)
-        problems += tunnel_problems(link, port, trials)
+        problems += tunnel_problems(link, trials)
         if Path(nnis).parent != Path(trials).parent:
             keeper = ask(link, nnis, "pythonPath", FOR_NNI, [], "")
             problems += version_problems(link.name, keeper, FOR_NNI)
@@ -285,7 +286,11 @@ def data_problems(
     for name, listing in there.items():
         if listing[2] != digest:
             what = f"the data in {path} are not those of {usual}: {_told(listing, there[usual])}"
-            found.append(Problem(name, what, "--sync_data copies the data here to all machines"))
+            found.append(
+                Problem(
+                    name, what, "--sync_data copies what is missing; delete there what is too much"
+                )
+            )
     mine = facts_module.listing_digest(facts_module.expand(local)) if local else None
     if not found and mine and mine[2] != digest:
         what = f"the data in {path} are not those in {local} here: {_told(there[usual], mine)}"
@@ -324,35 +329,30 @@ def summary(name: str, said: Mapping[str, Any]) -> str:
            f"torch {said['packages'].get('torch')}"  # fmt: skip
 
 
-def sftp_problems(link: Link) -> list[Problem]:
-    """Say hello to the sftp server, through which NNI sends the code."""
+def sftp_problems(link: Link, fatal: bool) -> list[Problem]:
+    """Say hello to the sftp server, through which NNI as it ships sends the code."""
     answer = link.subsystem("sftp", SFTP_HELLO)
     if answer[4:5] == b"\2":
         return []
     if words := answer.decode("utf-8", "replace").split():
         what = f"its login shell prints {words[0][:20]!r} where sftp should speak"
-        return [Problem(link.name, what, "let ~/.bashrc there print nothing without a terminal")]
-    return [Problem(link.name, "has no sftp, through which NNI sends the code",
-                    "its sshd_config needs: Subsystem sftp internal-sftp")]  # fmt: skip
+        remedy = "let ~/.bashrc there print nothing without a terminal"
+        return [Problem(link.name, what, remedy, fatal)]
+    remedy = "its sshd_config needs: Subsystem sftp internal-sftp"
+    return [Problem(link.name, "has no sftp, through which NNI sends the code", remedy, fatal)]
 
 
-def tunnel_problems(link: Link, port: int, interpreter: str) -> list[Problem]:
-    """Lead NNI's port there to us, and let a program there knock at it."""
-    with _greeter() as own:
-        if not link.forward(port, own):
-            what = f"its port {port} cannot be led here: it is taken, or sshd forbids it"
-            remedy = "choose another with --port, or set AllowTcpForwarding remote there"
-            return [Problem(link.name, what, remedy)]
-        try:
-            heard = link.python(KNOCK, port, interpreter=interpreter, timeout=30)
-        except UserError:
-            heard = None
-        finally:
-            link.forward(port, own, cancel=True)
-    if heard == GREETING:
-        return []
-    return [Problem(link.name, f"cannot reach this machine through its port {port}",
-                    "look for what filters its loopback")]  # fmt: skip
+def tunnel_problems(link: Link, interpreter: str) -> list[Problem]:
+    """Lead a port there to us, and let a program there knock at it."""
+    with _greeter() as own, link.way_back(own) as port:
+        if port is None:
+            return [Problem(link.name, "its sshd leads no port back to this machine",
+                            "it needs: AllowTcpForwarding remote")]  # fmt: skip
+        with contextlib.suppress(UserError):
+            if link.python(KNOCK, port, interpreter=interpreter, timeout=30) == GREETING:
+                return []
+    return [Problem(link.name, "cannot reach this machine through a tunnel",
+                    "look for what filters the loopback there")]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -373,6 +373,19 @@ def _greeter() -> Iterator[int]:
         finally:
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
+
+
+def with_keys(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Name a file as the key of each machine that has none: NNI wants one, ssh may do without."""
+    content = copy.deepcopy(dict(content))
+    service = next((v for k, v in content.items() if plain(k) == "trainingservice"), content)
+    entries = next((v for k, v in service.items() if plain(k) == "machinelist"), [])
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict):
+            key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
+            if key is None or not Path(folder, Path(str(entry[key])).expanduser()).is_file():
+                entry[key or ("sshKeyPath" if service is content else "sshKeyFile")] = NO_KEY
+    return content
 
 
 def leave_out(config: Any, found: Reach, problems: Sequence[Problem]) -> list[Problem]:
