@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -19,6 +20,7 @@ from harness.errors import UserError
 from harness.searches import Search, end_processes, query_database
 
 ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+REMOTE = "BALLOT_REMOTE"  # what nni_remote.js is told
 STARTS = 3  # NNI gives its manager about four seconds; on a busy machine that is not always enough
 
 
@@ -35,6 +37,7 @@ class TrialRecord:
     scores: list[float] = field(default_factory=list)  # intermediate results, in order
     final: float | None = None
     parameters: dict[str, Any] = field(default_factory=dict)  # as the tuner gave them
+    machine: str | None = None  # another one that it runs on, or ran on last
 
     @property
     def has_ended(self) -> bool:
@@ -85,14 +88,19 @@ def _flag(key: str, value: Any) -> list[str]:
     return [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
 
 
-def free_port(first: int) -> int:
-    """Return the first port from `first` on that nothing on this machine listens on."""
+def free_port(first: int, in_a_row: int = 1) -> int:
+    """Return the first port from `first` on that nothing here listens on, nor on those after it."""
+    free = 0
     for port in range(first, first + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
+            try:
                 probe.bind(("127.0.0.1", port))
-                return port
+                free += 1
+            except OSError:
+                free = 0
+        if free == in_a_row:
+            return port + 1 - in_a_row
     raise UserError(f"port: none of {first} to {first + 99} is free; choose another with --port")
 
 
@@ -113,11 +121,13 @@ def resume(search: Search, port: int, extra: Mapping[str, str]) -> Search:
 
 
 def environment(public: bool) -> dict[str, str]:
-    """Return what to add to the environment of a manager: the guard, and the mended trials."""
+    """Return what to add to the environment of a manager: the guard, the mended trials, machines.
+
+    nni_remote.js does nothing where no machines are named (harness/remote.py).
+    """
     extra = guard.environment(public=public)
-    script = str(Path(__file__).with_name("nni_trials.js").resolve())
-    quoted = script.replace("\\", "\\\\").replace('"', '\\"')
-    return {**extra, "NODE_OPTIONS": f'--require="{quoted}" {extra["NODE_OPTIONS"]}'}
+    before, after = guard.required("nni_trials.js"), guard.required("nni_remote.js")
+    return {**extra, "NODE_OPTIONS": f"{before} {extra['NODE_OPTIONS']} {after}"}
 
 
 def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> Search:
@@ -130,11 +140,15 @@ def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str])
     for attempt in range(STARTS):
         experiment = Experiment(config, known)
         experiment._action = "resume" if known else "create"  # NNI's own resume() never detaches
+        if REMOTE in extra:  # the tunnels' ends can be reached by others on the machines
+            experiment.url_prefix = secrets.token_hex(16)
         folder, began = root / experiment.id, time.time()
         try:
             with _environment(extra):
-                experiment.start(free_port(port), run_mode=RunMode.Detach)
-            return Search(experiment.id, folder, experiment.port, experiment._proc.pid, None, began)
+                experiment.start(free_port(port, 2 if REMOTE in extra else 1),
+                                 run_mode=RunMode.Detach)  # fmt: skip
+            return Search(experiment.id, folder, experiment.port, experiment._proc.pid,
+                          experiment.url_prefix, began)  # fmt: skip
         except KeyboardInterrupt:
             end_processes(experiment.id, folder, 0.0)
             raise
@@ -161,13 +175,13 @@ def _environment(extra: Mapping[str, str]) -> Iterator[None]:
 def read_trials(folder: Path) -> list[TrialRecord]:
     """Read the trials from an experiment's database, while it runs or long after."""
     database = folder / "db" / "nni.sqlite"
-    events = query_database(database, "SELECT timestamp, trialJobId, event, sequenceId, data FROM "
-                                      "TrialJobEvent ORDER BY timestamp")  # fmt: skip
+    events = query_database(database, "SELECT timestamp, trialJobId, event, sequenceId, data, "
+                                      "logPath FROM TrialJobEvent ORDER BY rowid")  # fmt: skip
     metrics = query_database(database, "SELECT trialJobId, parameterId, type, data FROM "
-                                       "MetricData ORDER BY timestamp")  # fmt: skip
-    trials: dict[str, TrialRecord] = {}
+                                       "MetricData ORDER BY rowid")  # fmt: skip
+    trials: dict[str, TrialRecord] = {}  # in the order of the records: clocks of machines differ
     given: dict[str, dict[str, Any]] = {}  # a trial's first parameters, as they were recorded
-    for stamp, trial_id, event, sequence, data in events:
+    for stamp, trial_id, event, sequence, data, place in events:
         if not trial_id:  # what was posted or imported, before it is a trial
             continue
         trial = trials.setdefault(trial_id, TrialRecord(trial_id, len(trials)))
@@ -175,6 +189,8 @@ def read_trials(folder: Path) -> list[TrialRecord]:
             trial.sequence = sequence
         if data:
             given.setdefault(trial_id, _unpack(data))
+        if place and ":~" in place:  # NNI's address of what a remote trial says
+            trial.machine = place.partition(":~")[0]
         _apply(trial, event, stamp / 1000)
     reported: dict[str, str] = {}
     for trial_id, parameter_id, kind, data in metrics:

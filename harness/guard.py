@@ -15,6 +15,14 @@ from pathlib import Path
 
 MARKER = "X-Ballot-Guard"  # the header in which nni_guard.js lists the parts that took hold
 
+REMOTE_PARTS = {
+    "ssh": "NNI connects to machines without checking who they are",
+    "worker": "NNI's keepers on the machines answer the whole network",
+    "machines": "a machine that fails once is dropped, with its trials",
+    "pings": "a machine that does not answer is not noticed",
+    "placement": "trials are placed on machines that have no room",
+}
+
 PARTS = {
     "loopback": "the portal answers the whole network",
     "requests": "web pages of others can drive the portal",
@@ -39,14 +47,24 @@ def environment(*, public: bool = False, hosts: Iterable[str] = ()) -> dict[str,
 
 
 def _node_options(present: str) -> str:
-    script = str(Path(__file__).with_name("nni_guard.js").resolve())
-    quoted = script.replace("\\", "\\\\").replace('"', '\\"')  # Node's own quoting, not a shell's
-    option = f'--require="{quoted}"'
+    option = required("nni_guard.js")
     return present if option in present else f"{present} {option}".strip()
 
 
+def required(name: str) -> str:
+    """Return Node's option that loads a file of this folder, in Node's own quoting."""
+    script = str(Path(__file__).with_name(name).resolve())
+    quoted = script.replace("\\", "\\\\").replace('"', '\\"')
+    return f'--require="{quoted}"'
+
+
 def self_test(
-    port: int, prefix: str | None = None, *, public: bool = False, wait: float = 10.0
+    port: int,
+    prefix: str | None = None,
+    *,
+    public: bool = False,
+    remote: bool = False,
+    wait: float = 10.0,
 ) -> list[str]:
     """Ask the manager on ``port`` what the guard forbids, and return what is wrong.
 
@@ -55,9 +73,11 @@ def self_test(
     awaited for ``wait`` seconds. ``prefix`` is the portal's ``--url_prefix``.
     """
     root = f"/{prefix.strip('/')}" if prefix else ""
+    parts = {**PARTS, **(REMOTE_PARTS if remote else {})}
+    wanted = {part: why for part, why in parts.items() if not (public and part == "loopback")}
     try:
-        missing = _await_parts(port, root, set(PARTS) - ({"loopback"} if public else set()), wait)
-        wrong = [f"guard: '{part}' is not in hold: {PARTS[part]}" for part in missing]
+        missing = _await_parts(port, root, wanted, wait)
+        wrong = [f"guard: '{part}' is not in hold: {wanted[part]}" for part in missing]
         wrong += _refused_wrongly_or_not(port, root)
     except (OSError, http.client.HTTPException) as error:
         return [f"guard: the manager does not answer on port {port}: {error}"]
@@ -65,12 +85,12 @@ def self_test(
     return wrong + [f"guard: the portal answers at {address}, port {port}" for address in open_at]
 
 
-def _await_parts(port: int, root: str, wanted: set[str], wait: float) -> list[str]:
+def _await_parts(port: int, root: str, wanted: Iterable[str], wait: float) -> list[str]:
     """Return which of the wanted parts have not taken hold when ``wait`` seconds are over."""
     deadline = time.monotonic() + wait
     while True:
         _, marker = _ask(port, f"{root}/api/v1/nni/check-status")
-        missing = [part for part in PARTS if part in wanted.difference(marker.split())]
+        missing = [part for part in wanted if part not in marker.split()]
         # No marker at all will not come later: the requests are the first thing that is guarded.
         if not missing or not marker or time.monotonic() > deadline:
             return missing

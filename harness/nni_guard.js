@@ -37,7 +37,7 @@ const TRIAL_ID = /^[A-Za-z0-9]+$/;
 
 const isPublic = process.env.BALLOT_PUBLIC === '1';
 const extraHosts = (process.env.BALLOT_HOSTS ?? '').toLowerCase().split(',').filter(Boolean);
-const held = new Set();
+const held = globalThis.ballotHeld ??= new Set(); // with nni_remote.js
 
 /** Apply one part, or say why not: an exception of ours must never reach the manager. */
 function hold(part, apply) {

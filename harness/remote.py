@@ -1,0 +1,202 @@
+"""A search on other machines: what its manager is told of them, and what becomes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harness import facts
+from harness.collect import Collector, Source, ask
+from harness.errors import UserError
+from harness.experiment import REMOTE, TrialRecord, option_of
+from harness.machines import Link, Machine, has_terminal, machines_of, open_links, shell_word
+from harness.searches import Search
+
+# On the machines, beside what NNI keeps of the search, so that both go with one folder.
+OUT_DIR = '"$HOME/nni-experiments/$NNI_EXP_ID/outputs"'
+WORDS = {"out": "is out", "silent": "does not answer", "up": "is back", "coming": "is coming"}
+
+
+def with_out_dir(command: str) -> str:
+    """Let trials write where a later start on the same machine finds what they wrote."""
+    if any(
+        word.partition("=")[0].replace("-", "_") == "__out_dir" for word in shlex.split(command)
+    ):
+        return command
+    return f"{command} --out_dir {OUT_DIR}"
+
+
+def prepare(config: Any, links: Sequence[Link]) -> None:
+    """Change NNI's configuration to what goes through the tunnels."""
+    config.nni_manager_ip = "127.0.0.1"
+    config.trial_command = with_out_dir(config.trial_command)
+    for entry in config.training_service.machine_list:
+        # NNI insists on a file, which ssh does not need where an agent or an alias has the key.
+        if not entry.ssh_key_file or not Path(entry.ssh_key_file).expanduser().is_file():
+            entry.ssh_key_file = str(Path(facts.__file__))
+    assert len(config.training_service.machine_list) == len(links)
+
+
+def environment(links: Sequence[Link], concurrency: int) -> dict[str, str]:
+    """Return what nni_remote.js is told: the machines, in the order of the configuration."""
+    if not links:
+        return {}
+    slots = slots_of(count_gpus(links), concurrency)
+    machines = [
+        {"name": link.name, "ssh": link.ssh_words(), "slots": number,
+         "python": shell_word(link.machine.interpreter),
+         "agent": link.agent.socket if link.agent else None}
+        for link, number in zip(links, slots)
+    ]  # fmt: skip
+    return {REMOTE: json.dumps({"machines": machines})}
+
+
+def count_gpus(links: Sequence[Link]) -> list[int]:
+    """Return how many GPUs each machine has; 0 where it does not say."""
+    source = Path(facts.__file__).read_text(encoding="utf-8")
+
+    def count(link: Link) -> int:
+        with suppress(UserError):
+            return int(link.python(f"{source}\nprint(len(find_gpus()))"))
+        return 0
+
+    with ThreadPoolExecutor(max(1, len(links))) as pool:
+        return list(pool.map(count, links))
+
+
+def slots_of(gpus: Sequence[int], concurrency: int) -> list[int]:
+    """Divide the trials at once among machines: one a GPU or machine, then more in proportion."""
+    weights = [max(1, number) for number in gpus]
+    slots = list(weights)
+    while sum(slots) < concurrency:
+        least = min(range(len(slots)), key=lambda place: slots[place] / weights[place])
+        slots[least] += 1
+    return slots
+
+
+def links_again(search: Search, params: Mapping[str, Any]) -> list[Link]:
+    """Return links to the machines of a search that was started earlier, open where that is so.
+
+    There are none where NNI ran it as it ships.
+    """
+    note = search.note()
+    if not note.get("guarded", True):
+        return []
+    known = [Machine(**each) for each in note.get("machines", ())] or machines_of(params)
+    links = [Link(machine, ssh_options=note.get("ssh_options", ())) for machine in known]
+    for error in open_links(links, interactive=has_terminal()):
+        if error is not None:
+            print(f"{error}; it is tried again while the search runs", flush=True)
+    return links
+
+
+def note_of(links: Sequence[Link]) -> dict[str, Any]:
+    """Return what the search is to remember of its machines; no secret is in it."""
+    return {"machines": [dataclasses.asdict(link.machine) for link in links],
+            "ssh_options": list(links[0].ssh_options) if links else []}  # fmt: skip
+
+
+@dataclasses.dataclass
+class State:
+    """What NNI's manager knows of a machine."""
+
+    name: str
+    state: str
+    since: float  # seconds since the epoch
+    why: str = ""
+
+    def __str__(self) -> str:
+        since = time.strftime("%H:%M:%S", time.localtime(self.since))
+        words = WORDS.get(self.state, self.state)
+        return f"{self.name} {words}{f' ({self.why})' if self.why else ''} since {since}"
+
+
+def states_of(folder: Path) -> list[State]:
+    """Read what nni_fleet.js writes down; nothing where it has not."""
+    try:
+        said = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
+        return [State(each["name"], each["state"], each["since"] / 1000, each["why"])
+                for each in said]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+class Fleet:
+    """The machines of a search that is watched: their results, and news of them."""
+
+    def __init__(
+        self, search: Search, links: Sequence[Link], command: str, outputs: Path,
+        *, maximize: bool, checkpoints: int = 1,
+    ) -> None:  # fmt: skip
+        self.links = list(links)
+        out_dir = option_of(command, "--out_dir", "outputs")
+        source = Source(search.id, self.links, out_dir, outputs, search.folder)
+        self.collector = Collector(source, checkpoints=checkpoints, maximize=maximize)
+        self._folder = search.folder
+        self._search_id = search.id
+        self._told: dict[str, str] = {}
+
+    @classmethod
+    def of(
+        cls, search: Search, links: Sequence[Link], command: str, outputs: Path, maximize: bool
+    ) -> Fleet | None:
+        """Return the machines of a search; a search on this machine has none."""
+        return cls(search, links, command, outputs, maximize=maximize) if links else None
+
+    def news(self) -> list[str]:
+        """Return what has become of machines since it was last asked."""
+        lines = []
+        for state in states_of(self._folder):
+            before = self._told.get(state.name, "coming")
+            self._told[state.name] = state.state
+            if state.state != before and not (before == "coming" and state.state == "up"):
+                lines.append(said_of(state))
+        return lines
+
+    def bring(self, trials: Sequence[TrialRecord]) -> None:
+        """Begin to bring home what has ended."""
+        self.collector.update(trials)
+
+    def finish(self, trials: Sequence[TrialRecord], *, over: bool = True) -> list[str]:
+        """Bring home the rest; return what could not be, and end what runs there by itself."""
+        if over:
+            sweep(self.links, self._search_id)
+        lines = self.collector.finish(trials, over=over)
+        if lines:
+            lines.append(f"bring it later: python collect.py {self._search_id}")
+        return lines
+
+    def close(self) -> None:
+        """Disconnect."""
+        for link in self.links:
+            link.close()
+
+
+def said_of(state: State) -> str:
+    """Say what a change of a machine means for its trials."""
+    if state.state == "out":
+        return (f"{state.name} is out ({state.why}); it is tried again every 15 s, and its trials "
+                "go on there, or elsewhere after a minute")  # fmt: skip
+    if state.state == "silent":
+        return f"{state.name} does not answer; its trials go on there, and are waited for"
+    return f"{state.name} is back"
+
+
+def sweep(links: Iterable[Link], search_id: str) -> None:
+    """End what a search left on machines; one that does not answer ends it when it is next used."""
+
+    def one(link: Link) -> None:
+        with suppress(UserError, OSError):
+            link.open()
+            ask(link, "sweep", search_id)
+
+    links = list(links)
+    with ThreadPoolExecutor(max(1, len(links))) as pool:
+        list(pool.map(one, links))
