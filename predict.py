@@ -197,7 +197,8 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
 def write_soups(asked: argparse.Namespace) -> int:
     """Average what can be averaged, and say for each group of runs what it gained."""
     out, device = Path(asked.out), runtime.pick_device(asked.device)
-    candidates, notes = soup.find_candidates(map(Path, [asked.model, *asked.input]))
+    runs = [path for path in map(Path, [asked.model, *asked.input]) if path.suffix != ".csv"]
+    candidates, notes = soup.find_candidates(dict.fromkeys(runs))  # outputs/* has ballots too
     for note in notes:
         print(f"soup: left out: {note}")
     soup.clear(out)
