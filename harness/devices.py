@@ -71,7 +71,9 @@ def assigned_by_nni() -> bool:
     if mine is None:
         return False
     try:
-        pairs = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+        # A preloaded trial was forked elsewhere, and has been told who its command's parent is.
+        parent = os.environ.get("BALLOT_PARENT", os.getppid())
+        pairs = Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
     except OSError:
         return True
     return f"CUDA_VISIBLE_DEVICES={mine}".encode() not in pairs

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from harness.config import (
@@ -21,11 +22,15 @@ from harness.errors import UserError
 from harness.problems import Problem, as_problem
 
 SCRIPT = "train.py"
+PRELOAD = "harness.preload"
 
 
 @dataclass(frozen=True)
 class TrialCommand:
-    """Words of a command; `script` is the place of train.py among them, -1 where it is not run."""
+    """Words of a command; `script` is the place of train.py among them, -1 where it is not run.
+
+    Words before it may fork it from a process that has imported everything (harness.preload).
+    """
 
     text: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -55,7 +60,8 @@ def parse_command(text: str, code: Path) -> TrialCommand:
     before = words[:script] if script > 0 else []
     programs = [word for word in before if re.fullmatch(r"python[\d.]*", Path(word).name)]
     ours = script > 0 and Path(code, words[script]).with_name("harness").is_dir()
-    if not (ours and programs and "-m" not in before):
+    modules = [after for word, after in pairwise(before) if word == "-m"]
+    if not (ours and programs and modules in ([], [PRELOAD])):
         script = -1
     if words and words[0] in ("python", "python3"):
         words[0] = sys.executable

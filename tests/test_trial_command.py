@@ -32,6 +32,11 @@ def test_a_quotation_mark_without_its_partner_is_refused():
         ("python3 train.py --lr 1", [sys.executable, "train.py", "--lr", "1"], {}),
         ("A=1 exec python train.py", [sys.executable, "train.py"], {"A": "1"}),
         ("$PLACE/python3.11 -u train.py", ["/opt/python3.11", "-u", "train.py"], {}),
+        (
+            "python3 -m harness.preload train.py",
+            [sys.executable, "-m", "harness.preload", "train.py"],
+            {},
+        ),
         ("nice -n 5 python3 train.py", ["nice", "-n", "5", "python3", "train.py"], {}),
     ],
 )
