@@ -177,7 +177,7 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     database = folder / "db" / "nni.sqlite"
     events = query_database(database, "SELECT timestamp, trialJobId, event, sequenceId, data, "
                                       "logPath FROM TrialJobEvent ORDER BY rowid")  # fmt: skip
-    metrics = query_database(database, "SELECT trialJobId, parameterId, type, data FROM "
+    metrics = query_database(database, "SELECT trialJobId, parameterId, type, sequence, data FROM "
                                        "MetricData ORDER BY rowid")  # fmt: skip
     trials: dict[str, TrialRecord] = {}  # in the order of the records: clocks of machines differ
     given: dict[str, dict[str, Any]] = {}  # a trial's first parameters, as they were recorded
@@ -193,10 +193,10 @@ def read_trials(folder: Path) -> list[TrialRecord]:
             trial.machine = place.partition(":~")[0]
         _apply(trial, event, stamp / 1000)
     reported: dict[str, str] = {}
-    for trial_id, parameter_id, kind, data in metrics:
+    for trial_id, parameter_id, kind, sequence, data in metrics:
         if trial_id in trials:
             reported[trial_id] = str(parameter_id)
-            _add_score(trials[trial_id], kind, data)
+            _add_score(trials[trial_id], kind, sequence, data)
     for trial_id, trial in trials.items():
         trial.parameters = _really_given(trial_id, given, reported)
     return sorted(trials.values(), key=lambda trial: (trial.sequence, trial.started or 0.0))
@@ -219,12 +219,12 @@ def _really_given(
     return (same[0] if len(same) == 1 else own).get("parameters") or {}
 
 
-def _add_score(trial: TrialRecord, kind: str, data: str) -> None:
+def _add_score(trial: TrialRecord, kind: str, sequence: int, data: str) -> None:
     score = _score(data)
     if kind == "FINAL":
         trial.final = score
-    elif score is not None:
-        trial.scores.append(score)
+    elif score is not None:  # a trial that runs again says again what it had said
+        trial.scores[sequence : sequence + 1] = [score]
 
 
 def _apply(trial: TrialRecord, event: str, seconds: float) -> None:

@@ -99,7 +99,8 @@ class Results:
         status, reason = how_it_goes(trial, result, over)
         if status == "failed" and reason is None:
             reason = self._words(trial.id)
-        reason = self.reasons.get(trial.id, reason)
+        if status != "done":
+            reason = self.reasons.get(trial.id, reason)
         score = result.get("score")
         if score is None and status != "failed":  # NNI has the floor that a failed one reported
             reported = [trial.final] if trial.final is not None else trial.scores
@@ -108,8 +109,8 @@ class Results:
         if seconds is None and trial.ended and trial.resumed:
             seconds = round(trial.ended - trial.resumed, 3)
         facts = (self.folder_of(trial).name, status, reason, score,
-                 result.get("epochs", len(trial.scores)), seconds, result.get("machine"),
-                 result.get("device"))  # fmt: skip
+                 result.get("epochs", len(trial.scores)), seconds,
+                 trial.machine or result.get("machine"), result.get("device"))  # fmt: skip
         # Facts come last: the device that was asked for is not the one that it ran on.
         return self.values_of(trial) | dict(zip(FACTS, facts))
 

@@ -40,19 +40,24 @@ def test_a_port_that_is_taken_is_passed_over():
 
 
 def database(folder, events, metrics):
-    """Write NNI's tables: events (ms, trial, event, number, data), metrics (trial, id, type, x)."""
+    """Write NNI's tables: events (ms, trial, event, number, data), metrics (trial, id, type, x).
+
+    An event may have the trial's address as a sixth value.
+    """
     (folder / "db").mkdir(parents=True)
     with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
         db.execute("CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
                    "sequenceId, message, environmentId)")  # fmt: skip
         db.execute("CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, "
                    "data)")  # fmt: skip
-        for stamp, trial, event, number, data in events:
-            db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,NULL,?,NULL,NULL)",
-                       (stamp, trial, event, data and json.dumps(data), number))  # fmt: skip
-        for stamp, (trial, parameter, kind, value) in enumerate(metrics):
-            db.execute("INSERT INTO MetricData VALUES (?,?,?,?,0,?)",
-                       (stamp, trial, parameter, kind, json.dumps(json.dumps(value))))  # fmt: skip
+        for stamp, trial, event, number, data, *place in events:
+            db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,?,?,NULL,NULL)",
+                       (stamp, trial, event, data and json.dumps(data), *(place or [None]),
+                        number))  # fmt: skip
+        for stamp, (trial, parameter, kind, value, *sequence) in enumerate(metrics):
+            db.execute("INSERT INTO MetricData VALUES (?,?,?,?,?,?)",
+                       (stamp, trial, parameter, kind, *(sequence or [0]),
+                        json.dumps(json.dumps(value))))  # fmt: skip
 
 
 def given(number, **values):
@@ -80,6 +85,21 @@ def test_a_resumed_trial_waits_and_then_runs_anew(tmp_path):
     database(tmp_path / "2", [*events, (6000, "a", "RUNNING", 0, given(0, x=1))], [])
     (trial,) = experiment.read_trials(tmp_path / "2")
     assert (trial.status, trial.started, trial.resumed) == ("RUNNING", 1.0, 6.0)
+
+
+def test_a_trial_that_runs_again_elsewhere_is_where_it_ran_last_and_its_scores_count_once(tmp_path):
+    there = "{}:~/nni-experiments/x/environments/remote-worker1/trials/a"
+    events = [(1000, "a", "RUNNING", 0, given(0, x=1), there.format("gpu1")),
+              (7000, "a", "WAITING", 0, None, there.format("gpu1")),
+              (3000, "a", "RUNNING", 0, None, there.format("gpu2")),  # its clock is behind
+              (4000, "a", "SUCCEEDED", 0, None, there.format("gpu2")),
+              (1000, "b", "RUNNING", 1, given(1, x=2), "/home/nni/x/trials/b")]  # fmt: skip
+    database(tmp_path, events, [("a", "0", "PERIODICAL", score, epoch)
+                                for epoch, score in [(0, 0.1), (1, 0.2), (0, 0.1), (1, 0.2),
+                                                     (2, 0.3)]])  # fmt: skip
+    a, b = experiment.read_trials(tmp_path)
+    assert (a.machine, a.status, a.ended, a.scores) == ("gpu2", "SUCCEEDED", 4.0, [0.1, 0.2, 0.3])
+    assert b.machine is None
 
 
 def test_parameters_are_those_whose_number_came_back_with_a_score(tmp_path):
@@ -131,4 +151,5 @@ def test_what_is_typed_trains_with_the_same_values():
 
 def test_the_mended_trials_come_before_the_guard_which_names_them():
     options = experiment.environment(public=False)["NODE_OPTIONS"]
-    assert 0 < options.index("nni_trials.js") < options.index("nni_guard.js")
+    order = [options.index(f"nni_{name}.js") for name in ("trials", "guard", "remote")]
+    assert order == sorted(order)
