@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +133,11 @@ def status_lines(search: Search) -> list[str]:
     results, trials, params = results_of(search)
     limit = params.get("maxTrialNumber")
     state = state_of(search, trials, limit)
-    where = f", http://127.0.0.1:{search.port}" if search.manager() else ""
+    where = f", {search.url}" if search.manager() else ""
     lines = [f"search {search.id}: {state}{where}",
              f"{count_line(trials, results.rows, limit)} | best "
              f"{best_score(results.rows, is_maximized(params))}"]  # fmt: skip
+    lines += machine_lines(search, trials)
     for trial, row in zip(trials, results.rows):
         score = "-" if row["score"] is None else format(row["score"], ".4f")
         seconds = "-" if row["seconds"] is None else clock(row["seconds"])
@@ -146,6 +149,47 @@ def status_lines(search: Search) -> list[str]:
     if state in ("stopped", "error", "hangs"):
         lines.append(f"continue with: python search.py --resume {search.id}")
     return lines
+
+
+def machine_lines(search: Search, trials: Sequence[TrialRecord]) -> list[str]:
+    """Return a line for each machine of a search on others: how it is, and its trials."""
+    states = {state.name: state for state in machine_states(search.folder)}
+    lines = []
+    for name in dict.fromkeys([*states, *(t.machine for t in trials if t.machine)]):
+        counts = Counter(trial.status for trial in trials if trial.machine == name)
+        ended = sum(trial.has_ended for trial in trials if trial.machine == name)
+        how = f" {states[name].words}" if name in states and search.manager() else ""
+        waiting = f", {counts['WAITING']} to go on" if counts["WAITING"] else ""
+        lines.append(f"{name}{how}: {counts['RUNNING']} running, {ended} ended{waiting}")
+    return lines
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """What NNI's manager knows of another machine: up, silent, out or coming."""
+
+    name: str
+    state: str
+    since: float  # seconds since the epoch
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """How it is, in words."""
+        words = {"out": "is out", "silent": "does not answer", "coming": "is being set up"}
+        why = f", {self.why}" if self.why else ""
+        when = time.strftime("%H:%M", time.localtime(self.since))
+        return f"{words[self.state]} (since {when}{why})" if self.state in words else "is up"
+
+
+def machine_states(folder: Path) -> list[MachineState]:
+    """Read what nni_fleet.js writes down beside NNI's database; nothing where it has not."""
+    try:
+        said = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
+        return [MachineState(each["name"], each["state"], each["since"] / 1000, each["why"])
+                for each in said]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _short(value: Any) -> str:

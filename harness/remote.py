@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,11 +16,11 @@ from harness.collect import Collector, Source, ask
 from harness.errors import UserError
 from harness.experiment import REMOTE, TrialRecord, option_of
 from harness.machines import Link, Machine, has_terminal, machines_of, open_links, shell_word
+from harness.overview import MachineState, machine_states
 from harness.searches import Search
 
 # On the machines, beside what NNI keeps of the search, so that both go with one folder.
 OUT_DIR = '"$HOME/nni-experiments/$NNI_EXP_ID/outputs"'
-WORDS = {"out": "is out", "silent": "does not answer", "up": "is back", "coming": "is coming"}
 
 
 def with_out_dir(command: str) -> str:
@@ -103,31 +102,6 @@ def note_of(links: Sequence[Link]) -> dict[str, Any]:
             "ssh_options": list(links[0].ssh_options) if links else []}  # fmt: skip
 
 
-@dataclasses.dataclass
-class State:
-    """What NNI's manager knows of a machine."""
-
-    name: str
-    state: str
-    since: float  # seconds since the epoch
-    why: str = ""
-
-    def __str__(self) -> str:
-        since = time.strftime("%H:%M:%S", time.localtime(self.since))
-        words = WORDS.get(self.state, self.state)
-        return f"{self.name} {words}{f' ({self.why})' if self.why else ''} since {since}"
-
-
-def states_of(folder: Path) -> list[State]:
-    """Read what nni_fleet.js writes down; nothing where it has not."""
-    try:
-        said = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
-        return [State(each["name"], each["state"], each["since"] / 1000, each["why"])
-                for each in said]  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 class Fleet:
     """The machines of a search that is watched: their results, and news of them."""
 
@@ -153,7 +127,7 @@ class Fleet:
     def news(self) -> list[str]:
         """Return what has become of machines since it was last asked."""
         lines = []
-        for state in states_of(self._folder):
+        for state in machine_states(self._folder):
             before = self._told.get(state.name, "coming")
             self._told[state.name] = state.state
             if state.state != before and not (before == "coming" and state.state == "up"):
@@ -179,7 +153,7 @@ class Fleet:
             link.close()
 
 
-def said_of(state: State) -> str:
+def said_of(state: MachineState) -> str:
     """Say what a change of a machine means for its trials."""
     if state.state == "out":
         return (f"{state.name} is out ({state.why}); it is tried again every 15 s, and its trials "

@@ -42,6 +42,11 @@ class Search:
         """NNI's database of this search."""
         return self.folder / "db" / "nni.sqlite"
 
+    @property
+    def url(self) -> str:
+        """Address of its portal, while it runs."""
+        return f"http://127.0.0.1:{self.port}" + (f"/{self.prefix}" if self.prefix else "")
+
     def manager(self) -> psutil.Process | None:
         """Return its manager if that process lives: a pid alone may by now be another's."""
         if self.pid is None:
@@ -158,6 +163,10 @@ class Search:
     def write_note(self, **facts: Any) -> None:
         """Write down what `--resume` has to know."""
         write_json(self.folder / NOTE, facts)
+
+    def amend_note(self, **facts: Any) -> None:
+        """Write down something more."""
+        self.write_note(**{**self.note(), **facts})
 
     def profile(self) -> tuple[dict[str, Any], float]:
         """Return NNI's configuration of it as it stands, and the seconds it has run."""

@@ -1,0 +1,61 @@
+"""Collect: bring the results of a search home from its machines, while it runs or long after."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from harness import overview, remote, searches
+from harness.config import Parser
+from harness.errors import UserError, guard
+from harness.experiment import read_trials
+from harness.results import Results
+
+
+@guard
+def main(argv: list[str] | None = None) -> int:
+    """Bring home what has ended, and say what is where."""
+    args = build_parser().parse_args(argv)
+    if args.checkpoints < 0:
+        raise UserError(f"command line: checkpoints is {args.checkpoints}; it must be at least 0")
+    wanted = Path(args.config).resolve() if args.config else None
+    search = searches.find_search(args.id) if args.id else searches.newest_search(wanted)
+    params, _ = search.profile()
+    outputs = overview.outputs_of(params["trialCommand"], params["trialCodeDirectory"],
+                                  elsewhere=overview.is_elsewhere(params))  # fmt: skip
+    if not overview.is_elsewhere(params):
+        print(f"search {search.id} ran on this machine; its results are in {outputs}")
+        return 0
+    links, maximize = remote.links_again(search, params), overview.is_maximized(params)
+    fleet = remote.Fleet(search, links, params["trialCommand"], outputs, maximize=maximize,
+                         checkpoints=args.checkpoints)  # fmt: skip
+    over, trials = search.manager() is None, read_trials(search.folder)
+    lines = fleet.finish(trials, over=over)
+    results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
+    results.reasons.update(search.note().get("reasons", {}))
+    rows = results.update(trials, over=over)
+    brought = len(set(fleet.collector.brought))
+    here = sum((outputs / row["run"] / "result.json").exists() for row in rows)
+    print(
+        f"{brought} run{'s' * (brought != 1)} brought home; {here} of {len(rows)} are in {outputs}"
+    )
+    for line in lines:
+        print(line)
+    fleet.close()
+    return 1 if lines else 0
+
+
+def build_parser() -> Parser:
+    """Make the command line."""
+    parser = Parser(prog="collect.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("id", nargs="?", metavar="ID",
+        help="as search.py --list shows it (default: this folder's newest)")  # fmt: skip
+    add("--config", metavar="FILE", help="the newest search of this configuration instead")
+    add("--checkpoints", type=int, default=1, metavar="N",
+        help="bring the weights of the best N trials too (default: 1)")  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
