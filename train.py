@@ -3,6 +3,11 @@ model, a model becomes a CSV. Alone it is one training run; started by NNI it is
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what is still being imported
+
 import json
 import logging
 import math
@@ -35,7 +40,8 @@ from harness.config import (
 )
 from harness.devices import choose_device
 from harness.engine import Goal, TrainState
-from harness.errors import TrialFailed, UserError, guard
+from harness.errors import CannotWrite, TrialFailed, UserError, guard
+from harness.profile import Clock
 from harness.provenance import machine_facts
 from harness.runtime import Group
 from harness.tracking import TensorBoard, log_best, sending
@@ -213,14 +219,22 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
         if (folder / "last.pt").exists():
             state.load(folder / "last.pt", job.device)
             log.info("resuming after epoch %d of %d", state.epoch, config.epochs)
+        if config.profile and job.run.writes:
+            state.clock = Clock(job.device, folder / "trace.json")
         outcome.reason = learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
+    except CannotWrite as error:
+        if job.group.size > 1:  # the others do not know of it
+            raise
+        log.error("%s; the trial ends with what it has", error)
+        (folder / "last.pt").unlink(missing_ok=True)  # room for the answers
+        outcome = Outcome("done" if (folder / "best.pt").exists() else "failed", reason=str(error))
     except runtime.Stopped as stopped:
         reason = job.group.dissolve(stopped.signum) or str(stopped)
         outcome = Outcome("stopped", reason=reason, signum=stopped.signum)
         log.warning("stopped by %s", reason)
-    if state is None or state.best_epoch is None:
+    if state is None or state.best_epoch is None or not (folder / "best.pt").exists():
         return outcome
     return keep_best(job, fold, folder, state, outcome)
 
@@ -252,6 +266,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             if config.unfreeze_epoch is not None and state.epoch >= config.unfreeze_epoch:
                 unfreeze(state.model)
             began, first_step = time.monotonic(), state.step
+            state.clock.begin(last=state.epoch + 1 == config.epochs)
             trained, scores = one_epoch(job, fold, state)
             state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
@@ -273,6 +288,8 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
             log.info(epoch_line(config, history[-1], scores, is_best))
             job.trial.report_epoch(scores[goal.name])
+            if table := state.clock.end():
+                log.info(table)
     return None
 
 
@@ -312,8 +329,9 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, di
                                  train=True, seed=config.seed,
                                  part=(group.rank, group.size))  # fmt: skip
     with progress_bar(config, state, len(fold.train)) as bar:
-        trained = engine.train_one_epoch(state, shaped(config, batches), bar)
-    seen = predict(job, state, fold.val, state.criterion)
+        trained = engine.train_one_epoch(state, shaped(state, batches), bar)
+    with state.clock.part("validation"):
+        seen = predict(job, state, fold.val, state.criterion)
     scores = {"train_loss": trained.loss, "val_loss": seen.loss}
     for stage, probs, labels in (("train", trained.probs, trained.targets),
                                  ("val", seen.probs, fold.val.labels)):  # fmt: skip
@@ -332,7 +350,7 @@ def predict(
     group = job.group
     batches = subset.batches(job.config.batch_size, device=job.device,
                              part=(group.rank, group.size))  # fmt: skip
-    return engine.predict(state.scored, shaped(job.config, batches), job.amp, criterion, group)
+    return engine.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
 
 def progress_bar(config: Config, state: TrainState, total: int) -> Any:
@@ -369,8 +387,9 @@ def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Ou
     job.group.wait()
     saved = engine.load_tensors(folder / "best.pt", job.device)
     state.scored.load_state_dict(saved["model"])
-    outcome.score, outcome.best_epoch = state.best_score, state.best_epoch
-    outcome.epochs, outcome.scores = state.epoch, dict(state.best_scores)
+    about = json.loads(saved["about"])  # an epoch that was better may not have been written
+    outcome.epochs, outcome.best_epoch = state.epoch, about["epoch"] - 1
+    outcome.scores, outcome.score = about["scores"], about["scores"][job.goal.name]
     outcome.val = predict(job, state, fold.val).probs
     if job.data.test:
         outcome.test = predict(job, state, job.data.test).probs

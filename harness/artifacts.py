@@ -4,7 +4,7 @@ outputs/<run>.csv           test rows: id, then one column a class
 outputs/<run>/config.json   every value and the layer it came from
               result.json   status, score, times        history.csv   a row an epoch
               split.csv     id, label, split, group     val.csv       id, label, classes
-              submission.csv  best.pt  last.pt  tensorboard/
+              submission.csv  best.pt  last.pt  run.log  tensorboard/
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import UserError
+from harness.errors import CannotWrite, UserError
 
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file that takes `path`'s place once it is written whole and on the disk.
 
-    A folder that is not there is made; what cannot be written is a `UserError`.
+    A folder that is not there is made; what cannot be written is a `CannotWrite`.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     temporary: Path | None = None
@@ -45,7 +45,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise CannotWrite(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -132,6 +132,18 @@ def read_result(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def run_of(path: Path) -> Path:
+    """Return the run folder that `path` is, or whose `last.pt` it is."""
+    if path.suffix not in (".pt", ".pth") or path.is_dir():
+        return path
+    if path.name != "last.pt":
+        raise UserError(f"resume: a run goes on from its last.pt; --init_from {path} starts a new "
+                        "one from these weights")  # fmt: skip
+    folder = path.parent
+    inner = re.fullmatch(r"fold\d+", folder.name) and not (folder / "config.json").exists()
+    return folder.parent if inner else folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from harness.artifacts import replacing
 from harness.batches import piece
 from harness.errors import TrialFailed, UserError
 from harness.parallel import SharedNorm, add_gradients, as_it_was, shares, whole_logits
+from harness.profile import Clock
 from harness.runtime import Group
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class TrainState:
     parts: int = 1  # pieces that a batch is taken in; doubled when memory runs out
     ema: nn.Module | None = None
     group: Group = field(default_factory=Group)
+    clock: Clock = field(default_factory=Clock)
     settled: bool = False  # whether `parts` is known to fit on every process
     epoch: int = 0  # epochs finished
     step: int = 0  # optimiser steps taken
@@ -120,7 +122,31 @@ class TrainState:
 def save_tensors(path: Path, value: dict[str, Any]) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` reads: it can run no code."""
     with replacing(path, "wb") as file:
-        torch.save(value, file)
+        target = _Witness(file)
+        try:
+            torch.save(value, target)
+        except RuntimeError:  # what PyTorch's writer makes of a full disk
+            if target.error is None:
+                raise
+            raise target.error from None
+
+
+class _Witness:
+    """A file to write to that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -167,7 +193,7 @@ def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None
     labels: list[torch.Tensor] = []
     sizes: list[int] = []
     began = time.perf_counter()
-    for images, targets in batches:
+    for images, targets in state.clock.each(batches):
         if state.group.size > 1 and not state.settled:
             _settle_parts(state, images, targets)
         lrs.append(max(group["lr"] for group in state.optimizer.param_groups))
@@ -204,16 +230,22 @@ def _step(
         # Outside the handler: the traceback would hold the tensors that have to go.
         state.optimizer.zero_grad(set_to_none=True)
         _halve(state)
-    if state.clip_grad:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.schedule.step_batch()
-    if state.ema is not None:
-        state.ema.update_parameters(state.model)
+    with state.clock.part("step"):
+        if state.clip_grad:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), state.clip_grad)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.schedule.step_batch()
+        if state.ema is not None:
+            state.ema.update_parameters(state.model)
     state.step += 1
     return loss, logits
+
+
+def precision(images: torch.Tensor, amp: torch.dtype | None) -> torch.autocast:
+    """Compute in `amp` inside, where it is given."""
+    return torch.autocast(images.device.type, amp, enabled=amp is not None)
 
 
 def _halve(state: TrainState) -> None:
@@ -232,10 +264,11 @@ def _forward_backward(
     total = torch.zeros((), device=images.device)
     outputs = []
     for x, y in zip(images.tensor_split(parts), targets.tensor_split(parts)):
-        with torch.autocast(x.device.type, state.amp, enabled=state.amp is not None):
+        with state.clock.part("forward"), precision(x, state.amp):
             logits = state.model(x)
             loss = state.criterion(logits, y) * (len(x) / len(images))
-        state.scaler.scale(loss).backward()
+        with state.clock.part("backward"):
+            state.scaler.scale(loss).backward()
         total += loss.detach()
         outputs.append(logits.detach())
     return total, torch.cat(outputs)
@@ -256,7 +289,7 @@ def _share_backward(
     # Rows of the whole batch that the parts of each process stand for, process by process.
     rows = torch.arange(count, device=images.device).split(counts) if shared else ()
     for number, x in enumerate(images.tensor_split(parts)):
-        with torch.autocast(x.device.type, state.amp, enabled=state.amp is not None):
+        with state.clock.part("forward"), precision(x, state.amp):
             with SharedNorm(group) if shared else contextlib.nullcontext():
                 output = state.model(x)
             if shared:
@@ -266,10 +299,12 @@ def _share_backward(
             else:
                 y = targets.tensor_split(parts)[number]
             loss = state.criterion(output, y) * (len(y) / count)
-        state.scaler.scale(loss).backward()
+        with state.clock.part("backward"):
+            state.scaler.scale(loss).backward()
         total += loss.detach()
         logits.append((torch.cat(pieces) if shared else None, output.detach()))
-    add_gradients(state.model, group, 1.0 if shared else 1 / group.size)
+    with state.clock.part("backward"):
+        add_gradients(state.model, group, 1.0 if shared else 1 / group.size)
     if not shared:
         return total, torch.cat([output for _, output in logits])
     order = torch.cat([own for own, _ in logits]).argsort()
@@ -287,7 +322,7 @@ def _settle_parts(state: TrainState, images: torch.Tensor, targets: torch.Tensor
     with state.group.together():
         while True:
             try:
-                with as_it_was(state.model):
+                with as_it_was(state.model), SharedNorm(Group()):  # which takes single rows too
                     _forward_backward(alone, images, own)
                 break
             except (RuntimeError, MemoryError) as error:
@@ -344,7 +379,7 @@ def _forward(model: nn.Module, images: torch.Tensor, amp: torch.dtype | None) ->
     parts = 1
     while True:
         try:
-            with torch.autocast(images.device.type, amp, enabled=amp is not None):
+            with precision(images, amp):
                 return torch.cat([model(x) for x in images.tensor_split(parts)])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

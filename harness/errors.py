@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class CannotWrite(UserError):
+    """A file that cannot be written: the disk is full, read-only or broken."""
+
+
 class TrialFailed(Exception):
     """A trial that cannot go on (out of memory, a loss that is not finite).
 
