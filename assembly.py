@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from harness.checkpoints import sample_of
 from harness.config import FIELDS, Config, Layer, merge, parse_monitor
 from harness.engine import Goal, TrainState
 from harness.errors import UserError
+from harness.layers import arrange, ordered
 from harness.plugins import load_plugins
 from harness.prepare import make_recipes
 from harness.registry import Registry
@@ -43,17 +44,19 @@ CATALOGUES: dict[str, tuple[Registry, int]] = {
 # What a resumed run may be given anew; anything else would make another run of it.
 RESUMABLE = {"resume", "out_dir", "model_dir", "run_name", "epochs", "time_limit", "device",
              "trials_per_gpu", "workers", "cache", "cache_limit", "tensorboard", "data_dir",
-             "plugins", "pretrained", "init_from"}  # fmt: skip
+             "plugins", "pretrained", "init_from", "early_stop", "save_period", "log_every",
+             "log_config", "tracker", "profile"}  # fmt: skip
 
 
 def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
     """Lay the layers over each other, and check every name and every argument."""
     config, origin = merge(layers)
     if config.resume not in (None, "auto"):
-        saved = Layer(f"{config.resume}/config.json", artifacts.read_config(Path(config.resume)))
+        folder = artifacts.run_of(Path(config.resume))
+        saved = Layer(f"{folder}/config.json", artifacts.read_config(folder))
         resumed, origin = merge([saved, *layers])
         refuse_changes(merge([saved])[0], resumed)
-        config = resumed
+        config = replace(resumed, resume=str(folder))
     load_plugins(config.plugins)
     for key, (catalogue, given) in CATALOGUES.items():
         try:
@@ -106,8 +109,7 @@ def build_state(
     criterion = create_criterion(config.criterion, len(data.classes), data.class_weights(fold),
                                  **config.criterion_args)  # fmt: skip
     with engine.memory_failures("the model does not fit into memory"):
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        model = model.to(device).to(memory_format=layout)
+        model = arrange(model.to(device), config.channels_last)
         criterion = criterion.to(device)
         group.same_weights(model)
         ema = engine.make_ema(model, config.ema)
@@ -128,11 +130,9 @@ def build_state(
                       start=start)  # fmt: skip
 
 
-def shaped(config: Config, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:
+def shaped(state: TrainState, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:
     """Put the images into the memory order that the model was put into."""
-    if not config.channels_last:
-        return batches
-    return ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches)
+    return ((ordered(state.model, images), targets) for images, targets in batches)
 
 
 def try_configurations(layers: list[Layer], wanted: Path) -> int:
@@ -168,10 +168,10 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     def train(epoch: int) -> Iterable[engine.Batch]:
         batches = fold.train.batches(config.batch_size, device=device, epoch=epoch, train=True,
                                      seed=config.seed)  # fmt: skip
-        return shaped(config, batches)
+        return shaped(state, batches)
 
     def val() -> Iterable[engine.Batch]:
-        return shaped(config, fold.val.batches(config.batch_size, device=device))
+        return shaped(state, fold.val.batches(config.batch_size, device=device))
 
     facts = trying.measure(state, train, val, device)
     rows = {"train": len(fold.train), "val": len(fold.val), "test": len(data.test or ())}

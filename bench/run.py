@@ -34,7 +34,7 @@ def find() -> dict[str, Path]:
 
 def measure_here(path: Path, full: bool, out: Path) -> None:
     """Run one file's `measure` in this process, and write its rows down as JSON."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(HERE)]
     spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

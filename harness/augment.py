@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.errors import UserError, suggest
-from harness.images import Geometry, one_thread
+from harness.images import Geometry, one_thread, sent
 
 Step = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
 # Mixing takes targets too: (images, targets [B] int64, rng) -> images, targets [B, C] float.
@@ -49,7 +49,7 @@ def flip(p: float = 0.5) -> Step:
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         chosen = rng.random(len(images)) < p
         if images.device.type != "cpu":
-            mask = torch.from_numpy(chosen).to(images.device).view(-1, 1, 1, 1)
+            mask = sent(torch.from_numpy(chosen), images.device).view(-1, 1, 1, 1)
             return torch.where(mask, images.flip(-1), images)
         with one_thread():
             for k in np.flatnonzero(chosen):  # 20 times faster on a CPU than indexing the batch
@@ -73,7 +73,7 @@ def affine(
         theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle) / zoom
         theta[:, 1, 0], theta[:, 0, 1] = np.sin(angle) / zoom, -np.sin(angle) / zoom
         theta[:, :, 2] = rng.uniform(-2 * translate, 2 * translate, (count, 2))
-        matrix = torch.from_numpy(theta).to(images.device)
+        matrix = sent(torch.from_numpy(theta), images.device)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         return F.grid_sample(
             images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
@@ -104,7 +104,7 @@ def blur(sigma: Sequence[float] = (0.1, 1.5)) -> Step:
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         count, channels, high_px, wide_px = images.shape
         pad = min(reach, high_px - 1, wide_px - 1)
-        widths = torch.from_numpy(rng.uniform(low, high, count)).to(images.device)
+        widths = sent(torch.from_numpy(rng.uniform(low, high, count)), images.device)
         offsets = torch.arange(-pad, pad + 1, device=images.device)
         kernel = torch.exp(-0.5 * (offsets / widths[:, None]) ** 2)  # [B, K]
         kernel = (kernel / kernel.sum(1, keepdim=True)).float().repeat_interleave(channels, 0)
@@ -124,7 +124,7 @@ def jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         count = len(images)
         images = images.float()
-        weights = grey.to(images.device)
+        weights = sent(grey, images.device)
 
         def factor(spread: float) -> torch.Tensor:
             return _column(rng.uniform(max(0, 1 - spread), 1 + spread, count), images)
@@ -154,7 +154,7 @@ def erase(p: float = 0.25, area: Sequence[float] = (0.02, 0.2)) -> Step:
             h = min(tall, max(1, round(math.sqrt(share * ratio) * tall)))
             w = min(wide, max(1, round(math.sqrt(share / ratio) * wide)))
             top, left = rng.integers(tall - h + 1), rng.integers(wide - w + 1)
-            colour = torch.from_numpy(rng.integers(0, 256, 3)).to(images)
+            colour = sent(torch.from_numpy(rng.integers(0, 256, 3)), images.device).to(images)
             images[k, :, top : top + h, left : left + w] = colour[:, None, None]
         return images
 
@@ -214,14 +214,14 @@ def mixing(num_classes: int, mixup: float = 0.0, cutmix: float = 0.0) -> Mixer |
         images: torch.Tensor, targets: torch.Tensor, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(images)
-        partner = torch.from_numpy(rng.permutation(count)).to(images.device)
+        partner = sent(torch.from_numpy(rng.permutation(count)), images.device)
         boxed = rng.random(count) < (0.5 if mixup and cutmix else float(bool(cutmix)))
         alpha = np.where(boxed, cutmix or 1.0, mixup or 1.0)
         keep = rng.beta(alpha, alpha)
         masks, shares = _masks(images.shape, keep, boxed, rng)
         images = images.float()
-        images = torch.lerp(images[partner], images, masks.to(images.device))
-        share = shares.to(images.device)[:, None]
+        images = torch.lerp(images[partner], images, sent(masks, images.device))
+        share = sent(shares, images.device)[:, None]
         soft = F.one_hot(targets, num_classes).float()
         return images, soft * share + soft[partner] * (1 - share)
 
@@ -246,7 +246,7 @@ def _masks(
 
 
 def _column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).float().to(like.device).view(-1, 1, 1, 1)
+    return sent(torch.from_numpy(values).float(), like.device).view(-1, 1, 1, 1)
 
 
 def _check_share(name: str, p: float) -> None:

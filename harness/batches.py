@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from harness.augment import Mixer, Step
-from harness.images import Buffers, Store, one_thread
+from harness.images import Buffers, Store, one_thread, sent
 from harness.tables import Submission, Table
 
 
@@ -75,9 +75,8 @@ class Subset:
         read = [batch[own] if early else batch for batch, own in zip(batches, pieces)]
         stream = look.store.stream([self.rows[rows] for rows in read])
         for number, (batch, own, images) in enumerate(zip(batches, pieces, stream)):
-            targets = torch.from_numpy(self.labels[batch])
-            images = images.to(device) if device.type != "cpu" else images
-            targets = targets.to(device)
+            targets = sent(torch.from_numpy(self.labels[batch]), device)
+            images = sent(images, device)
             rng = np.random.default_rng([seed, epoch or 0, 1, number])
             for step in look.steps:
                 images = step(images, rng)
@@ -109,8 +108,8 @@ def normalise(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Bring 0..255 to (x / 255 - mean) / std, image by image into `out` where it is given."""
-    middle = torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255
-    scale = 1 / (torch.tensor(std, device=images.device).view(-1, 1, 1) * 255)
+    middle = sent(torch.tensor(mean).view(-1, 1, 1) * 255, images.device)
+    scale = sent(1 / (torch.tensor(std).view(-1, 1, 1) * 255), images.device)
     if out is None:
         return images.float().sub_(middle).mul_(scale)
     with one_thread():

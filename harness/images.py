@@ -325,6 +325,16 @@ class Buffers:
         return torch.from_numpy(self._arrays[-1]).view(shape)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a host tensor on `device` without waiting for what the device is doing.
+
+    A GPU fetches from pinned memory by itself; torch lends that out again when it has been read.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Store(Protocol):
     """Batches of images of one size."""
 

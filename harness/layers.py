@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -39,3 +40,24 @@ def _walk(
             found[-1] += names
         else:
             found.append(names)
+
+
+def arrange(model: nn.Module, channels_last: bool | None) -> nn.Module:
+    """Put a model's weights into the memory order that was chosen; None chooses by the device.
+
+    Where it convolves (a patch embedding is not meant) a CPU is 1.0 to 1.7 times as fast in
+    channels-last order, and a transformer is not; on other devices it is left to whoever measures.
+    """
+    if channels_last is None:
+        convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+        device = next(model.parameters()).device
+        channels_last = device.type == "cpu" and convolutions > 1
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def ordered(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return images [B, 3, H, W] in the memory order of the model's weights."""
+    weights = (p for p in model.parameters() if p.ndim == 4)
+    if any(not p.is_contiguous() for p in weights):  # a kernel of 1 x 1 is of both orders
+        return images.contiguous(memory_format=torch.channels_last)
+    return images

@@ -22,6 +22,7 @@ from harness.batches import normalise
 from harness.checkpoints import Checkpoint, Electorate, fill, read_checkpoint
 from harness.errors import UserError
 from harness.images import Geometry, UnreadableImage, decode_file
+from harness.layers import arrange, ordered
 
 AHEAD = 2  # batches being decoded while one is predicted
 
@@ -80,8 +81,7 @@ def load_predictor(
             odd = sorted(set(saved.classes) ^ set(classes))
             raise UserError(f"{path}: its classes are not the vote's; they differ in {few(odd)}")
         model = fill(build(saved), saved).eval().to(device)
-        if saved.config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = arrange(model, saved.config.channels_last)
         place = {name: number for number, name in enumerate(saved.classes)}
         return Network(saved, model, show(saved), [place[name] for name in classes])
 
@@ -200,8 +200,7 @@ def _probs(
         if not recipe.normalised:
             out = torch.empty(x.shape) if x.device.type == "cpu" else None
             x = normalise(x, saved.mean, saved.std, out)
-        if saved.config.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = ordered(network.model, x)
         labels = torch.zeros(len(x), dtype=torch.int64)
         found.append(engine.predict(network.model, [(x, labels)], amp).probs)
     return _mean(found)[:, network.order]

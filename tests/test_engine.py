@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.engine import (
     Goal,
@@ -84,6 +85,37 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_weights(room, parts):
     assert tight.parts == parts and max(hungry.seen) <= room
     for a, b in zip(whole.model.parameters(), tight.model.parameters()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Count what has to wait for a device: values that the program asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero"):
+            self.found.append(func)
+        masks = [x for x in args if isinstance(x, (list, tuple))]
+        if any(getattr(x, "dtype", None) is torch.bool for mask in masks for x in mask):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_nothing_is_read_from_the_device_before_an_epoch_ends(steps):
+    state = make_state(clip_grad=1.0)
+    state.ema = make_ema(state.model, 0.9)
+    held = list(batches((8,) * steps))
+    with Reads() as reads:
+        train_one_epoch(state, held)
+    counters = 2 * steps  # the averaged weights' own number of steps, which lies on the host
+    assert state.ema.n_averaged.device.type == "cpu" and len(reads.found) <= counters + 1
+    state.ema = None
+    with Reads() as reads:
+        train_one_epoch(state, held)
+    assert reads.found == []
 
 
 def test_a_trial_fails_where_one_image_does_not_fit():

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from harness.layers import blocks
+from harness.layers import arrange, blocks, ordered
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_a_norm_belongs_to_the_block_before_it():
 
 def test_a_network_without_parameters_has_no_blocks():
     assert blocks(nn.Flatten()) == []
+
+
+def test_convolutions_on_a_cpu_take_images_channel_by_channel_unless_told_otherwise():
+    images = torch.randn(2, 3, 8, 8)
+    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    patches = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(), nn.Linear(16, 2))
+    for model, said, last in (
+        (convolutions, None, True),
+        (patches, None, False),
+        (patches, True, True),
+    ):
+        before = model(images)
+        taken = ordered(arrange(model, said), images)
+        assert taken.is_contiguous(memory_format=torch.channels_last) is last
+        torch.testing.assert_close(model(taken), before)
+    assert (
+        ordered(arrange(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), False), images)
+        is images
+    )
