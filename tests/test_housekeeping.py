@@ -1,0 +1,69 @@
+"""What is removed of a search, and when its disk is said to be short."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from harness import housekeeping
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def run(outputs, name, score, status="done"):
+    folder = outputs / name
+    (folder / "fold0").mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"status": status, "score": score}))
+    for file in ("best.pt", "last.pt", "fold0/best.pt", "val.csv"):
+        (folder / file).write_bytes(b"x" * 1000)
+    return folder
+
+
+def with_checkpoints(outputs):
+    return sorted(f.name for f in outputs.iterdir() if (f / "best.pt").exists())
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    for name, score in (("a", 0.5), ("b", 0.9), ("c", 0.7), ("d", None)):
+        run(tmp_path, name, score)
+    run(tmp_path, "e", 0.1, "running")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("keep", "maximize", "left"),
+    [(1, True, "be"), (2, True, "bce"), (1, False, "ae"), (9, True, "abcde"), (0, True, "e")],
+)
+def test_the_best_keep_their_checkpoints_and_so_do_those_that_run(outputs, keep, maximize, left):
+    housekeeping.prune(sorted(outputs.iterdir()), keep, maximize=maximize)
+    assert with_checkpoints(outputs) == list(left)
+
+
+def test_nothing_but_checkpoints_is_removed_and_a_second_time_nothing(outputs):
+    removed = housekeeping.prune(sorted(outputs.iterdir()), 0, maximize=True)
+    assert {path.suffix for path in removed} == {".pt"} and len(removed) == 4 * 3
+    assert (outputs / "a" / "val.csv").exists() and (outputs / "a" / "result.json").exists()
+    assert housekeeping.prune(sorted(outputs.iterdir()), 0, maximize=True) == []
+
+
+def test_a_short_disk_is_said_before_it_is_full(outputs, monkeypatch):
+    folders = [outputs / name for name in "abc"]
+    size = sum(path.lstat().st_size for path in folders[0].rglob("*"))
+
+    def free(number):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, number))
+        return housekeeping.shortage(outputs, folders, left=10)
+
+    assert free(housekeeping.RESERVE + 10 * size) == ""
+    said = free(housekeeping.RESERVE + 10 * size - 1)
+    assert "room for about 9 more trials" in said and "10 are to come" in said
+
+
+def test_without_a_trial_that_ended_only_a_nearly_full_disk_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, housekeeping.RESERVE))
+    assert housekeeping.shortage(tmp_path, [], left=100) == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1000))
+    assert "0.0 GiB are free" in housekeeping.shortage(tmp_path, [], left=100)
+    assert housekeeping.shortage(tmp_path / "gone" / "by", [], left=1) is not None
