@@ -37,7 +37,7 @@ CASES = (("Efficientnet_b4", 380, 64), ("timm:convnext_tiny", 224, 128))
 def measure(full: bool) -> list[dict[str, Any]]:
     """Return a row a comparison; `ratio` above 1 says that ours does more."""
     if not torch.cuda.is_available():
-        what = [f"training {name} at {size} in bf16, cached photos against resident tensors"
+        what = [f"training {name} at {size} in bf16, photos against resident tensors"
                 for name, size, _ in CASES] + ["two and four trials at once on one GPU"]  # fmt: skip
         return [{"what": line, "skipped": "no GPU here"} for line in what]
     logging.disable(logging.WARNING)
