@@ -1,0 +1,218 @@
+"""Cost as work grows: rows of a data set, trials in `outputs/`. Linear growth is the claim.
+
+    python bench/scale.py [--full]
+
+Each size is measured in a process of its own: seconds, and what its memory grew by at its peak. A
+row compares a size with the one before times what it is larger by; 1 and more is linear or better.
+Small sizes are mostly start-up, so that the first comparisons look better than they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+ROWS, MANY_ROWS = (1_000, 10_000, 100_000), (1_000, 10_000, 100_000, 1_000_000)
+IMAGES, MANY_IMAGES = (250, 1_000), (1_000, 4_000, 16_000)
+TRIALS, MANY_TRIALS = (10, 100, 400), (10, 100, 1_000, 10_000)
+FEW = 100  # rows that a trial of the vote predicts
+Task = Callable[[Path, int], Callable[[], Any]]  # makes what it works on, returns the work
+
+
+def listing(folder: Path, size: int) -> Callable[[], Any]:
+    """List class folders of empty files, in order, checked and fingerprinted."""
+    from dataset import class_folders
+    from harness.audit import check_table
+
+    for number in range(10):
+        (folder / f"class{number}").mkdir()
+    for number in range(size):
+        (folder / f"class{number % 10}" / f"{number:07d}.jpg").touch()
+
+    def work() -> None:
+        table = class_folders(folder).in_order()
+        check_table(table)
+        assert len(table.fingerprint()) and len(table) == size
+
+    return work
+
+
+def splitting(_folder: Path, size: int) -> Callable[[], Any]:
+    """Split rows of five to a group into folds, and single rows by their labels."""
+    import numpy as np
+
+    from harness.splits import natural_groups, split_folds, split_single
+
+    labels = np.random.default_rng(0).integers(0, 10, size)
+    people = [f"p{row // 5}" for row in range(size)]
+
+    def work() -> None:
+        groups = natural_groups(size, people)
+        split_folds(labels, groups, 5, 0, by_group=True)
+        split_single(labels, natural_groups(size), 0.2, 0, by_group=False)
+
+    return work
+
+
+def caching(folder: Path, size: int) -> Callable[[], Any]:
+    """Build the cache of photos of 384x512 at 64 pixels."""
+    from data import make_images
+
+    from dataset import class_folders
+    from harness.cache import prepare
+    from harness.images import Geometry
+
+    make_images(folder / "images", 50)
+    photos = sorted((folder / "images").rglob("*.jpg"))
+    for number in range(50, size):
+        photo = photos[number % 50]
+        photo.with_name(f"{number:05d}.jpg").hardlink_to(photo)
+
+    def work() -> None:
+        prepare(class_folders(folder / "images").source, Geometry(64), label="photos",
+                cache=str(folder / "cache"), limit_gib=16, workers=2)  # fmt: skip
+
+    return work
+
+
+def tabulating(folder: Path, size: int) -> Callable[[], Any]:
+    """Read the results of a search's trials and write its table, and once more after a change."""
+    from harness.experiment import TrialRecord
+    from harness.results import Results
+    from report import SEARCH, make_runs
+
+    make_runs(folder / "outputs", size)
+    trials = [TrialRecord("trial", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
+              for k in range(size)]  # fmt: skip
+
+    def work() -> None:
+        results = Results(SEARCH, folder / "outputs", maximize=True, words=lambda _: "")
+        assert len(results.update(trials[:-1])) == size - 1
+        results.update(trials)
+
+    return work
+
+
+def reporting(folder: Path, size: int) -> Callable[[], Any]:
+    """Make the report of a search, and write its page."""
+    from harness.report import make_report, render
+    from report import make_runs
+
+    make_runs(folder / "outputs", size)
+    return lambda: render(make_report(folder / "outputs"), folder / "report.html")
+
+
+def voting(folder: Path, size: int, select: str | None = None) -> Callable[[], Any]:
+    """Average the test predictions of all trials, or choose among them first."""
+    import numpy as np
+
+    from harness.ballots import write_ballot
+    from harness.poll import VoteOptions
+    from harness.tally import run_vote
+
+    rng = np.random.default_rng(0)
+    ids, names = [f"img{row}.jpg" for row in range(FEW)], [str(k) for k in range(10)]
+    labels = [names[row % 10] for row in range(FEW)]
+    for number in range(size):
+        probs = rng.dirichlet(np.full(10, 0.3), FEW)
+        write_ballot(folder / "outputs" / f"run{number:05d}.csv", ids, names, probs)
+        if select:
+            probs = rng.dirichlet(np.full(10, 0.3), FEW) + 0.2 * np.eye(10)[np.arange(FEW) % 10]
+            probs /= probs.sum(1, keepdims=True)
+            own = folder / "outputs" / f"run{number:05d}" / "val.csv"
+            write_ballot(own, ids, names, probs, labels)
+    paths = sorted((folder / "outputs").glob("*.csv"))
+    return lambda: run_vote(paths, VoteOptions(out_dir=str(folder / "vote"), select=select))
+
+
+def choosing(folder: Path, size: int) -> Callable[[], Any]:
+    """Choose greedily among all trials, and vote."""
+    return voting(folder, size, "greedy")
+
+
+# What it is, of what, quick sizes, full sizes
+TASKS: dict[str, tuple[Task, str, tuple[int, ...], tuple[int, ...]]] = {
+    "listing": (listing, "rows", ROWS, MANY_ROWS),
+    "splitting": (splitting, "rows", ROWS, MANY_ROWS),
+    "caching": (caching, "photos", IMAGES, MANY_IMAGES),
+    "tabulating": (tabulating, "trials", TRIALS, MANY_TRIALS),
+    "reporting": (reporting, "trials", TRIALS, MANY_TRIALS),
+    "voting": (voting, "trials", TRIALS, MANY_TRIALS),
+    "choosing": (choosing, "trials", TRIALS[:2], MANY_TRIALS[:3]),
+}
+
+
+def measure_here(name: str, size: int) -> None:
+    """Do one task in this process, and print its seconds and the growth of its peak in MiB."""
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        work = TASKS[name][0](Path(folder), size)
+        before = _status("VmRSS")
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+        print(json.dumps([seconds, max(0.0, _status("VmHWM") - before)]))
+
+
+def _status(key: str) -> float:
+    """A line of this process's status on Linux, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+def cost(name: str, size: int) -> tuple[float, float]:
+    """Return seconds and MiB of one task at one size."""
+    done = subprocess.run([sys.executable, __file__, "--task", name, str(size)], check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    return seconds, memory
+
+
+def measure(full: bool, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return a row for each size of each task beside the size before it."""
+    if not Path("/proc/self/status").exists():
+        return [{"what": "cost as work grows", "skipped": "needs Linux's /proc"}]
+    rows = []
+    for name in names or TASKS:
+        _, unit, few, many = TASKS[name]
+        found = {size: cost(name, size) for size in (many if full else few)}
+        for small, large in pairwise(found):
+            times = large // small
+            (before, _), (after, memory) = found[small], found[large]
+            ratio = before * times / after
+            rows.append({"what": f"{name} {large:,} {unit}, against {times} times {small:,}",
+                         "ours": f"{after:.2f} s, {memory:.0f} MB",
+                         "other": f"{before * times:.2f} s", "ratio": ratio,
+                         "spread": None})  # fmt: skip
+    return rows
+
+
+def main() -> int:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("--full", action="store_true", help="up to a million rows, 10,000 trials")
+    parser.add_argument("--task", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.task:
+        measure_here(args.task[0], int(args.task[1]))
+        return 0
+    for row in measure(args.full, args.names):
+        print(f"{row['what']}: {row['ours']}, {row['other']}, ratio {row['ratio']:.2f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
