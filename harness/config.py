@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from harness import legacy
 from harness.errors import UserError, suggest
 
 # A component is chosen by name and made with `<component>_args`.
@@ -52,6 +53,9 @@ SYNONYMS = {
     "valid_ratio": "val_ratio",
 }
 
+
+# Flags that people have in their fingers.
+SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
 
 # What the machines of image competitions say by their environment (Amazon SageMaker's names);
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
@@ -114,7 +118,7 @@ class Config:
     freeze: str | None = option(None, "layers that are not trained: backbone, or the first N blocks", "model")
     unfreeze_epoch: int | None = option(None, "epoch from which frozen layers are trained too, counted from 0", "model", low=0)
     ema: float = option(0.0, "decay of the averaged weights that are scored and kept; 0 is off", "model", low=0, below=1)
-    channels_last: bool = option(False, "keep image tensors in channels-last order", "model")
+    channels_last: bool | None = option(None, "keep image tensors in channels-last order; unless said, where it has been measured to be faster", "model")
     compile: bool = option(False, "compile the model (torch.compile)", "model")
     # What it minimises
     criterion: str = option("cross_entropy", "loss function", "loss")
@@ -135,6 +139,7 @@ class Config:
     scheduler_args: dict = option({}, "arguments of the schedule", "training")
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from zero", "training", low=0)
     time_limit: float = option(0.0, "seconds after which training ends with the best so far, earlier parts of the run included; 0 is none", "training", low=0)
+    early_stop: int = option(0, "epochs without a better monitored score after which training ends; 0 is never", "training", low=0)
     monitor: str = option("val_acc", "score that is reported, kept and searched for; 'min val_loss' to minimise one", "training")
     metrics: Any = option(("acc",), "scores of an epoch, by name", "training")
     seed: int = option(42, "seed of the split, the weights and the order", "training", low=0, high=2**32 - 1)
@@ -142,12 +147,17 @@ class Config:
     device: str = option("auto", "cpu, cuda, cuda:N, mps, or auto for the best there is", "machine")
     trials_per_gpu: int = option(1, "trials of a search that share a GPU, where NNI does not assign them", "machine", low=1)
     amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
+    profile: bool = option(False, "say where the second epoch went, and write a trace of the first one's steps", "machine")
     # What stays
     out_dir: str = option("outputs", "folder of the runs", "output")
     model_dir: str | None = option(None, "folder that the best weights are copied to as well, as <run>.pt", "output")
     run_name: str | None = option(None, "name of the run; none makes one", "output")
     resume: str | None = option(None, "run folder to continue, or auto for this trial's own if it is there", "output")
+    save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0 keeps the best and the last alone", "output", low=0)
+    log_every: int = option(0, "steps between two lines of the log within an epoch; 0 is a line an epoch", "output", low=0)
+    log_config: str | None = option(None, "JSON file for logging.config.dictConfig; relative file names lie in the run folder", "output")
     tensorboard: bool = option(True, "write TensorBoard files", "output")
+    tracker: tuple[str, ...] = option((), "where scores and files are sent to as well: mlflow, wandb", "output", choices=("tensorboard", "mlflow", "wandb"))
     plugins: tuple[str, ...] = option((), "Python files that register models, losses or augmentations of your own", "output")
     # fmt: on
 
@@ -163,6 +173,7 @@ class Layer:
 
     name: str
     values: Mapping[str, Any]
+    notes: tuple[str, ...] = ()  # what became of another template's words, for people
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:
@@ -294,9 +305,9 @@ def _describe(kind: Any) -> str:
 
 def _check_limits(key: str, value: Any, source: str) -> None:
     limits = FIELDS[key].metadata
-    if "choices" in limits and value not in limits["choices"]:
-        hint = suggest(value, limits["choices"])
-        raise UserError(f"{source}: {key} is {value!r}{hint}")
+    for word in value if isinstance(value, tuple) else (value,):
+        if "choices" in limits and word not in limits["choices"]:
+            raise UserError(f"{source}: {key} is {word!r}{suggest(word, limits['choices'])}")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
@@ -381,9 +392,10 @@ def _add_flag(group: Any, name: str, f: dataclasses.Field) -> None:
     many = kind is Any or typing.get_origin(kind) is tuple
     item = typing.get_args(kind)[0] if typing.get_args(kind) else kind
     metavar = {int: "N", float: "X", dict: "JSON"}.get(item, "TEXT")
-    if "choices" in f.metadata:
+    if "choices" in f.metadata and not many:
         metavar = "|".join(f.metadata["choices"])
-    group.add_argument(f"--{name}", metavar=metavar, **quiet, **({"nargs": "+"} if many else {}))
+    flags = (f"--{name}", *SHORT.get(name, ()))
+    group.add_argument(*flags, metavar=metavar, **quiet, **({"nargs": "+"} if many else {}))
 
 
 def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, argparse.Namespace]:
@@ -446,7 +458,30 @@ def _literal(text: str) -> Any:
 
 def read_config_file(path: str | Path) -> Layer:
     """Read a JSON or YAML file of options; anything else is a `UserError` that names it."""
-    path = Path(path)
+    return read_config_files([path])[0]
+
+
+def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
+    """Read files of options, ours or another template's; the parts of one project are one layer."""
+    layers: list[Layer] = []
+    parts: list[tuple[str, dict[str, Any]]] = []
+    place = 0
+    for path in paths:
+        values = _read_values(Path(path))
+        kind = legacy.recognise(values)
+        if kind == "parts":
+            parts, place = [*parts, (str(path), values)], len(layers)
+        elif kind:
+            layers.append(Layer(str(path), *legacy.translate([(str(path), values)], kind)))
+        else:
+            layers.append(Layer(str(path), values))
+    if parts:
+        name = " + ".join(name for name, _ in parts)
+        layers.insert(place, Layer(name, *legacy.translate(parts, "parts")))
+    return layers
+
+
+def _read_values(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -457,7 +492,7 @@ def read_config_file(path: str | Path) -> Layer:
         raise UserError(f"{path}: holds a {type(values).__name__}; options stand in an object")
     if set(values) == {"values", "origin"}:  # a run's config.json
         values = values["values"]
-    return Layer(str(path), values)
+    return values
 
 
 def parse_json(text: str, path: str | Path) -> Any:

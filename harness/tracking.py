@@ -1,14 +1,34 @@
-"""Trackers of a run: TensorBoard."""
+"""Trackers of a run: TensorBoard, and MLflow and Weights & Biases in processes of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.artifacts import read_result, read_rows, write_json
+
+log = logging.getLogger(__name__)
+
+LINGER = 20.0  # seconds that a trial waits at its end for what its trackers still have to send
+LIFETIME = 60  # seconds that a tracker has once its trial is gone
+QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+FILES = ("config.json", "result.json", "history.csv", "fold*/history.csv", "split.csv", "val.csv",
+         "submission.csv", "run.log")  # fmt: skip
 MOST_CLASSES = 30  # whose curves and cells a person looks at
 CELL, BLUE = 26, (0, 114, 178)  # pixels of a cell, and its colour where all rows are
 
@@ -101,3 +121,228 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             plain[key] = "none" if value is None else json.dumps(value, default=str)
     return plain
+
+
+# MLflow and W&B: libraries that wait for servers, start threads and end late. Each runs in a
+# process beside the trial, reads the files that the trial writes anyway, and fails there alone.
+
+
+@contextlib.contextmanager
+def sending(folder: Path, names: Sequence[str], group: str | None) -> Iterator[None]:
+    """Let the trackers `names` follow the run in `folder`; `group` is the search that it is of.
+
+    A tracker that fails is warned of once and never ends the run; at the end it is waited for a
+    moment at most.
+    """
+    senders = [Sender(name, folder, group) for name in dict.fromkeys(names) if name in TRACKERS]
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + LINGER
+        for sender in senders:
+            sender.end(deadline)
+
+
+class Sender:
+    """The process of one tracker, seen from the trial."""
+
+    def __init__(self, name: str, folder: Path, group: str | None) -> None:
+        self.name, self.folder, self.process = name, folder, None
+        root = str(Path(__file__).resolve().parents[1])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**QUICK, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-m", "harness.tracking", name, str(folder), group or ""]
+        try:
+            with (folder / f"{name}.log").open("ab") as output:
+                self.process = subprocess.Popen(
+                    command, env=env, stdin=subprocess.PIPE, stdout=output,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            return self._warn(str(error))
+        self._watch = threading.Thread(target=self._wait, daemon=True)
+        self._watch.start()
+
+    def _wait(self) -> None:
+        if self.process.wait() not in (0, -signal.SIGKILL):
+            self._warn(read_state(self.folder, self.name).get("failed") or "it ended")
+
+    def _warn(self, reason: str) -> None:
+        log.warning("tracker %s: %s; this run goes on without it", self.name, reason)
+
+    def end(self, deadline: float) -> None:
+        """Say that the run is over, and wait until all is sent or the deadline has come."""
+        if self.process is None:
+            return
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self._watch.join(max(0.0, deadline - time.monotonic()))
+        if self._watch.is_alive():
+            self.process.kill()
+            self._watch.join(5)
+            self._warn(f"does not answer; what is missing there is in {self.folder}")
+
+
+def read_state(folder: Path, name: str) -> dict[str, Any]:
+    """Read what a tracker's process has noted: the run's id there, epochs sent, why it failed."""
+    try:
+        return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+class MLflow:
+    """A run of MLflow: in `MLFLOW_TRACKING_URI`, or the SQLite file that `mlflow ui` looks into.
+
+    The trials of a search share an experiment of MLflow's, `ballot-<id>`.
+    """
+
+    def __init__(
+        self, folder: Path, group: str, config: Mapping[str, Any], run: str | None
+    ) -> None:
+        from mlflow import MlflowClient
+
+        self._folder = folder
+        with _alone(folder.parent / ".mlflow.lock"):  # trials of a search make one data base
+            self._client = MlflowClient()
+            experiment = self._experiment(f"ballot-{group}" if group else None)
+        if run is None:
+            tags = {"search": group} if group else {}
+            created = self._client.create_run(experiment, run_name=folder.name, tags=tags)
+            run = created.info.run_id
+            for key, value in _plain(config).items():
+                self._client.log_param(run, key, str(value)[:500])
+        else:
+            self._client.update_run(run, status="RUNNING")
+        self.run = run
+
+    def _experiment(self, name: str | None) -> str:
+        name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ballot"
+        found = self._client.get_experiment_by_name(name)
+        return found.experiment_id if found else self._client.create_experiment(name)
+
+    def log(self, scores: Mapping[str, float], epoch: int) -> None:
+        """Send an epoch's scores."""
+        for key, value in scores.items():
+            self._client.log_metric(self.run, key, value, step=epoch)
+
+    def end(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Send the files, and how the run ended."""
+        for key, value in final_scores(result).items():
+            self._client.log_metric(self.run, key, value)
+        for path in files:
+            below = path.parent.relative_to(self._folder) if self._folder in path.parents else "."
+            self._client.log_artifact(
+                self.run, str(path), None if str(below) == "." else str(below)
+            )
+        status = {"done": "FINISHED", "failed": "FAILED"}.get(str(result.get("status")), "KILLED")
+        self._client.set_terminated(self.run, status)
+
+
+class WandB:
+    """A run of Weights & Biases: online with a key, else offline in the run's folder."""
+
+    def __init__(
+        self, folder: Path, group: str, config: Mapping[str, Any], run: str | None
+    ) -> None:
+        import wandb
+
+        has_key = wandb.login(prompt=False)
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        settings = wandb.Settings(console="off", silent=True, init_timeout=15, disable_git=True,
+                                  x_disable_stats=True)  # fmt: skip
+        self.run = run or uuid.uuid4().hex[:12]
+        self._wandb = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "ballot"), group=group or None, id=self.run,
+            name=folder.name, resume="allow", dir=str(folder), config=dict(config), mode=mode,
+            settings=settings,
+        )  # fmt: skip
+
+    def log(self, scores: Mapping[str, float], epoch: int) -> None:
+        """Send an epoch's scores."""
+        self._wandb.log({**scores, "epoch": epoch})
+
+    def end(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Send the files, and how the run ended."""
+        self._wandb.summary.update({**final_scores(result), "status": result.get("status")})
+        root = files[0].parents[1] if files else None
+        for path in files:
+            self._wandb.save(str(path), base_path=str(root), policy="now")
+        self._wandb.finish(exit_code=0 if result.get("status") == "done" else 1)
+
+
+TRACKERS = {"mlflow": MLflow, "wandb": WandB}
+
+
+def final_scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the run's score, its best epoch's scores and those of the test rows."""
+    scores = {f"best_{key}": value for key, value in (result.get("scores") or {}).items()}
+    scores |= {f"test_{key}": value for key, value in (result.get("test") or {}).items()}
+    return _numbers({"score": result.get("score"), **scores})
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Keep what is a finite number, also where a CSV has it as text."""
+    found = {}
+    for key, value in values.items():
+        with contextlib.suppress(TypeError, ValueError):
+            if math.isfinite(float(value)):
+                found[key] = float(value)
+    return found
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(argv: Sequence[str]) -> int:
+    """Follow a run for one tracker until its trial is gone: what the trial's `Sender` starts."""
+    name, where, group = argv
+    folder = Path(where)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # the trial's own; its end is ours
+        signal.signal(signum, signal.SIG_IGN)
+    state = {"sent": {}, **read_state(folder, name), "failed": None}
+    try:
+        _follow(folder, name, group, state)
+    except Exception as error:  # whatever a tracker's library raises
+        reason = " ".join(str(error).split())[:300]
+        state["failed"] = f"{type(error).__name__}: {reason}"
+        with contextlib.suppress(Exception):  # a full disk, too, shall be no more than a warning
+            write_json(folder / f"{name}.json", state)
+        return 1
+    return 0
+
+
+def _follow(folder: Path, name: str, group: str, state: dict[str, Any]) -> None:
+    over = False
+    tracker = None
+    while True:
+        if tracker is None:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["values"]
+            tracker = TRACKERS[name](folder, group, config, state.get("run"))
+            state["run"] = tracker.run
+        for path in sorted([*folder.glob("history.csv"), *folder.glob("fold*/history.csv")]):
+            prefix = "" if path.parent == folder else f"{path.parent.name}/"
+            for row in read_rows(path)[state["sent"].get(prefix, 0) :]:
+                epoch = int(row.pop("epoch"))
+                tracker.log({prefix + k: v for k, v in _numbers(row).items()}, epoch)
+                state["sent"][prefix] = epoch
+        write_json(folder / f"{name}.json", state)
+        if over:
+            break
+        readable, _, _ = select.select([sys.stdin], [], [], 1.0)
+        over = bool(readable)  # nothing is ever written there: the trial has closed it, or is gone
+        if over:
+            signal.alarm(LIFETIME)
+    files = [path for pattern in FILES for path in sorted(folder.glob(pattern))]
+    ballot = folder.with_name(f"{folder.name}.csv")
+    tracker.end(read_result(folder), [*files, *[ballot] * ballot.exists()])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -110,7 +110,7 @@ def test_numbers_of_a_tuner_that_are_whole_become_whole_numbers():
     "words, message",
     [
         (["--batchsize", "3"], "unknown flag '--batchsize'; did you mean '--batch_size'"),
-        (["--bs", "3"], "did you mean '--batch_size'"),
+        (["--learning_rate", "3"], "did you mean '--lr'"),
         (["digits"], "'digits' belongs to no flag"),
         (["--model_args", "{"], "--model_args is no JSON"),
         (["--optimizer.momentum"], "needs a value"),

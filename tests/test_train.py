@@ -32,7 +32,7 @@ def test_a_run_leaves_what_the_design_says(trained):
     run, _ = trained
     names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "result.json", "history.csv", "split.csv", "val.csv",
-                     "submission.csv", "best.pt", "last.pt", "tensorboard"}  # fmt: skip
+                     "submission.csv", "best.pt", "last.pt", "run.log", "tensorboard"}  # fmt: skip
     assert [path.name for path in run.parent.glob("*.csv")] == ["one.csv"]
 
 
