@@ -37,7 +37,7 @@ from harness.watch import Trouble
 
 BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
 MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
-QUICK_PAGE_S = 3.0  # for the report without pictures, where the time is over
+QUICK_PAGE_S = 5.0  # for the report without pictures, where the time is over
 SHOWN = 20  # last lines of a trial that ends the search
 
 
@@ -82,6 +82,8 @@ def build_parser() -> Parser:
     add("--max_duration", metavar="TIME", help="time in all, such as 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="trials at once")
     add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
+    add("--keep_checkpoints", type=int, metavar="N",
+        help="remove the checkpoints of all trials but the N best (default: keep all)")  # fmt: skip
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
     add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble)")
     add("--public", action="store_true", help="let other machines reach the portal")
@@ -192,7 +194,8 @@ def plan_of(found: check.Found, links: list[Link]) -> Plan:
 
 def limits_of(args: Any, command: str) -> dict[str, Any]:
     """Return what the command line says of limits, by NNI's names."""
-    for name, value in (("max_trials", args.max_trials), ("concurrency", args.concurrency)):
+    for name, value in (("max_trials", args.max_trials), ("concurrency", args.concurrency),
+                        ("keep_checkpoints", args.keep_checkpoints)):  # fmt: skip
         if value is not None and value < 1:
             raise UserError(f"command line: {name} is {value}; it must be at least 1")
     limits: dict[str, Any] = {"maxTrialNumber": args.max_trials,
@@ -333,6 +336,8 @@ def see_through(search: Search, plan: Plan, budget: Budget, args: Any) -> int:
     note = search.note()
     results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
     results.reasons.update(note.get("reasons", {}))
+    if args.keep_checkpoints is not None:
+        search.amend_note(keep_checkpoints=args.keep_checkpoints)
     end = follow(search, plan, results, budget,
                  guarded=not args.no_guard and note.get("guarded", True),
                  public=args.public or note.get("public", False))  # fmt: skip
@@ -403,10 +408,11 @@ def write_report(search: Search, plan: Plan, vote_dir: Path, left: float | None)
                "--search", search.id, "--vote_dir", str(vote_dir),
                "--out", str(plan.page)]  # fmt: skip
     sys.stdout.flush()
-    limit = None if left is None else max(QUICK_PAGE_S, left - QUICK_PAGE_S)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
+    done, limit = None, None if left is None else left - QUICK_PAGE_S
+    if limit is None or limit > QUICK_PAGE_S:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    if done is None:
         if try_report(plan.outputs, plan.page, search=search.id, vote_dir=vote_dir):
             print(f"to look at: {plan.page} (without its pictures, for which there was no time)")
         return

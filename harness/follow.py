@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import experiment, guard, overview
+from harness.budget import OVER, Budget
 from harness.errors import UserError
 from harness.experiment import TrialRecord, read_trials
+from harness.housekeeping import prune, shortage
+from harness.machines import Link
+from harness.remote import Fleet
 from harness.report import try_report
 from harness.results import Results
 from harness.searches import Search
 from harness.watch import Trouble, Watch, overdue
 
 PAGE_S = 60.0  # how often the report is brought up to date
+UPDATE_S = 2.0  # and the table
+NOTE_S = 5.0  # and what is known of the time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Plan:
     concurrency: int
     maximize: bool
     may_wait: bool = False  # trials may wait for a GPU or a machine
+    links: Sequence[Link] = ()  # to other machines, where the trials run
 
     @property
     def page(self) -> Path:
@@ -48,25 +56,32 @@ class End:
 
     trouble: Trouble | None = None
     interrupted: bool = False
+    over: bool = False  # its time was
 
 
-def follow(search: Search, plan: Plan, results: Results, *, guarded: bool, public: bool) -> End:
+def follow(
+    search: Search, plan: Plan, results: Results, budget: Budget, *, guarded: bool, public: bool
+) -> End:
     """Watch a search until it ends, however that comes, and stop what is left of it."""
-    trouble, interrupted = None, False
+    end, fleet = End(), Fleet.of(search, plan.links, plan.command, plan.outputs, plan.maximize)
     with sigterm_as_interrupt():
         try:
             if search.manager() is not None:
                 if guarded:
-                    prove_guard(search, public)
-                print(f"search {search.id}: http://127.0.0.1:{search.port} until it ends",
-                      flush=True)  # fmt: skip
-                trouble = watch(search, plan, results)
+                    prove_guard(search, public, remote=fleet is not None)
+                print(f"search {search.id}: {search.url} until it ends", flush=True)
+                results.reasons.clear()
+                end = watch(search, plan, results, budget, fleet)
         except KeyboardInterrupt:
-            interrupted = True
+            end = End(interrupted=True)
             print("\nstopping: the running trials write what they have ...", flush=True)
         finally:
             stop(search)
-    return End(trouble, interrupted)
+            search.amend_note(spent=budget.spent(time.time()), reasons=results.reasons)
+    if fleet is not None:
+        print("bringing the results home ...", flush=True)
+        print("".join(f"{line}\n" for line in fleet.finish(read_trials(search.folder))), end="")
+    return end
 
 
 @contextlib.contextmanager
@@ -92,9 +107,9 @@ def stop(search: Search) -> None:
         search.kill()
 
 
-def prove_guard(search: Search, public: bool) -> None:
+def prove_guard(search: Search, public: bool, *, remote: bool = False) -> None:
     """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
-    wrong = guard.self_test(search.port, public=public)
+    wrong = guard.self_test(search.port, search.prefix, public=public, remote=remote)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(
@@ -102,43 +117,114 @@ def prove_guard(search: Search, public: bool) -> None:
         )
 
 
-def watch(search: Search, plan: Plan, results: Results) -> Trouble | None:
+def watch(
+    search: Search, plan: Plan, results: Results, budget: Budget, fleet: Fleet | None = None
+) -> End:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
     eye = Watch(search.id, time.time(), plan.may_wait)
-    screen = Screen(plan, search.profile()[1])
-    told = set(search.retries())
-    limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
-    last_update, last_page = 0.0, time.time()
+    screen = Screen(plan, budget)
+    chores = Chores(search, plan, results, budget, screen, fleet)
     while True:
         status, errors = search.status()
         now, trials = time.time(), read_trials(search.folder)
-        if now - last_update > 2:
-            results.update(trials)
-            last_update = now
-        if now - last_page > PAGE_S and any(trial.scores for trial in trials):
-            try_report(plan.outputs, plan.page, search=search.id)
-            last_page = time.time()
+        chores.do(trials, now)
         screen.show(trials, results, now)
-        for trial_id, why in search.retries().items():
-            if trial_id not in told:
-                told.add(trial_id)
-                screen.say(f"trial {trial_id} {why}; it runs once more")
-        for trial in overdue(trials, limit, signs_of_life(trials, results), now):
-            screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
-            results.reasons[trial.id] = "hung: it was ended long after its time limit"
-            search.cancel(trial.id)
         if eye.is_done(status, trials, now):
-            return screen.close()
+            screen.close()
+            return End()
         if status == "STOPPING":  # by nnictl, the portal, or --stop
             screen.close()
             raise KeyboardInterrupt
+        if budget.left_for_trials(time.time()) <= 0:
+            running = [trial.id for trial in trials if not trial.has_ended]
+            results.reasons.update(dict.fromkeys(running, OVER))
+            screen.say(f"{OVER}: {len(running)} trials write what they have ...")
+            return End(over=True)
         trouble = eye.look(status, errors, trials, lambda: search.tuner() is not None, now)
         if trouble is not None and trouble.fatal:
             screen.close()
-            return trouble
+            return End(trouble)
         if trouble is not None:
             screen.say(f"{trouble.what}; {trouble.remedy}")
         time.sleep(1)
+
+
+class Chores:
+    """What is to be done beside watching: files brought up to date, hanging trials, the time."""
+
+    def __init__(
+        self, search: Search, plan: Plan, results: Results, budget: Budget, screen: Screen,
+        fleet: Fleet | None = None,
+    ) -> None:  # fmt: skip
+        self._search, self._plan, self._results = search, plan, results
+        self._budget, self._screen, self._fleet = budget, screen, fleet
+        self._told = set(search.retries())
+        self._trial_limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
+        self._updated, self._noted, self._paged = 0.0, 0.0, time.time()
+        self._page_s = 0.0  # how long the last page took
+        self._keep: int | None = search.note().get("keep_checkpoints")
+        self._ended, self._short = 0, False
+
+    def do(self, trials: list[TrialRecord], now: float) -> None:
+        """Do what is due."""
+        if now - self._updated > UPDATE_S:
+            self._results.update(trials)
+            self._updated = now
+        if now - self._noted > NOTE_S:
+            self._search.amend_note(began=self._budget.began, spent=self._budget.spent(now))
+            if self._budget.limit is not None:
+                self._budget.look([self._results.folder_of(trial) for trial in trials])
+            self._noted = now
+        if self._fleet is not None:
+            self._fleet.bring(trials)
+            for line in self._fleet.news():
+                self._screen.say(line)
+        self._keep_time(trials, now)
+        self._end_what_hangs(trials, now)
+        self._keep_house(trials)
+        if now - self._paged > PAGE_S and any(trial.scores for trial in trials) \
+                and self._budget.left_for_trials(now) > 2 * self._page_s + 1:  # fmt: skip
+            try_report(self._plan.outputs, self._plan.page, search=self._search.id)
+            self._paged = time.time()
+            self._page_s = self._paged - now
+
+    def _keep_house(self, trials: list[TrialRecord]) -> None:
+        """Remove checkpoints that nobody wants, and say in time that the disk will be full."""
+        ended = [self._results.folder_of(trial) for trial in trials if trial.has_ended]
+        if len(ended) == self._ended:
+            return
+        self._ended, most = len(ended), self._plan.max_trials
+        if self._keep is not None:
+            prune(ended, self._keep, maximize=self._plan.maximize)
+        said = shortage(self._plan.outputs, ended, None if most is None else most - len(ended))
+        if said and not self._short:
+            self._screen.say(f"warning: {said}")
+        self._short = bool(said)
+
+    def _keep_time(self, trials: list[TrialRecord], now: float) -> None:
+        """Let no trial begin that would be cut before it is of use."""
+        budget, most = self._budget, self._plan.max_trials
+        if budget.closed or not budget.is_too_late(trials, now) or len(trials) == most:
+            return
+        self._search.amend_note(max_duration=budget.limit)  # which NNI forgets now
+        try:
+            self._search.raise_limits({"maxExperimentDuration": "1s"})
+        except (OSError, http.client.HTTPException):
+            return  # it is asked again in a second
+        budget.closed = True
+        left = overview.clock(budget.left_for_trials(now))
+        self._screen.say(f"no further trial is begun: the {left} left are less than half of one")
+
+    def _end_what_hangs(self, trials: list[TrialRecord], now: float) -> None:
+        for trial_id, why in self._search.retries().items():
+            if trial_id not in self._told:
+                self._told.add(trial_id)
+                self._screen.say(f"trial {trial_id} {why}; it runs once more")
+        signs = signs_of_life(trials, self._results)
+        for trial in overdue(trials, self._trial_limit, signs, now):
+            self._screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
+            self._results.reasons[trial.id] = "hung: it was ended long after its time limit"
+            self._search.cancel(trial.id)
 
 
 def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
@@ -153,19 +239,19 @@ def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, floa
 class Screen:
     """One live line on a terminal, a line for each change in a pipe."""
 
-    def __init__(self, plan: Plan, spent: float) -> None:
+    def __init__(self, plan: Plan, budget: Budget) -> None:
         self._plan = plan
-        self._began = time.time() - spent
+        self._budget = budget
         self._shown: list[str] = []
 
     def show(self, trials: list[TrialRecord], results: Results, now: float) -> None:
         """Show how it goes."""
-        plan, spent = self._plan, now - self._began
-        limit = None if plan.max_seconds is None else plan.max_seconds - spent
+        plan, budget = self._plan, self._budget
+        limit = None if budget.limit is None else budget.left(now)
         left = overview.time_left(trials, plan.max_trials, plan.concurrency, limit, now)
         parts = [overview.count_line(trials, results.rows, plan.max_trials),
                  f"best {overview.best_score(results.rows, plan.maximize)}"]  # fmt: skip
-        line = " | ".join([overview.clock(spent), *parts, f"{left} left"])
+        line = " | ".join([overview.clock(budget.spent(now)), *parts, f"{left} left"])
         if sys.stdout.isatty():
             width = shutil.get_terminal_size((100, 24)).columns
             print(f"\r\x1b[K{line[: width - 1]}", end="", flush=True)

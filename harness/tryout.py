@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.budget import USEFUL, seconds_for_trials
 from harness.problems import Problem, as_problem
 from harness.space import corners, each_component
 from harness.trial_command import TrialCommand
@@ -185,8 +186,15 @@ def estimate(found: Answers, trials: int | None, at_once: int, limit: float | No
     slots = min(at_once, trials or at_once)
     crowded = 1.0 if found.gpus else max(1.0, slots / (os.cpu_count() or 1))
     total = None if trials is None else math.ceil(trials / slots) * mean * crowded
-    if limit is not None and (total is None or total > limit):
-        trials, total = max(slots, int(limit / (mean * crowded)) * slots), limit
+    usable = math.inf if limit is None else seconds_for_trials(limit)
+    if limit is not None and (total is None or total > usable):
+        rounds = usable / (mean * crowded)
+        if rounds < 1:
+            one = span(mean * crowded)
+            return (f"not one trial ends by itself in {span(limit)}: one takes {one}, so all are "
+                    "cut and vote with what they have")  # fmt: skip
+        # One that can do a good part of its epochs is begun, and cut at the end.
+        trials, total = min(trials or math.inf, int(rounds + 1 - USEFUL) * slots), limit
     if trials is None or total is None:
         return ""
     one = span(min(times)) if span(min(times)) == span(max(times)) else (

@@ -49,8 +49,9 @@ def test_the_search_takes_its_trials_times_their_mean(monkeypatch):
 
 def test_a_limit_of_time_ends_the_search_before_its_trials(monkeypatch):
     monkeypatch.setattr(tryout, "REPORTING", 2.0)
-    assert tryout.estimate(answers(FACTS), 100, 1, 600).startswith("about 10 trials in 10 min")
-    assert tryout.estimate(answers(FACTS), None, 1, 600).startswith("about 10 trials in 10 min")
+    assert tryout.estimate(answers(FACTS), 100, 1, 600).startswith("about 9 trials in 10 min")
+    assert tryout.estimate(answers(FACTS), None, 1, 600).startswith("about 9 trials in 10 min")
+    assert "not one trial ends by itself in 60 s" in tryout.estimate(answers(FACTS), 9, 1, 60)
     assert tryout.estimate(answers(FACTS), None, 1, None) == ""
     assert tryout.estimate(answers({"error": "a: b", "warnings": []}), 3, 1, None) == ""
 
