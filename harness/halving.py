@@ -2,8 +2,8 @@
 
     assessor: {className: harness.halving.Assessor, codeDirectory: ., classArgs: {...}}
 
-A trial that comes to a rung (after 2, 6, 18 ... epochs, say) goes on where its best score so far is
-among the best third of all that have come there, and is stopped otherwise; nobody waits for others.
+A trial that comes to a rung (after 3 and 9 epochs of 15, say) goes on where its best score so far
+is among the best third of all that have come there, and is stopped otherwise; nobody waits.
 A stopped trial writes its best so far, reports it, and is recorded as stopped.
 """
 
@@ -26,13 +26,13 @@ from harness.artifacts import write_json
 log = logging.getLogger("nni.ballot.halving")  # into dispatcher.log
 
 EPOCHS = 30  # of a trial whose script does not say
-BEGIN = 0.1  # of the epochs until the first rung
+BEGIN = 0.2  # of the epochs until the first rung
 
 
 class Assessor(NniAssessor):
     """Stops a trial at a rung where it is not among the best 1 / `reduction_factor`.
 
-    `start_step` is the first rung, in reports of the monitored score (epochs); without it a tenth
+    `start_step` is the first rung, in reports of the monitored score (epochs); without it a fifth
     of a trial's epochs. `min_trials` must have come to a rung before one is stopped there.
     """
 
@@ -41,7 +41,7 @@ class Assessor(NniAssessor):
         optimize_mode: str = "maximize",
         start_step: int | None = None,
         reduction_factor: float = 3,
-        min_trials: int = 3,
+        min_trials: int = 2,
     ) -> None:
         if optimize_mode not in ("maximize", "minimize"):
             raise ValueError(f"optimize_mode is {optimize_mode!r}; it is maximize or minimize")

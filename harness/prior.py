@@ -111,19 +111,16 @@ def _place(spec: Any, value: Any, clip: bool) -> float | None:
         return _choice(spec.values, value, clip and number)
     if not number or (spec.log_distributed and value <= 0):
         return None
+    low, high = (-math.inf, math.inf) if "normal" in spec.type else spec.values[:2]
     if spec.categorical:
-        value -= math.ceil(spec.values[0])
-        low, high = 0, spec.size - 1
-    else:
-        value = math.log(value) if spec.log_distributed else value
-        low, high = (-math.inf, math.inf) if spec.normal_distributed else (spec.low, spec.high)
+        low, high = math.ceil(low), math.ceil(low) + spec.size - 1
     if clip:
         value = min(max(value, low), high)
-        while spec.log_distributed and high < math.inf and math.exp(value) > spec.values[1]:
-            value = math.nextafter(value, low)  # the limit's own logarithm is rounded
-    if not low - 1e-9 <= value <= high + 1e-9:
+    if not low <= value <= high:
         return None
-    return round(value) if spec.categorical else value
+    if spec.categorical:
+        return round(value) - low
+    return math.log(value) if spec.log_distributed else value
 
 
 def _choice(values: Sequence[Any], value: Any, nearest: bool) -> int | None:

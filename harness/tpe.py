@@ -35,6 +35,7 @@ from harness.artifacts import write_json
 log = logging.getLogger("nni.ballot.tpe")  # into dispatcher.log
 
 FEW, MANY = 4, 10  # random trials before the model is asked
+DIGITS = 10  # of a number, that a trial is given
 SHARE = 0.2  # of the trials that shall be, which are random
 
 
@@ -100,7 +101,7 @@ class Tuner(TpeTuner):
                 self._first = prior.defaults_of(self._command, self.space)
                 mode = "max" if self.optimize_mode is OptimizeMode.Maximize else "min"
                 for point, state, score in prior.earlier_runs(self._earlier, self.space, mode):
-                    self._add(deformat_parameters(point, self.space), state, score)
+                    self._add(self._parameters(point), state, score)
             self._design = parzen.latin_hypercube(self.space, self.args.n_startup_jobs, self.rng)
 
     def generate_parameters(self, parameter_id: int, **_: Any) -> dict[str, Any]:
@@ -182,6 +183,9 @@ class Tuner(TpeTuner):
         sign = -1 if self.optimize_mode is OptimizeMode.Maximize else 1
         trial.state, trial.loss = state, sign * loss
 
+    def _parameters(self, point: dict[tuple, float]) -> dict[str, Any]:
+        return _rounded(deformat_parameters(point, self.space))
+
     def _point(self, parameters: dict[str, Any]) -> dict[tuple, float] | None:
         if self.space is None:
             return None
@@ -194,10 +198,10 @@ class Tuner(TpeTuner):
 
     def _choose(self) -> dict[str, Any]:
         for point in self._proposals():
-            parameters = deformat_parameters(point, self.space)
+            parameters = self._parameters(point)
             if _key(parameters) not in self._trials:
                 return parameters
-        return deformat_parameters(self.dedup(point), self.space)  # by grid, or NoMoreTrialError
+        return self._parameters(self.dedup(point))  # by grid, or NoMoreTrialError
 
     def _proposals(self) -> list[dict[tuple, float]]:
         known = [trial for trial in self._trials.values() if trial.point is not None]
@@ -223,6 +227,13 @@ class Tuner(TpeTuner):
         points = [known[number].point for *_, number in ranked]
         best = min(math.ceil(self.args.gamma * len(points)), self.args.linear_forgetting)
         return points[:best], points[best:], failed
+
+
+def _rounded(value: Any) -> Any:
+    """Write numbers as a person would: 0.01, not the exponential of its logarithm."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _key(parameters: dict[str, Any]) -> str:
