@@ -54,6 +54,7 @@ class Collector:
         self.source = source
         self.brought: list[str] = []  # runs of which something came home
         self._checkpoints, self._maximize = checkpoints, maximize
+        self._weighty: set[str] = set()  # runs whose weights came now
         self._over = False  # nothing runs any more: what has not ended was killed
         self._busy: dict[str, threading.Thread] = {}
         self._failed: dict[str, float] = {}  # when a machine last failed
@@ -82,9 +83,18 @@ class Collector:
             self.update(trials)
         for thread in list(self._busy.values()):
             thread.join()
+        self._drop_surpassed(trials)
         left = {link: [t for t in wanted if not self._looks_whole(t)]
                 for link, wanted in self._todo(trials).items()}  # fmt: skip
         return [self._missing(link, wanted) for link, wanted in left.items() if wanted]
+
+    def _drop_surpassed(self, trials: Sequence[TrialRecord]) -> None:
+        """Remove the weights that were among the best when they were brought, and are no longer."""
+        best = {self._run_of(trial) for trial in trials if trial.id in self._best(trials)}
+        for run in self._weighty - best:
+            for path in (self.source.outputs / run).rglob("best.pt"):
+                path.unlink()
+        self._weighty &= best
 
     def _missing(self, link: Link, wanted: Sequence[TrialRecord]) -> str:
         reasons = [self._why[run] for t in wanted if (run := self._run_of(t)) in self._why]
@@ -142,11 +152,14 @@ class Collector:
             self._bring_words(link, trial)
         if found is not None:
             try:
-                if bring_run(link, run, str(found["folder"]), self.source.outputs, checkpoint):
-                    self.brought.append(run)
+                came = bring_run(link, run, str(found["folder"]), self.source.outputs, checkpoint)
             except DamagedError as error:
                 self._why[run] = str(error)
                 return
+            if came:
+                self.brought.append(run)
+            if any(name.endswith("best.pt") for name in came):
+                self._weighty.add(run)
         self._why.pop(run, None)
         self._seen[run] = checkpoint
 
