@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dataset import AUGMENTATIONS, load_data
+from dataset import AUGMENTATIONS, DATASETS, load_data
 from harness import artifacts, engine, runtime
 from harness import probe as trying
 from harness.batches import Data, Fold
@@ -64,6 +64,11 @@ def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
         except UserError as error:
             raise UserError(f"{origin[key]}: {error}") from None
     AUGMENTATIONS.entry(config.augmentation)
+    if config.dataset != "auto":
+        try:
+            DATASETS.entry(config.dataset)
+        except UserError as error:
+            raise UserError(f"{origin['dataset']}: {error}") from None
     return config, origin
 
 

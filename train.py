@@ -38,7 +38,7 @@ from harness.config import (
     parse_command_line,
     read_config_files,
 )
-from harness.devices import choose_device
+from harness.devices import choose_device, on_several
 from harness.engine import Goal, TrainState
 from harness.errors import CannotWrite, TrialFailed, UserError, guard
 from harness.profile import Clock
@@ -112,6 +112,7 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
+    spread(config, trial, sys.argv[1:] if argv is None else argv)
     try:
         with runtime.stop_on_signals(group.size):
             return run_trial(config, origin, trial, group)
@@ -119,6 +120,17 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
         if trial.under_nni:  # which takes any other end for a failure
             runtime.die_of(stopped.signum)
         raise
+
+
+def spread(config: Config, trial: Trial, argv: list[str]) -> None:
+    """Become torchrun where several GPUs are named: each gets a process."""
+    command = on_several(config.device, torch.cuda.device_count(), [__file__, *argv])
+    if command is None:
+        return
+    if trial.under_nni:
+        raise UserError(f"device: {config.device!r} are several GPUs; a trial of a search has one")
+    os.environ["CUDA_VISIBLE_DEVICES"] = config.device
+    os.execv(command[0], command)
 
 
 def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:

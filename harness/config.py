@@ -144,7 +144,7 @@ class Config:
     metrics: Any = option(("acc",), "scores of an epoch, by name", "training")
     seed: int = option(42, "seed of the split, the weights and the order", "training", low=0, high=2**32 - 1)
     # On what
-    device: str = option("auto", "cpu, cuda, cuda:N, mps, or auto for the best there is", "machine")
+    device: str = option("auto", "cpu, cuda, cuda:N or N, mps, or auto for the best there is; 0,1 trains on two GPUs", "machine")
     trials_per_gpu: int = option(1, "trials of a search that share a GPU, where NNI does not assign them", "machine", low=1)
     amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
     profile: bool = option(False, "say where the second epoch went, and write a trace of the first one's steps", "machine")
@@ -268,6 +268,8 @@ def convert(key: str, value: Any, source: str) -> Any:
     except (TypeError, ValueError):
         raise UserError(f"{source}: {key} is {value!r}; it takes {_describe(kind)}") from None
     _check_limits(key, value, source)
+    if key == "device" and value.isdigit():  # as CUDA_VISIBLE_DEVICES and many scripts have it
+        return f"cuda:{value}"
     return value
 
 

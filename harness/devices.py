@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,22 @@ def choose_device(name: str, *, trials_per_gpu: int, among_trials: bool) -> Leas
 
     torch.cuda.set_device(lease.name)  # what names no device shall not touch the first GPU
     return lease
+
+
+def on_several(name: str, available: int, command: Sequence[str]) -> list[str] | None:
+    """Return the command that trains on all GPUs of a list such as `0,1`; None for one device.
+
+    `command` is this process's own; each GPU gets a process of torchrun's. Fewer GPUs than are
+    named (`available`) are a `UserError`.
+    """
+    gpus = name.split(",")
+    if len(gpus) == 1:
+        return None
+    if not all(gpu.isdigit() and int(gpu) < available for gpu in gpus):
+        raise UserError(f"device: {name!r} names {len(gpus)} GPUs; this machine has {available}, "
+                        "and auto takes what there is")  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc_per_node", str(len(gpus)), *command, "--device", "cuda"]
 
 
 def assigned_by_nni() -> bool:

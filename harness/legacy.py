@@ -24,10 +24,9 @@ TEMPLATES = {
 }
 PARTS = ("model", "data", "env", "environment")
 # Keys that only a project of three parts has, at the top of a file or of a part.
-MARKS = set(
-    "backbone head cls_head loss_cls num_class evaluation train val validation dummy train_freq "
-    "val_freq start_epoch distributed world_size dist_url dist_backend".split()
-)
+MARKS = {"backbone", "head", "cls_head", "loss_cls", "num_class", "evaluation", "train", "val",
+         "validation", "dummy", "train_freq", "val_freq", "start_epoch", "distributed",
+         "world_size", "dist_url", "dist_backend"}  # fmt: skip
 STAGES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -94,8 +93,12 @@ def notes(reading: Reading) -> tuple[str, ...]:
     wide = min(max((len(old) for old, _ in reading.told), default=0), 60)
     lines += [f"  {old:<{wide}} -> {new}" for old, new in reading.told]
     if reading.lost:
-        named = [f"{old} ({why})" if why else old for old, why in reading.lost.items()]
-        lines.append(f"warning: {reading.source}: without a counterpart: {', '.join(named)}")
+        why = {reason: [o for o, r in reading.lost.items() if r == reason]
+               for reason in sorted(set(reading.lost.values()))}  # fmt: skip
+        named = [
+            ", ".join(olds) + (f" ({reason})" if reason else "") for reason, olds in why.items()
+        ]
+        lines.append(f"warning: {reading.source}: without a counterpart: {'; '.join(named)}")
     return tuple(lines)
 
 
@@ -177,7 +180,9 @@ def _metrics(reading: Reading, path: tuple[str, ...], value: Any) -> None:
     else:
         ours = words.metrics(value)
         if stage and reading.kind == "parts":
-            ours = {**reading.values.pop("metrics", {}), stage: ours}
+            others = reading.values.setdefault("metrics", {})
+            others[stage] = ours
+            return reading.told.append((f"{old} = {value!r}", f"metrics.{stage} = {ours!r}"))
     reading.put("metrics", tuple(ours) if isinstance(ours, list) else ours, old, value)
 
 

@@ -86,6 +86,9 @@ def _settle_data(reading: Reading) -> None:
             reading.same(old, name, "nothing, dummy takes its place")
         old, name = reading.held["dummy"]
         reading.put("dataset", "dummy", old, name)
+        if "data_dir" in reading.values:
+            reading.same(reading.said["data_dir"], reading.values.pop("data_dir"),
+                         "nothing, dummy needs no folder")  # fmt: skip
     elif name is not None:
         ours = words.known(words.DATASETS, name, "dataloader", "datamodule", "dataset", "loader")
         reading.put("dataset", ours, old, name)
