@@ -26,7 +26,7 @@ SPARE = 200e6  # bytes of disk that the data leave to the trials, at least
 
 # Prints an interpreter that trials run on; a login shell's PATH may know more of them.
 FIND_PYTHON = r"""
-good='import sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'
+good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'
 login=$("${SHELL:-sh}" -lc 'printf "\nPATH:%s\n" "$PATH"' 2>/dev/null | sed -n 's/^PATH://p')
 for path in "$PATH" "$login"; do
     for name in python3 python3.13 python3.12 python3.11 python3.10; do
@@ -192,15 +192,17 @@ def _answer(
     link: Link, process: subprocess.Popen, hear: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Return what a program tells as its result; pass on what it says before."""
-    said = "the connection ended"
+    said, wrong = "the connection ended", ""
     for line in process.stdout:
         text = line.decode("utf-8", "replace").strip()
         if text.startswith("{"):
             answer = json.loads(text)
             if "error" in answer:
-                raise UserError(f"{link.name}: {answer['error']}")
+                what, *remedy = answer["error"].split("; ", 1)
+                raise UserError("; ".join([f"{link.name}: {what}{wrong}", *remedy]))
             return answer
         said = text or said
+        wrong = f" ({text.removeprefix('ERROR: ')})" if text.startswith("ERROR: ") else wrong
         if hear is not None and text:
             hear(text)
     raise UserError(f"{link.name}: {said}; the same command goes on where this ended")

@@ -26,11 +26,11 @@ def make_venv(venv: str, requirements: str) -> None:
     """Make a virtual environment, or bring it up to date; tell `changed`, or an `error`."""
     venv = os.path.expanduser(os.path.expandvars(venv))
     python, stamp = os.path.join(venv, "bin", "python"), os.path.join(venv, STAMP)
+    if os.path.isdir(venv) and not os.path.exists(os.path.join(venv, "pyvenv.cfg")):
+        return tell(error=venv + " is no virtual environment; name another as pythonPath")
     os.makedirs(os.path.dirname(venv), exist_ok=True)
     with open(venv + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # machines may share a home
-        if os.path.isdir(venv) and not os.path.exists(os.path.join(venv, "pyvenv.cfg")):
-            return tell(error=venv + " is no virtual environment; name another as pythonPath")
         digest = hashlib.sha256(requirements.encode()).hexdigest()
         if _is_up_to_date(python, stamp, digest):
             return tell(changed=False)
@@ -42,7 +42,7 @@ def make_venv(venv: str, requirements: str) -> None:
             file.write(requirements)
         if not run(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
                    "--progress-bar", "off", "--log", log, "-r", wanted):  # fmt: skip
-            return tell(error="pip failed; it says why in " + log)
+            return tell(error="pip failed; its log is there, in " + log)
         with open(stamp, "w") as file:
             file.write(digest)
         return tell(changed=True)

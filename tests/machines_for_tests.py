@@ -49,6 +49,7 @@ mkdir -p /home/{user}/.ssh
 cp /run/lab/authorized_keys /home/{user}/.ssh/
 chown -R {uid}:{uid} /home/{user}
 chmod 700 /home/{user} /home/{user}/.ssh
+echo 'PATH={pythons}:$PATH' >/home/{user}/.profile
 ip link set lo up
 echo ready
 while read -r _; do :; done  # until the test process ends; bash also reaps what others leave
@@ -108,7 +109,7 @@ class Box:
         shutil.copy(folder.parent / "authorized_keys", folder)
         shared = {sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[1])}
         setup = SETUP.format(name=name, folder=shlex.quote(str(folder)), user=USER, uid=UID,
-                             home_size=home_size, shared=shlex.join(sorted(shared)))  # fmt: skip
+                             home_size=home_size, pythons=Path(sys.base_prefix, "bin"), shared=shlex.join(sorted(shared)))  # fmt: skip
         self._process = subprocess.Popen(
             ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child",
              "--mount-proc", "--propagation", "private", "bash", "-c", setup],
