@@ -80,8 +80,16 @@ def follow(
             search.amend_note(spent=budget.spent(time.time()), reasons=results.reasons)
     if fleet is not None:
         print("bringing the results home ...", flush=True)
-        print("".join(f"{line}\n" for line in fleet.finish(read_trials(search.folder))), end="")
+        print("".join(f"{line}\n" for line in bring_home(search, fleet)), end="")
     return end
+
+
+def bring_home(search: Search, fleet: Fleet) -> list[str]:
+    """Bring the results home that are not; return what could not be, and how it can."""
+    try:
+        return fleet.finish(read_trials(search.folder))
+    except KeyboardInterrupt:
+        return [f"interrupted; bring the rest later: python collect.py {search.id}"]
 
 
 @contextlib.contextmanager
