@@ -125,7 +125,8 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
     if key is not None:
         path = Path(folder, Path(str(key)).expanduser())
         is_nnis = Path(NNI_KEY).expanduser() == path and not path.exists()
-        key = None if is_nnis or path.parts[-2:] == Path(NO_KEY).parts[-2:] else str(path)
+        is_none = path.parts[-2:] == Path(NO_KEY).parts[-2:]
+        key = None if is_nnis or is_none else str(path.absolute())
     return Machine(str(host), port, None if user is None else str(user), key,
                    None if python is None else str(python))  # fmt: skip
 

@@ -59,6 +59,7 @@ class Fleet {
         this.losing = false;
         this.stopping = false;
         this.moved = () => undefined;
+        this.write(); // what stands there is an earlier manager's
     }
 
     say(place, state, why = '') {
@@ -68,6 +69,11 @@ class Fleet {
         const since = place.state.state === state ? place.state.since : Date.now();
         place.state = { name: place.machine.name, state, since, why };
         warn(`${place.machine.name} is ${state}${why ? `: ${why}` : ''}`);
+        this.write();
+    }
+
+    /** Write down how the machines are, for search.py. */
+    write() {
         const file = path.join(option('experiments-directory'), option('experiment-id'),
             'machines.json');
         try {

@@ -15,7 +15,15 @@ from harness import facts
 from harness.collect import Collector, Source, ask
 from harness.errors import UserError
 from harness.experiment import REMOTE, TrialRecord, option_of
-from harness.machines import Link, Machine, has_terminal, machines_of, open_links, shell_word
+from harness.machines import (
+    NO_KEY,
+    Link,
+    Machine,
+    has_terminal,
+    machines_of,
+    open_links,
+    shell_word,
+)
 from harness.overview import MachineState, machine_states
 from harness.searches import Search
 
@@ -39,7 +47,7 @@ def prepare(config: Any, links: Sequence[Link]) -> None:
     for entry in config.training_service.machine_list:
         # NNI insists on a file, which ssh does not need where an agent or an alias has the key.
         if not entry.ssh_key_file or not Path(entry.ssh_key_file).expanduser().is_file():
-            entry.ssh_key_file = str(Path(facts.__file__))
+            entry.ssh_key_file = NO_KEY
     assert len(config.training_service.machine_list) == len(links)
 
 

@@ -69,7 +69,7 @@ def reach(
     told, _ = outline(read_content(path), path)
     if told.platform != "remote":
         return Reach()
-    options = [] if ssh_config is None else ["-F", str(Path(ssh_config).expanduser())]
+    options = [] if ssh_config is None else ["-F", str(Path(ssh_config).expanduser().absolute())]
     if options and not Path(options[1]).is_file():
         raise UserError(f"command line: ssh_config {ssh_config} is not there")
     try:
