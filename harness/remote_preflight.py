@@ -106,6 +106,10 @@ def examine(
     local = str(Path(told.code, Path(local).expanduser())) if local else ""
     needs = needs_of(told.command, config)
     problems, known = examine_machines(found.links, needs, local, guarded)
+    if needs.interpreter and "/" not in needs.interpreter and not guarded:
+        what = f"runs the {needs.interpreter} of each machine's PATH, whatever its pythonPath is"
+        remedy = 'name it, as in exec "$HOME/.ballot/venv/bin/python" train.py'
+        problems.append(Problem("trialCommand", what, remedy, fatal=False))
     lines = [summary(name, said) for name, said in known.items()]
     return [*found.problems, *problems], "\n".join(lines)
 
@@ -144,12 +148,6 @@ def trial_interpreter(command: str) -> str:
 def command_problems(told: Outline, config: Config, where: str) -> list[Problem]:
     """Return what is wrong with a trial command for other machines, without asking them."""
     found = []
-    interpreter = trial_interpreter(told.command)
-    if interpreter and "/" not in interpreter:
-        what = f"trialCommand runs the {interpreter} of each machine's PATH, whatever its " \
-               "pythonPath is"  # fmt: skip
-        remedy = 'name it, as in exec "$HOME/.ballot/venv/bin/python" train.py'
-        found.append(Problem(where, what, remedy, fatal=False))
     theirs, sent = needs_of(told.command, config).paths, None
     for key, file in (("data_dir", config.data_dir), ("init_from", config.init_from),
                       *(("plugins", file) for file in config.plugins)):  # fmt: skip
@@ -182,7 +180,9 @@ def examine_machines(
 
 def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Mapping[str, Any]]:
     nnis = link.machine.interpreter
-    trials = needs.interpreter or nnis
+    # Under the guard a bare python3 is that of pythonPath (harness/on_machine.py).
+    is_bare = guarded and "/" not in needs.interpreter
+    trials = nnis if is_bare else needs.interpreter or nnis
     problems: list[Problem] = []
     said: Mapping[str, Any] = {}
     try:
