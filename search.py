@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.errors import guard as guarded
 from harness.experiment import TrialRecord, read_trials
 from harness.follow import End, Plan, follow
+from harness.launch import manager_environment, resumed_plan
 from harness.machines import Link, has_terminal
 from harness.nni_config import seconds_of
 from harness.poll import VoteOptions
@@ -209,31 +210,19 @@ def limits_of(args: Any, command: str) -> dict[str, Any]:
     return {key: value for key, value in limits.items() if value}
 
 
-def threads_for(concurrency: int) -> dict[str, str]:
-    """Divide the cores among the trials: more threads than cores slow all of them down."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // concurrency))}
-
-
 def begin(plan: Plan, args: Any) -> Search:
     """Start a new search, and write down what it takes to go on with it."""
     folder = plan.outputs.parent
     if not os.access(next(f for f in (folder, *folder.parents) if f.exists()), os.W_OK):
         raise UserError(f"{folder}: cannot be written, where the results are to stand")
     print(f"starting NNI for {args.config} ...", flush=True)
-    search = experiment.start(plan.config, args.port, manager_environment(plan, args))
+    extra = manager_environment(plan, guarded=not args.no_guard, public=args.public)
+    search = experiment.start(plan.config, args.port, extra)
     search.write_note(config=str(Path(args.config).resolve()), folder=str(Path.cwd()),
                       vote_dir=str(Path(args.vote_dir or "ensemble").absolute()),
                       guarded=not args.no_guard, public=args.public,
                       **remote.note_of(plan.links))  # fmt: skip
     return search
-
-
-def manager_environment(plan: Plan, args: Any) -> dict[str, str]:
-    """Return what NNI's manager, and with it every trial, has in its environment."""
-    extra = {} if args.no_guard else experiment.environment(args.public)
-    return threads_for(plan.concurrency) | extra | remote.environment(plan.links, plan.concurrency)
 
 
 def named_search(wanted: str, config: str | None) -> Search:
@@ -281,7 +270,7 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
     print(f"resuming search {found.id}: {ended} trials have ended ...", flush=True)
     args.no_guard = args.no_guard or not note.get("guarded", True)
     args.public = args.public or note.get("public", False)
-    extra = manager_environment(plan, args)
+    extra = manager_environment(plan, guarded=not args.no_guard, public=args.public)
     return experiment.resume(found, args.port, extra), plan, budget
 
 
@@ -299,18 +288,6 @@ def replacing_those_that_never_ran(
         return {}
     search.write_note(**{**note, "replaced": crashed})
     return {"maxTrialNumber": limit + more}
-
-
-def resumed_plan(search: Search, params: dict[str, Any]) -> Plan:
-    """Return the plan of a search as NNI's database has it."""
-    limit = params.get("maxExperimentDuration")
-    command, away = params["trialCommand"], overview.is_elsewhere(params)
-    return Plan(None, command,
-                overview.outputs_of(command, params["trialCodeDirectory"], elsewhere=away),
-                params.get("maxTrialNumber"), seconds_of(limit, "NNI") if limit else None,
-                params["trialConcurrency"], overview.is_maximized(params),
-                away or bool(params.get("trialGpuNumber")),
-                remote.links_again(search, params) if away else ())  # fmt: skip
 
 
 def stop_searches(wanted: str) -> int:
