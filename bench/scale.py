@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # bench/report.py comes before report.py
 
 ROWS, MANY_ROWS = (1_000, 10_000, 100_000), (1_000, 10_000, 100_000, 1_000_000)
 IMAGES, MANY_IMAGES = (250, 1_000), (1_000, 4_000, 16_000)
