@@ -130,7 +130,11 @@ class Fleet:
         cls, search: Search, links: Sequence[Link], command: str, outputs: Path, maximize: bool
     ) -> Fleet | None:
         """Return the machines of a search; a search on this machine has none."""
-        return cls(search, links, command, outputs, maximize=maximize) if links else None
+        if not links:
+            return None
+        keep = search.note().get("keep_checkpoints")
+        return cls(search, links, command, outputs, maximize=maximize,
+                   checkpoints=1 if keep is None else keep)  # fmt: skip
 
     def news(self) -> list[str]:
         """Return what has become of machines since it was last asked."""
