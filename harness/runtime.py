@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 from harness.errors import TrialFailed, UserError
+
+log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=1)  # for a process that reads data or writes while the others wait
 GRACE = 5.0  # seconds that torchrun has to end this process once another one has gone
@@ -117,7 +120,20 @@ def pick_amp(mode: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if major >= 8 else torch.float16
     if mode == "fp16" and device.type == "cpu":
         raise UserError("amp: fp16 needs a GPU; choose bf16 or off")
+    if mode == "bf16" and device.type == "cpu" and not has_bfloat16():
+        log.warning("amp: this processor has no instructions for bfloat16; off is several times "
+                    "as fast")  # fmt: skip
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[mode]
+
+
+def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether the processor multiplies bfloat16 by itself; True where nobody says."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return True
+    flags = [line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Feat"))]
+    return not flags or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags[0]))
 
 
 def seed_everything(seed: int, *more: int) -> None:

@@ -42,12 +42,12 @@ class Still:
 
 
 class Hungry(nn.Module):
-    """A criterion that runs out of memory above a number of images, on one process alone."""
+    """A layer that runs out of memory above two images, on one process alone."""
 
-    def forward(self, logits, targets):
-        if len(logits) > 2 and os.environ["RANK"] == "1":
+    def forward(self, images):
+        if len(images) > 2 and os.environ["RANK"] == "1":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return nn.functional.cross_entropy(logits, targets)
+        return images
 
 
 def make_state(criterion, group, ema=0.0, **more):
@@ -92,8 +92,9 @@ def try_everything(rank, port, folder):
     with joined() as group:
         for case in CASES:
             found[case] = float(compare(case, group))
-        state = make_state(Hungry(), group)
-        train_one_epoch(state, batches((rank, SIZE)))
+        state = make_state(nn.CrossEntropyLoss(), group)
+        state.model.insert(0, Hungry())
+        train_one_epoch(state, batches((rank, SIZE), sizes=(8, 7)))
         found["parts"] = state.parts
         found["shared"] = group.share({"who": rank})
         try:
