@@ -65,6 +65,18 @@ def test_group_folds_are_as_even_as_scikit_learns():
     assert np.mean(ours) <= 1.3 * np.mean(theirs)
 
 
+def test_groups_are_dealt_out_as_scikit_learn_does():
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        parts, groups = int(rng.integers(2, 7)), rng.integers(0, 40, 400)
+        labels = rng.integers(0, 6, 400) if seed % 2 else groups % 5
+        pairs = split_folds(labels, groups, parts, seed, by_group=True)
+        units, of_row = np.unique(groups, return_inverse=True)
+        drawn = np.random.default_rng(seed).permutation(len(units))[of_row]
+        theirs = StratifiedGroupKFold(parts).split(labels, labels, drawn)
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(pairs, theirs))
+
+
 @pytest.mark.parametrize("by_group", [False, True])
 def test_folds_hold_every_row_out_once(by_group):
     labels, groups = labels_of(31, 17, 12), np.arange(60) // 2
