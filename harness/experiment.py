@@ -193,11 +193,17 @@ def read_trials(folder: Path) -> list[TrialRecord]:
             trial.machine = place.partition(":~")[0]
         _apply(trial, event, stamp / 1000)
     reported: dict[str, str] = {}
+    scores: dict[str, dict[int, float]] = {trial_id: {} for trial_id in trials}
     for trial_id, parameter_id, kind, sequence, data in metrics:
         if trial_id in trials:
             reported[trial_id] = str(parameter_id)
-            _add_score(trials[trial_id], kind, sequence, data)
+            score = _score(data)
+            if kind == "FINAL":
+                trials[trial_id].final = score
+            elif score is not None:  # one that runs again says again what it had said
+                scores[trial_id][sequence] = score
     for trial_id, trial in trials.items():
+        trial.scores = [score for _, score in sorted(scores[trial_id].items())]
         trial.parameters = _really_given(trial_id, given, reported)
     return sorted(trials.values(), key=lambda trial: (trial.sequence, trial.started or 0.0))
 
@@ -217,14 +223,6 @@ def _really_given(
         return own.get("parameters") or {}
     same = [each for each in given.values() if str(each.get("parameter_id")) == number]
     return (same[0] if len(same) == 1 else own).get("parameters") or {}
-
-
-def _add_score(trial: TrialRecord, kind: str, sequence: int, data: str) -> None:
-    score = _score(data)
-    if kind == "FINAL":
-        trial.final = score
-    elif score is not None:  # a trial that runs again says again what it had said
-        trial.scores[sequence : sequence + 1] = [score]
 
 
 def _apply(trial: TrialRecord, event: str, seconds: float) -> None:

@@ -95,8 +95,8 @@ def test_a_trial_that_runs_again_elsewhere_is_where_it_ran_last_and_its_scores_c
               (4000, "a", "SUCCEEDED", 0, None, there.format("gpu2")),
               (1000, "b", "RUNNING", 1, given(1, x=2), "/home/nni/x/trials/b")]  # fmt: skip
     database(tmp_path, events, [("a", "0", "PERIODICAL", score, epoch)
-                                for epoch, score in [(0, 0.1), (1, 0.2), (0, 0.1), (1, 0.2),
-                                                     (2, 0.3)]])  # fmt: skip
+                                for epoch, score in [(0, 0.1), (2, 0.3), (1, 0.2), (0, 0.1),
+                                                     (1, 0.2)]])  # fmt: skip
     a, b = experiment.read_trials(tmp_path)
     assert (a.machine, a.status, a.ended, a.scores) == ("gpu2", "SUCCEEDED", 4.0, [0.1, 0.2, 0.3])
     assert b.machine is None

@@ -173,7 +173,7 @@ def assert_collect_is_idempotent_and_names_what_is_missing(lab, project, search_
 
 
 def test_a_machine_that_dies_and_a_cable_that_is_cut_cost_no_trial(lab, project):
-    epochs, (one, other) = 30, lab.boxes
+    epochs, (one, other) = 20, lab.boxes
     configure(project, lab, epochs=epochs, trials=4)
     first = search(project, lab, "--config", "config.yml", "--no_probe")
     wait_for_epochs(project, 3)
