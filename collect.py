@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     if not overview.is_elsewhere(params):
         print(f"search {search.id} ran on this machine; its results are in {outputs}")
         return 0
-    links, maximize = remote.links_again(search, params), overview.is_maximized(params)
+    links, maximize = remote.links_again(search, params, quiet=True), overview.is_maximized(params)
     fleet = remote.Fleet(search, links, params["trialCommand"], outputs, maximize=maximize,
                          checkpoints=args.checkpoints)  # fmt: skip
     over, trials = search.manager() is None, read_trials(search.folder)

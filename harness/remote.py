@@ -88,7 +88,7 @@ def slots_of(gpus: Sequence[int], concurrency: int) -> list[int]:
     return slots
 
 
-def links_again(search: Search, params: Mapping[str, Any]) -> list[Link]:
+def links_again(search: Search, params: Mapping[str, Any], *, quiet: bool = False) -> list[Link]:
     """Return links to the machines of a search that was started earlier, open where that is so.
 
     There are none where NNI ran it as it ships.
@@ -99,7 +99,7 @@ def links_again(search: Search, params: Mapping[str, Any]) -> list[Link]:
     known = [Machine(**each) for each in note.get("machines", ())] or machines_of(params)
     links = [Link(machine, ssh_options=note.get("ssh_options", ())) for machine in known]
     for error in open_links(links, interactive=has_terminal()):
-        if error is not None:
+        if error is not None and not quiet:
             print(f"{error}; it is tried again while the search runs", flush=True)
     return links
 

@@ -164,7 +164,7 @@ def assert_collect_is_idempotent_and_names_what_is_missing(lab, project, search_
     collected = start(project, "collect.py", search_id)
     said = collected.communicate(timeout=60)[0]
     assert collected.returncode == 1 and f"1 trial of {lab.boxes[1].address} could not" in said
-    assert f"python collect.py {search_id}" in said and "Connection refused" in said
+    assert f"python collect.py {search_id}" in said and "refuses connections" in said
     lab.boxes[1].start_sshd()
     collected = start(project, "collect.py", search_id)
     said = collected.communicate(timeout=60)[0]
