@@ -33,12 +33,12 @@ def measure(full: bool) -> list[dict[str, Any]]:
     """Measure and return rows with the keys what, ours, other, ratio and spread.
 
     `ours` and `other` are medians in images/s, `ratio` is the median of the rounds' ratios and
-    `spread` their range. `full` takes more images and rounds, and trains a network too.
+    `spread` their range. `full` takes more images and rounds.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_images(root / "images", 1000 if full else 300)
-        return measure_reading(root, 7 if full else 3) + (measure_training(root) if full else [])
+        return measure_reading(root, 7 if full else 3) + measure_training(root, 7 if full else 3)
 
 
 def make_images(root: Path, count: int) -> None:
