@@ -1,6 +1,6 @@
 """Record learning curves: configurations drawn at random, each trained by train.py.
 
-    python bench/record_curves.py --dir DIR [--trials 120] [--first 0] [--number N]
+    python bench/record_curves.py --dir DIR [--trials 130] [--first 0] [--number N]
 
 Each trial is a real run in DIR (one that is there already is not run again, so that several of
 these can share the work), then all that have ended are gathered into bench/curves.csv, on which
@@ -73,7 +73,7 @@ def main() -> int:
     """Record what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--trials", type=int, default=120)
+    parser.add_argument("--trials", type=int, default=130)
     parser.add_argument("--first", type=int, default=0, help="trial to begin with")
     parser.add_argument("--number", type=int, help="as many from there on (default: all)")
     args = parser.parse_args()

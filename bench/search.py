@@ -10,14 +10,17 @@ bench/curves.csv, which are real runs of train.py.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import heapq
 import json
+import logging
 import math
 import random
+import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +31,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nni import NoMoreTrialError  # noqa: E402
+from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor  # noqa: E402
 from nni.algorithms.hpo.random_tuner import RandomTuner  # noqa: E402
 from nni.algorithms.hpo.tpe_tuner import TpeTuner  # noqa: E402
+from nni.assessor import AssessResult  # noqa: E402
 from nni.common.hpo_utils import format_parameters, format_search_space  # noqa: E402
 
 from harness import parzen  # noqa: E402 - the repository is no installed package
+from harness.halving import Assessor  # noqa: E402
 from harness.tpe import Tuner  # noqa: E402
 
 TABLE = ROOT / "bench" / "curves.csv"
+FIRST = 3  # of 15 epochs: what the assessor takes by itself, and the best Medianstop here
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Objective:
     space: dict[str, Any]
     score: Callable[[dict[str, Any]], float | None]
     best: float
+    fails: bool = False
 
 
 # ---------------------------------------------------------------------------------- objectives
@@ -179,7 +187,7 @@ def failing() -> Objective:
     tuner.update_search_space(space)
     drawn = [score(tuner.generate_parameters(i)) for i in range(20000)]
     assert abs(sum(s is None for s in drawn) / len(drawn) - 0.4) < 0.02
-    return Objective("40 % fail", space, score, max(s for s in drawn if s is not None) + 0.002)
+    return Objective("40 % fail", space, score, 1.0, fails=True)
 
 
 def hartmann() -> Objective:
@@ -302,3 +310,113 @@ def run(
 def regret(objective: Objective, scores: list[float | None]) -> float:
     """Return how far the best of the scores is from the best there is."""
     return objective.best - max((s for s in scores if s is not None), default=0.0)
+
+
+# ------------------------------------------------------------------------------------ stopping
+
+
+def stopped_search(assessor: Any, curves: list[list[float]], at_once: int) -> tuple[float, int]:
+    """Let trials run, an epoch of each in turn, and return the best score and the epochs run."""
+    waiting, running = list(enumerate(curves))[::-1], dict[int, int]()
+    best, epochs = 0.0, 0
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running[waiting.pop()[0]] = 0
+        for trial in list(running):
+            running[trial] += 1
+            seen = curves[trial][: running[trial]]
+            best, epochs = max(best, *seen), epochs + 1
+            good = assessor is None or assessor.assess_trial(str(trial), seen) is AssessResult.Good
+            if not good or len(seen) == len(curves[trial]):
+                del running[trial]
+                if assessor is not None:
+                    assessor.trial_end(str(trial), good)
+    return best, epochs
+
+
+def measure_stopping(trials: int, at_once: int, seeds: int) -> Iterator[dict[str, Any]]:
+    """Compare the epochs of a search with stopping and of the same one without."""
+    curves = [row["val_acc"] for row in read_curves() if row["val_acc"]]
+    rules = {"halving": lambda: Assessor("maximize", start_step=FIRST),
+             "Medianstop": lambda: MedianstopAssessor("maximize", start_step=FIRST)}  # fmt: skip
+    for name, build in rules.items():
+        pairs = []
+        for seed in range(seeds):
+            order = random.Random(seed).sample(curves, trials)
+            pairs.append((*stopped_search(build(), order, at_once),
+                          *stopped_search(None, order, at_once)))  # fmt: skip
+        ratios = [whole / short for _, short, _, whole in pairs]
+        lost = statistics.mean(full - found for found, _, full, _ in pairs)
+        same = sum(found == full for found, _, full, _ in pairs)
+        yield {"what": f"epochs, {name}, {trials} trials, {at_once} at once "
+                       f"(the same best in {same}/{seeds}, mean loss {lost:.4f})",
+               "ours": statistics.mean(short for _, short, _, _ in pairs),
+               "other": statistics.mean(whole for *_, whole in pairs),
+               "ratio": statistics.median(ratios),
+               "spread": (min(ratios), max(ratios))}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- the table
+
+
+def compare(what: str, ours: list[float], other: list[float]) -> dict[str, Any]:
+    """Return a row: means, their ratio, and the range of two standard errors of it (bootstrap)."""
+    draws = np.random.default_rng(0).integers(len(ours), size=(1000, len(ours)))
+    a, b = np.array(ours)[draws].mean(axis=1), np.array(other)[draws].mean(axis=1)
+    low, high = np.quantile(b / np.maximum(a, 1e-9), [0.025, 0.975])
+    mean, theirs = statistics.mean(ours), statistics.mean(other)
+    return {"what": what, "ours": mean, "other": theirs, "ratio": theirs / max(mean, 1e-9),
+            "spread": (float(low), float(high))}  # fmt: skip
+
+
+def measure_tuners(
+    objective: Objective, trials: list[int], at_once: int, seeds: int
+) -> Iterator[dict[str, Any]]:
+    """Compare our tuner with each other one, by regret, and by failures where trials fail."""
+    others = ["NNI's TPE", "NNI's Random", "Optuna's TPE"]
+    if objective.fails:
+        others.insert(1, "NNI's TPE, told a floor")
+    runs = {name: [run(name, objective, max(trials), at_once, seed) for seed in range(seeds)]
+            for name in others}  # fmt: skip
+    for number in trials:
+        mine = [run("ours", objective, number, at_once, seed) for seed in range(seeds)]
+        lost = [regret(objective, scores) for scores in mine]
+        for name in others:
+            where = f"{objective.name}, {number} trials, {at_once} at once, {name}"
+            theirs = [scores[:number] for scores in runs[name]]
+            yield compare(f"regret: {where}", lost, [regret(objective, s) for s in theirs])
+            if objective.fails:
+                failed = [[s.count(None) / number for s in of] for of in (mine, theirs)]
+                yield compare(f"failed: {where}", *failed)
+
+
+def measure(full: bool, seeds: int = 20) -> list[dict[str, Any]]:
+    """Measure everything; `ratio` above 1 says that ours is better."""
+    logging.getLogger("nni").setLevel(logging.CRITICAL)
+    builders = [recorded, mixed, failing, hartmann] if full else [failing]
+    rows = []
+    for build in builders:
+        for at_once in (1, 4):
+            trials, repeats = ([20, 50, 80], seeds) if full else ([20, 50], min(seeds, 10))
+            rows += measure_tuners(build(), trials, at_once, repeats)
+    for trials, at_once in ((12, 2), (20, 4), (50, 4)) if full else ((50, 4),):
+        rows += measure_stopping(trials, at_once, seeds)
+    return rows
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="what the claims are about")
+    parser.add_argument("--seeds", type=int, default=20)
+    args = parser.parse_args()
+    print(f"{'':<74} {'ours':>8} {'other':>8} {'ratio':>6}  95 %")
+    for row in measure(args.full, args.seeds):
+        low, high = row["spread"]
+        print(f"{row['what']:<74} {row['ours']:>8.4f} {row['other']:>8.4f} {row['ratio']:>6.2f}  "
+              f"{low:.2f}..{high:.2f}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
