@@ -4,6 +4,7 @@ It may import nothing but the standard library. `nni_remote.js` and `collect.py`
 that calls one of these functions and prints what it returns as JSON.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -70,24 +71,40 @@ def _last_line(text):
     return (errors or lines or ["without a word"])[0]
 
 
-def sweep(experiment, environment=None):
-    """Kill the keepers and trials of a search, or those of one environment; return how many."""
-    place = f"/nni-experiments/{experiment}/environments/" + (
-        f"{environment}/" if environment else ""
-    )
-    ended = set()
-    for _ in range(20):  # a trial that is being started escapes the first time
-        found = {pid for pid in _own_processes() if place in _traces(pid)}
-        if not found:
-            break
+def sweep(experiment, environment=None, patience=0.0):
+    """End the keepers and trials of a search, or those of one environment; return how many.
+
+    Trials are asked first, and have `patience` seconds to write what they have.
+    """
+    place = f"/nni-experiments/{experiment}/environments/"
+    place += f"{environment}/" if environment else ""
+    ended, deadline, asked = set(), time.monotonic() + patience, set()
+    while True:
+        found = {pid: traces for pid in _own_processes() if place in (traces := _traces(pid))}
+        trials = {pid for pid in found if "NNI_OUTPUT_DIR=" in found[pid]}
+        late = time.monotonic() >= deadline
         for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                found = found - {pid}
-        ended |= found
+            if late or pid not in trials:
+                _signal(pid, signal.SIGKILL)
+            elif pid not in asked and _parent(pid) not in trials:  # it ends its own children
+                _signal(pid, signal.SIGTERM)
+                asked.add(pid)
+        ended |= set(found)
+        if not found or time.monotonic() > deadline + 2:
+            return len(ended)
         time.sleep(0.1)
-    return len(ended)
+
+
+def _signal(pid, number):
+    with contextlib.suppress(OSError):  # it has ended
+        os.kill(pid, number)
+
+
+def _parent(pid):
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _own_processes():

@@ -25,7 +25,7 @@ from harness.machines import (
     shell_word,
 )
 from harness.overview import MachineState, machine_states
-from harness.searches import Search
+from harness.searches import WRITE_S, Search
 
 # On the machines, beside what NNI keeps of the search, so that both go with one folder.
 OUT_DIR = '"$HOME/nni-experiments/$NNI_EXP_ID/outputs"'
@@ -176,12 +176,15 @@ def said_of(state: MachineState) -> str:
 
 
 def sweep(links: Iterable[Link], search_id: str) -> None:
-    """End what a search left on machines; one that does not answer ends it when it is next used."""
+    """End what a search left on machines, as its manager would have done.
+
+    A machine that does not answer does so when it is used again.
+    """
 
     def one(link: Link) -> None:
         with suppress(UserError, OSError):
             link.open()
-            ask(link, "sweep", search_id)
+            ask(link, "sweep", search_id, None, WRITE_S)
 
     links = list(links)
     with ThreadPoolExecutor(max(1, len(links))) as pool:

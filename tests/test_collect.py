@@ -7,10 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from searches_for_tests import wait_for
 
 from harness import collect, on_machine, overview, remote
 from harness.collect import Collector, Source
@@ -249,6 +251,28 @@ def test_a_sweep_ends_the_trials_of_its_search_and_of_no_other():
         for process in (mine, elsewhere, others):
             process.kill()
             process.wait()
+
+
+def test_a_sweep_lets_a_trial_write_what_it_has(tmp_path):
+    code = ("import pathlib, signal, sys, time\n"
+            "def end(*_):\n"
+            "    time.sleep(0.5)\n"
+            f"    pathlib.Path({str(tmp_path / 'written')!r}).touch()\n"
+            "    sys.exit(3)\n"
+            "signal.signal(signal.SIGTERM, end)\n"
+            f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+            "time.sleep(60)\n")  # fmt: skip
+    names = {**os.environ, "NNI_OUTPUT_DIR": "/h/nni-experiments/gently/environments/e/trials/t"}
+    trial = subprocess.Popen([sys.executable, "-c", code], env=names)
+    try:
+        wait_for((tmp_path / "ready").exists, "the trial", 20)
+        reaper = threading.Thread(target=trial.wait)
+        reaper.start()
+        assert on_machine.sweep("gently", None, 10.0) == 1
+        reaper.join(5)
+        assert trial.returncode == 3 and (tmp_path / "written").exists()
+    finally:
+        trial.kill()
 
 
 def test_the_addresses_that_a_process_listens_on_are_seen():
