@@ -265,7 +265,7 @@ def preload(script: Path, without: list[str]) -> str | None:
         raise RuntimeError(f"the imports of {script.name} {why}")
     for name in LATER if "torch" in sys.modules else ():
         if name not in without:
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(Exception):  # whatever an import may raise
                 importlib.import_module(name)
         if unsafe():
             return name

@@ -296,7 +296,9 @@ def end_processes(search_id: str, folder: Path, patience: float) -> int:
         inside = {process.pid for process in trials}
         for process in trials:
             with contextlib.suppress(psutil.Error):
-                if process.ppid() not in inside:  # a trial ends its own loaders of data
+                parent = process.parent()
+                forked = parent is not None and "harness.preloader" in parent.cmdline()
+                if not (forked or process.ppid() in inside):  # a trial ends its own loaders
                     process.terminate()
         psutil.wait_procs(trials, timeout=patience)
     for process in belonging(search_id, folder):
