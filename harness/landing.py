@@ -72,9 +72,9 @@ def receive(folder: str) -> None:
     for line in iter(source.readline, b""):
         name, size = json.loads(line.decode())
         path = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         part = os.path.join(os.path.dirname(path), ".ballot-%d" % os.getpid())
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(part, "wb") as file:
                 while size:
                     piece = source.read(min(size, 1 << 20))

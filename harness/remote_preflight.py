@@ -157,7 +157,7 @@ def command_problems(told: Outline, config: Config, where: str) -> list[Problem]
         top = Path(file).parts[0]
         if not (told.code / file).exists():
             found.append(Problem(where, f"{key}: {file} is not there, seen from {told.code}"))
-        elif not {top, f"{top}/"} & set(sent):
+        elif sent and not {top, f"{top}/"} & set(sent):
             what = f"{key}: {file} is not sent to the machines, because .nniignore names it"
             remedy = f"give its place there, as in --{key} $HOME/{Path(file).name}"
             found.append(Problem(where, what, remedy))
