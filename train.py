@@ -148,6 +148,8 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     """Data, model, epochs, answers: the story of one trial."""
     lease = choose_device(config.device, trials_per_gpu=config.trials_per_gpu,
                           among_trials=trial.under_nni and group.size == 1)  # fmt: skip
+    if config.deterministic:
+        runtime.be_deterministic()
     device = runtime.pick_device(lease.name, group)
     amp = runtime.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
@@ -236,6 +238,10 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
         outcome.reason = learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
+    except RuntimeError as error:
+        if not runtime.lacks_determinism(error):
+            raise
+        outcome = Outcome("failed", reason=f"deterministic: {str(error).split('.')[0]}")
     except CannotWrite as error:
         if job.group.size > 1:  # the others do not know of it
             raise
