@@ -116,7 +116,6 @@ def build_state(
     with engine.memory_failures("the model does not fit into memory"):
         model = arrange(model.to(device), config.channels_last)
         criterion = criterion.to(device)
-        group.same_weights(model)
         ema = engine.make_ema(model, config.ema)
     optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
                                  weight_decay=config.weight_decay, args=config.optimizer_args,

@@ -181,7 +181,11 @@ def make_state(config: Config, data: Data, fold: Fold, device: torch.device,
                amp: torch.dtype | None, group: Group) -> TrainState:  # fmt: skip
     """Make what learns; where it does not fit on one device, it fails on all."""
     with group.together():
-        return build_state(config, data, fold, device, amp, group)
+        state = build_state(config, data, fold, device, amp, group)
+    group.same_weights(state.model)
+    if state.ema is not None:
+        group.same_weights(state.ema)
+    return state
 
 
 def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
