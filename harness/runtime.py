@@ -136,6 +136,21 @@ def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not flags or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags[0]))
 
 
+def be_deterministic() -> None:
+    """Take no algorithm that may give other bits another time; on a CPU all of ours are such.
+
+    An operation that has none then raises, see `lacks_determinism`.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def lacks_determinism(error: RuntimeError) -> bool:
+    """Tell whether an operation was refused because it has no deterministic algorithm."""
+    return "does not have a deterministic implementation" in str(error)
+
+
 def seed_everything(seed: int, *more: int) -> None:
     """Seed Python, NumPy and PyTorch from `seed` and, say, the epoch.
 
@@ -207,7 +222,9 @@ class Group:
         if self.size > 1:
             with self._unbroken():
                 for tensor in [*model.parameters(), *model.buffers()]:
-                    dist.broadcast(tensor.data, src=0)
+                    held = tensor.detach().contiguous()  # in whatever order its memory is
+                    dist.broadcast(held, src=0)
+                    tensor.data.copy_(held)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
