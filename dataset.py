@@ -85,7 +85,7 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
         "split_column": config.split_column,
         "download": config.download,
         "image_size": config.image_size or input_size or 224,
-        "seed": config.seed,
+        "seed": config.seed if config.split_seed is None else config.split_seed,
     }
     takes = inspect.signature(DATASETS.entry(name).build).parameters
     given = {key: value for key, value in offered.items() if key in takes}

@@ -6,8 +6,9 @@ import argparse
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from harness.config import Parser
 from harness.errors import UserError, guard
@@ -24,7 +25,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     methods, metrics = "|".join(METHODS), "|".join(METRICS)
     # fmt: off
-    add("csv", nargs="+", metavar="CSV", help="test predictions of runs: id, one column a class")
+    add("csv", nargs="*", metavar="CSV", help="test predictions of runs: id, one column a class")
     add("--out_dir", default="ensemble", metavar="DIR",
         help="folder of soft.csv, submission.csv and ensemble.json (default: ensemble)")
     add("--method", default="mean", metavar=methods,
@@ -49,6 +50,12 @@ def build_parser() -> Parser:
         help="also average the weights of runs of one start, and let the mean vote where it gains")
     add("--data_dir", metavar="DIR",
         help="--soup: the runs' data, where they are not as they were")
+    add("--finalize", type=int, metavar="N",
+        help="train a search's N best configurations again on folds, and vote with these alone")
+    add("--folds", type=int, default=5, metavar="K", help="--finalize: folds (default: 5)")
+    add("--search", metavar="ID",
+        help="--finalize: the search (default: that of the CSVs, or the newest of this folder)")
+    add("--port", type=int, default=8080, help="--finalize: first port to try for NNI")
     # fmt: on
     return parser
 
@@ -84,11 +91,46 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     return sorted(map(str, out.glob("soup-*.csv")))
 
 
+def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
+    """Train the best configurations on all folds, as far as that is not done, and let them vote."""
+    from harness import finalize  # what a search takes, a vote of files does not
+
+    check_options(options)
+    count, folds = asked["finalize"], asked["folds"]
+    if count < 1 or folds < 2:
+        raise UserError(f"--finalize: {count} configurations on {folds} folds; at least 1 on 2")
+    if asked["soup"] or options.weights is not None:
+        raise UserError("--finalize: does not go with --soup or --weights")
+    files = find_files(asked["csv"])[0] if asked["csv"] else []
+    search, among = finalize.choose_search(asked["search"], files)
+    with search.watched():
+        standings, interrupted = finalize.finalize(search, count, folds, among=among,
+                                                   port=asked["port"])  # fmt: skip
+    if interrupted:
+        print("the same command goes on from here")
+        return 130
+    if not standings:
+        raise UserError(f"--finalize: no fold of search {search.id} came to its end; "
+                        f"python search.py --status {search.id} says why")  # fmt: skip
+    print("\n".join(finalize.table(standings, folds)) + "\n")
+    ballots = [file for standing in standings for file in standing.ballots]
+    report = run_vote(ballots, replace(options, group_folds=True))
+    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
+    lost = count * folds - len(ballots)
+    if lost:
+        print(f"{lost} of {count * folds} folds are missing; the same command tries them again")
+    return 1 if lost else 0
+
+
 @guard
 def main(argv: list[str] | None = None) -> int:
     """Vote, and print who voted, with what weight, and what it gained."""
     asked = vars(build_parser().parse_args(argv))
     options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
+    if asked["finalize"] is not None:
+        return vote_of_finalists(asked, options)
+    if not asked["csv"]:
+        raise UserError("command line: the following arguments are required: CSV")
     soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []
     report = run_vote([*asked["csv"], *soups], options)
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))

@@ -22,6 +22,7 @@ from harness.config import Parser
 from harness.errors import UserError
 from harness.errors import guard as guarded
 from harness.experiment import TrialRecord, read_trials
+from harness.finalize import is_final
 from harness.follow import End, Plan, follow
 from harness.launch import manager_environment, resumed_plan
 from harness.machines import Link, has_terminal
@@ -277,12 +278,14 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
 def replacing_those_that_never_ran(
     search: Search, trials: list[TrialRecord], params: dict[str, Any]
 ) -> dict[str, Any]:
-    """Raise the number of trials by those that crashed at their start, which NNI counts.
+    """Raise the number of trials by those that NNI counts and that were none of the search.
 
-    What was the matter with them has been mended, or the search would not be resumed.
+    Some crashed at their start, whose matter has been mended, or it would not be resumed; others
+    are those of ensemble.py --finalize.
     """
     note, limit = search.note(), params.get("maxTrialNumber")
-    crashed = sum(trial.status == "FAILED" and not trial.scores for trial in trials)
+    crashed = sum((trial.status == "FAILED" and not trial.scores) or is_final(trial)
+                  for trial in trials)  # fmt: skip
     more = crashed - note.get("replaced", 0)
     if limit is None or more <= 0:
         return {}
@@ -342,14 +345,16 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
     if len(failed) > 10:
         print(f"and {len(failed) - 10} more failed")
     print(f"a row for each of {len(rows)} trials: {results.path}")
-    ballots = sorted(plan.outputs.glob(f"{search.id}-*.csv"))
+    own = [trial for trial in trials if not is_final(trial)]  # the others saw other rows
+    ballots = [results.folder_of(trial).with_suffix(".csv") for trial in own]
+    ballots = sorted(ballot for ballot in ballots if ballot.is_file())
     if not ballots:
         print(f"no trial of {search.id} left a ballot; the trials' own words are in "
               f"{search.folder / 'environments'}", file=sys.stderr)  # fmt: skip
         return 1
     report = vote(ballots, vote_dir)
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
-    if best := results.best(trials):
+    if best := results.best(own):
         names, values = searched_values(best), results.values_of(best)
         typed = experiment.typed_command(
             plan.command, {key: values.get(key, value) for key, value in names.items()}

@@ -143,9 +143,11 @@ class Config:
     monitor: str = option("val_acc", "score that is reported, kept and searched for; 'min val_loss' to minimise one", "training")
     metrics: Any = option(("acc",), "scores of an epoch, by name", "training")
     seed: int = option(42, "seed of the split, the weights and the order", "training", low=0, high=2**32 - 1)
+    split_seed: int | None = option(None, "seed of the split alone; none takes seed", "training", low=0, high=2**32 - 1)
     # On what
     device: str = option("auto", "cpu, cuda, cuda:N or N, mps, or auto for the best there is; 0,1 trains on two GPUs", "machine")
     trials_per_gpu: int = option(1, "trials of a search that share a GPU, where NNI does not assign them", "machine", low=1)
+    deterministic: bool = option(False, "take only algorithms that give the same bits each time; slower on GPUs", "machine")
     amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
     profile: bool = option(False, "say where the second epoch went, and write a trace of the first one's steps", "machine")
     # What stays

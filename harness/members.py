@@ -15,7 +15,7 @@ from harness.ballots import few, natural, read_header, short
 from harness.errors import UserError, suggest
 
 # What may differ between the folds and seeds of one configuration.
-OWN_TO_A_RUN = ("seed", "fold", "run_name", "out_dir", "resume", "device", "workers", "tensorboard")
+OWN_TO_A_RUN = ("seed", "split_seed", "fold", "run_name", "out_dir", "resume", "device", "workers", "tensorboard")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
  *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
+ *   posted    with BALLOT_TRIALS=n the manager runs trials that are posted to it, n in all, and asks
+ *             the tuner for none; of those that were interrupted it resumes the ids in BALLOT_AGAIN
  *
  * A part whose target is not found, as in another version of NNI, leaves NNI as it is.
  */
@@ -25,7 +27,14 @@ const PAUSE_MS = 1000; // NNI first has to let go of the devices of the trial th
 const PATIENCE_MS = 20000;
 const TUNER_MS = 60000;
 const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
+const POSTED = Number(process.env.BALLOT_TRIALS ?? 0);
+const AGAIN = (process.env.BALLOT_AGAIN ?? '').split(',');
 const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP']; // a person ended it, and means it
+
+/** Whether a trial that was interrupted is to go on when its search is resumed. */
+function isWanted(job) {
+    return POSTED === 0 || AGAIN.includes(job.trialJobId);
+}
 
 function warn(message) {
     console.error(`[ballot trials] ${message}`); // nnictl_stderr.log, where search.py reads it
@@ -150,10 +159,33 @@ function mendManager(exports) {
         await this.stopExperimentBottomHalf();
     };
     proto.addRecoveredTrialJob = function (jobs) {
-        const recovered = addRecoveredTrialJob.call(this, jobs);
+        const recovered = addRecoveredTrialJob.call(this, jobs.filter(isWanted));
         const numbers = jobs.map(job => job.sequenceId ?? -1);
         this.experimentProfile.nextSequenceId = Math.max(-1, ...numbers) + 1;
         return recovered;
+    };
+    if (POSTED > 0) {
+        attempt('posted', () => runPostedTrialsAlone(proto));
+    }
+}
+
+/** Run posted trials alone: the tuner learns nothing of them, and limits of the search are past. */
+function runPostedTrialsAlone(proto) {
+    need(proto, 'setupTuner', 'requestTrialJobs');
+    const { setupTuner } = proto;
+    Object.defineProperty(proto, 'maxTrialNum', { get: () => POSTED });
+    Object.defineProperty(proto, 'maxDuration', { get: () => Infinity });
+    proto.requestTrialJobs = () => undefined;
+    proto.setupTuner = async function (...args) {
+        await setupTuner.apply(this, args);
+        const tuner = this.dispatcher;
+        this.dispatcher = {
+            init: () => tuner.init(),
+            onCommand: listener => tuner.onCommand(listener),
+            onError: listener => tuner.onError(listener),
+            sendCommand: (type, content) => ['IN', 'TE'].includes(type)
+                && tuner.sendCommand(type, content), // initialise, terminate
+        };
     };
 }
 

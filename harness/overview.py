@@ -141,7 +141,7 @@ def status_lines(search: Search) -> list[str]:
     for trial, row in zip(trials, results.rows):
         score = "-" if row["score"] is None else format(row["score"], ".4f")
         seconds = "-" if row["seconds"] is None else clock(row["seconds"])
-        values = " ".join(f"{key}={_short(value)}" for key, value in searched_values(trial).items())
+        values = " ".join(f"{k}={short_value(v)}" for k, v in searched_values(trial).items())
         reason = f"  ({row['reason']})" if row["reason"] else ""
         lines.append(f"{trial.sequence:>4}  {trial.id}  {row['status']:<8}{score:>8}  "
                      f"{row['epochs']:>4} epochs  {seconds:>7}  {values}{reason}")  # fmt: skip
@@ -192,5 +192,6 @@ def machine_states(folder: Path) -> list[MachineState]:
         return []
 
 
-def _short(value: Any) -> str:
+def short_value(value: Any) -> str:
+    """Write a value in few digits."""
     return format(value, ".3g") if isinstance(value, float) else str(value)

@@ -221,10 +221,11 @@ def make_split(
     labels = table.labels[pool]
     groups = natural_groups(len(pool), *keep_whole(table, pool, digests))
     by_group = table.groups is not None
+    seed = config.seed if config.split_seed is None else config.split_seed
     if config.folds > 1:
-        pairs = split_folds(labels, groups, config.folds, config.seed, by_group=by_group)
+        pairs = split_folds(labels, groups, config.folds, seed, by_group=by_group)
     else:
-        pairs = [split_single(labels, groups, config.val_ratio, config.seed, by_group=by_group)]
+        pairs = [split_single(labels, groups, config.val_ratio, seed, by_group=by_group)]
     for train, val in pairs:
         if not len(train) or not len(val):
             raise UserError(f"{table.name}: {len(pool)} rows are too few to hold some out; "

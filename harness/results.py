@@ -36,7 +36,7 @@ class Results:
         self.outputs = outputs
         self.path = outputs.parent / "results.csv"
         self.rows: list[Row] = []
-        self._maximize = maximize
+        self.maximize = maximize
         self._words = words  # the last words of a trial that left nothing else
         self._seen: dict[Path, tuple[int, dict[str, Any]]] = {}
         self._written: list[Row] | None = None
@@ -82,7 +82,7 @@ class Results:
         ]  # fmt: skip
         if not scored:
             return None
-        return (max if self._maximize else min)(scored, key=lambda pair: pair[0])[1]
+        return (max if self.maximize else min)(scored, key=lambda pair: pair[0])[1]
 
     def _json(self, path: Path) -> dict[str, Any]:
         """Read a file that is replaced as a whole; again only where it is another one."""
@@ -104,7 +104,7 @@ class Results:
         score = result.get("score")
         if score is None and status != "failed":  # NNI has the floor that a failed one reported
             reported = [trial.final] if trial.final is not None else trial.scores
-            score = (max if self._maximize else min)(reported, default=None)
+            score = (max if self.maximize else min)(reported, default=None)
         seconds = result.get("seconds")
         if seconds is None and trial.ended and trial.resumed:
             seconds = round(trial.ended - trial.resumed, 3)

@@ -1,0 +1,277 @@
+"""The best configurations of a search once more: on every fold, each with a seed of its own.
+
+What is trained are further trials of the same search, on its machines and with its command; its
+tuner is not asked, and learns nothing of them. Whatever is there already is not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import math
+import statistics
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import experiment, searches
+from harness.budget import Budget, usual_seconds
+from harness.errors import UserError
+from harness.experiment import TrialRecord, read_trials
+from harness.follow import End, Plan, follow
+from harness.launch import manager_environment, resumed_plan
+from harness.members import read_json
+from harness.overview import clock, short_value
+from harness.results import Results, searched_values
+from harness.searches import Search
+from harness.watch import Trouble
+
+MARKS = {"fold", "folds", "split_seed"}  # no tuner gives all of them
+READY_S = 120.0  # for NNI and its tuner to be there
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A configuration that is to be trained on every fold; `score` is the search's own."""
+
+    name: str
+    score: float
+    parameters: dict[str, Any]  # as the tuner gave them
+    words: str  # the same for people
+    seed: int
+    split_seed: int
+
+    def on_fold(self, fold: int, folds: int) -> dict[str, Any]:
+        """Return the parameters of a trial: the same split for all folds, another seed for each."""
+        return {**self.parameters, "fold": fold, "folds": folds, "split_seed": self.split_seed,
+                "seed": (self.seed + 1 + fold) % 2**32}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A finalist's folds: their ballots and scores; `tied` with the best within its error."""
+
+    finalist: Finalist
+    ballots: list[Path]
+    scores: list[float]
+    tied: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean score of the folds."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the folds, nan of a single one."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
+
+
+def is_final(trial: TrialRecord) -> bool:
+    """Whether it was started here, and not by the search's tuner."""
+    return trial.parameters.keys() >= MARKS
+
+
+def choose_search(wanted: str | None, files: Sequence[Path]) -> tuple[Search, set[str] | None]:
+    """Return the search of an id, of the CSVs that are given, or the newest of this folder.
+
+    Beside it the names of the runs among which to choose; None stands for all.
+    """
+    if not files:
+        return searches.find_search(wanted) if wanted else searches.newest_search(None), None
+    told = {file: read_json(file.with_suffix("") / "result.json").get("experiment")
+            for file in files}  # fmt: skip
+    known = {search for search in told.values() if search and search == (wanted or search)}
+    if len(known) != 1:
+        what = f"are of {len(known)} searches" if known else "are of no search"
+        raise UserError(f"--finalize: the files {what}; name one with --search")
+    search = known.pop()
+    return searches.find_search(search), {f.stem for f, of in told.items() if of == search}
+
+
+def choose(
+    results: Results, trials: Sequence[TrialRecord], count: int, among: Collection[str] | None
+) -> list[Finalist]:
+    """Return the best configurations by validation score, equal ones once."""
+    found: dict[str, Finalist] = {}
+    for trial, row in zip(trials, results.rows):
+        folder = results.folder_of(trial)
+        whole = _ballot(folder).is_file() and (folder / "val.csv").is_file()
+        asked = among is None or folder.name in among
+        ended = row["status"] in ("done", "stopped") and row["score"] is not None
+        if not (whole and asked and ended) or is_final(trial):
+            continue
+        values = results.values_of(trial)
+        seed = values.get("seed") or 0
+        split = values.get("split_seed")
+        words = " ".join(f"{k}={short_value(v)}" for k, v in searched_values(trial).items())
+        this = Finalist(folder.name, row["score"], dict(trial.parameters), words, seed,
+                        seed if split is None else split)  # fmt: skip
+        key = json.dumps({k: v for k, v in trial.parameters.items() if k != "seed"}, sort_keys=True)
+        if key not in found or (this.score > found[key].score) == results.maximize:
+            found[key] = this
+    ranked = sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
+    if len(ranked) < count:
+        raise UserError(f"--finalize: search {results.search_id} has {len(ranked)} configurations "
+                        f"with a score and a whole CSV, not {count}")  # fmt: skip
+    return ranked[:count]
+
+
+@dataclass
+class Work:
+    """What is to be done: parameters that no trial has had, and trials that are to go on."""
+
+    missing: list[dict[str, Any]]
+    again: list[str]
+
+
+def find_work(
+    results: Results, trials: Sequence[TrialRecord], wanted: Sequence[Mapping[str, Any]]
+) -> Work:
+    """Compare what is wanted with the trials that there are; one that failed is tried anew."""
+    work = Work([], [])
+    for parameters in wanted:
+        same = [trial for trial in trials if trial.parameters == parameters]
+        if any(_has_voted(results, trial) for trial in same):
+            continue
+        halted = [trial.id for trial in same if not trial.has_ended]
+        if halted:
+            work.again.append(halted[0])
+        else:
+            work.missing.append(dict(parameters))
+    return work
+
+
+def _has_voted(results: Results, trial: TrialRecord) -> bool:
+    return (
+        _ballot(results.folder_of(trial)).is_file()
+        and results.result_of(trial).get("status") == "done"
+    )
+
+
+def _ballot(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.csv")
+
+
+def finalize(
+    search: Search, count: int, folds: int, *, among: Collection[str] | None, port: int
+) -> tuple[list[Standing], bool]:
+    """Train the `count` best configurations on `folds` folds, as far as that is not done.
+
+    Returns how they stand, and whether it was interrupted.
+    """
+    if search.manager() is not None:
+        raise UserError(f"search {search.id}: still runs; wait for its end, or end it with "
+                        f"search.py --stop {search.id}")  # fmt: skip
+    params, _ = search.profile()
+    plan = resumed_plan(search, params)
+    results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
+    results.reasons.update(search.note().get("reasons", {}))
+    trials = read_trials(search.folder)
+    results.read(trials, over=True)
+    finalists = choose(results, trials, count, among)
+    wanted = [each.on_fold(k, folds) for each in finalists for k in range(folds)]
+    work = find_work(results, trials, wanted)
+    end = End()
+    if work.missing or work.again:
+        print(plan_line(search, plan, trials, work, len(wanted)), flush=True)
+        end = train(search, plan, results, trials, work, port)
+        trials = read_trials(search.folder)
+        results.update(trials, over=True)
+        if end.trouble is not None:
+            raise UserError(trouble_line(search, end.trouble))
+    return rank(results, trials, finalists, folds), end.interrupted
+
+
+def trouble_line(search: Search, trouble: Trouble) -> str:
+    """Say why it cannot go on, with the last words of what failed."""
+    said = search.last_words(trouble.trials[-1].id) if trouble.trials else search.tuner_words()
+    return (f"search {search.id}: {trouble.what}{f' ({said})' if said else ''}; mend it, and the "
+            "same command goes on from here")  # fmt: skip
+
+
+def plan_line(
+    search: Search, plan: Plan, trials: Sequence[TrialRecord], work: Work, wanted: int
+) -> str:
+    """Say how many trials there are to run, and about how long that takes."""
+    number = len(work.missing) + len(work.again)
+    usual, rounds = usual_seconds(trials), math.ceil(number / plan.concurrency)
+    time_needed = f", about {clock(usual * rounds)}" if usual else ""
+    there = f"; {wanted - number} of {wanted} are there" if wanted > number else ""
+    return f"search {search.id}: {number} more trials{time_needed}{there}"
+
+
+def train(
+    search: Search, plan: Plan, results: Results, trials: Sequence[TrialRecord], work: Work,
+    port: int,
+) -> End:  # fmt: skip
+    """Run the trials under a manager that asks no tuner (harness/nni_trials.js)."""
+    search.stop()  # what a dead manager left
+    most, public = len(trials) + len(work.missing), search.note().get("public", False)
+    extra = manager_environment(plan, guarded=True, public=public)
+    extra |= {"BALLOT_TRIALS": str(most), "BALLOT_AGAIN": ",".join(work.again)}
+    running = experiment.resume(search, port, extra)
+    try:
+        post(running, work.missing)
+    except BaseException:
+        running.stop()
+        raise
+    budget = Budget(None, time.time())  # that of the search is past, and does not count here
+    plan = dataclasses.replace(plan, max_trials=most)
+    return follow(running, plan, results, budget, guarded=True, public=public)
+
+
+def post(search: Search, parameters: Sequence[Mapping[str, Any]]) -> None:
+    """Hand trials to a manager as soon as it takes them."""
+    deadline = time.monotonic() + READY_S
+    while (answer := search.status())[0] in ("INITIALIZED", "SILENT"):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if answer[0] not in ("RUNNING", "NO_MORE_TRIAL"):
+        raise UserError(f"NNI: its manager takes no trials ({'; '.join(answer[1]) or answer[0]}); "
+                        f"see {search.folder / 'log'}")  # fmt: skip
+    for each in parameters:
+        try:
+            search.ask("POST", "trial-jobs", each)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"NNI: its manager did not take a trial ({error})") from None
+
+
+def rank(
+    results: Results, trials: Sequence[TrialRecord], finalists: Sequence[Finalist], folds: int
+) -> list[Standing]:
+    """Return the finalists that have results, the best mean first, and who is tied with it."""
+    standings = []
+    for each in finalists:
+        parameters = [each.on_fold(k, folds) for k in range(folds)]
+        done = {trial.parameters["fold"]: trial for trial in trials
+                if trial.parameters in parameters and _has_voted(results, trial)}  # fmt: skip
+        folders = [results.folder_of(done[k]) for k in sorted(done)]
+        scores = [results.result_of(done[k])["score"] for k in sorted(done)]
+        if scores:
+            standings.append(Standing(each, [_ballot(folder) for folder in folders], scores))
+    standings.sort(key=lambda each: each.mean, reverse=results.maximize)
+    if not standings:
+        return []
+    best = standings[0]
+    error = best.deviation / math.sqrt(len(best.scores))
+    return [best, *(dataclasses.replace(each, tied=abs(each.mean - best.mean) <= error)
+                    for each in standings[1:])]  # fmt: skip
+
+
+def table(standings: Sequence[Standing], folds: int) -> list[str]:
+    """Return a line for each finalist: its folds' mean and deviation, and what it is."""
+    names = max(len(each.finalist.name) for each in standings)
+    lines = [f"{'configuration of':<{names}}  folds    mean      sd  in the search"]
+    for place, each in enumerate(standings):
+        word = "best" if place == 0 else "tied" if each.tied else ""
+        lines.append(f"{each.finalist.name:<{names}}  {f'{len(each.scores)}/{folds}':>5}"
+                     f"{each.mean:>8.4f}{each.deviation:>8.4f}{each.finalist.score:>15.4f}  "
+                     f"{word:<4}  {each.finalist.words}".rstrip())  # fmt: skip
+    if any(each.tied for each in standings):
+        lines.append("tied: within one standard error of the best's mean")
+    return lines
