@@ -309,7 +309,7 @@ class Link:
                 raise
         done = Done(process.returncode, out, err)
         if done.status == 255:  # ssh's own
-            raise Unreachable(f"{self.name}: {done.last_word}")
+            raise diagnose(self.machine, err.decode("utf-8", "replace"), lambda: None)
         return done
 
     def subsystem(self, name: str, hello: bytes, patience: float = 30.0) -> bytes:
