@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from harness import experiment, overview, remote
+from harness.cores import threads_each
 from harness.follow import Plan
 from harness.nni_config import seconds_of
 from harness.searches import Search
@@ -21,7 +22,7 @@ def threads_for(concurrency: int) -> dict[str, str]:
     """Divide the cores among the trials: more threads than cores slow all of them down."""
     if "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // concurrency))}
+    return {"OMP_NUM_THREADS": str(threads_each(concurrency))}
 
 
 def resumed_plan(search: Search, params: dict[str, Any]) -> Plan:

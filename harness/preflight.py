@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from harness import nni_config, remote_preflight, tryout
 from harness.algorithms import add_warm_start, name_of
 from harness.config import Config, Layer, merge, parse_monitor
+from harness.cores import threads_each
 from harness.errors import UserError
 from harness.nni_config import Outline
 from harness.problems import Problem, as_problem
@@ -219,9 +219,8 @@ def _try(found: Found, options: Options, at_once: int) -> Tryout | None:
              if not find_problems({key: spec}, told.space_source)}  # fmt: skip
     missing = data_problems(options.config, told.code, "")
     items = tryout.what_to_try(valid, train=not missing)
-    threads = max(1, (os.cpu_count() or 1) // at_once)
     try:
-        return tryout.start(options.command, told.code, items, threads)
+        return tryout.start(options.command, told.code, items, threads_each(at_once))
     except OSError as error:
         what = f"a trial does not start: {options.command.words[0]}: {error.strerror}"
         found.problems.append(Problem(str(found.path), what, "correct trialCommand"))
@@ -287,6 +286,7 @@ def _conclude(found: Found, options: Options, answers: Answers | None, guarded: 
         trials = config.max_trial_number
         found.estimate = tryout.estimate(answers, trials, at_once, seconds)
         found.problems += tryout.memory_notes(answers, at_once, where)
+        found.problems += tryout.capacity_notes(answers, at_once, where)
 
 
 def _guess_aim(config: Config | None) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.budget import USEFUL, seconds_for_trials
+from harness.cores import count_cores
 from harness.problems import Problem, as_problem
 from harness.space import corners, each_component
 from harness.trial_command import TrialCommand
@@ -228,6 +229,28 @@ def memory_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
         return []
     what = f"{at_once} of the largest trials at once need {size(need)} of {size(have)} {kind}"
     return [Problem(source, what, "lower trialConcurrency", fatal=False)]
+
+
+def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
+    """Say how many trials this machine's cores carry, where others are to run at once.
+
+    One a core, as far as the memory goes: more of them would do no more in the same time, and half
+    as many leave cores idle (bench/concurrency.py). GPUs have a rule of their own.
+    """
+    if not found.measured or any(facts["device"] != "cpu" for facts in found.measured):
+        return []
+    cores, memory = count_cores(), available_memory()
+    peak = max(facts["peak"] for facts in found.measured)
+    number = max(1, int(min(cores, memory / peak)))
+    if at_once <= number < 2 * at_once:
+        return []
+    facts = [f"{cores} core{'s' * (cores > 1)}", f"a trial takes {size(peak)}"]
+    if memory < math.inf:
+        facts.insert(1, f"{size(memory)} of memory")
+    what = f"this machine carries {number} trial{'s' * (number > 1)} at once " \
+           f"({', '.join(facts)}), trialConcurrency is {at_once}"  # fmt: skip
+    gain = "does more in the same time" if at_once < number else "does as much"
+    return [Problem(source, what, f"--concurrency {number} {gain}", fatal=False)]
 
 
 def available_memory() -> float:

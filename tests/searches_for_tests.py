@@ -40,7 +40,7 @@ def write_config(home, epochs=2, **more):
     config = {
         "experimentName": "test",
         "searchSpaceFile": "search_space.json",
-        "trialCommand": f"python3 train.py --resume auto --epochs {epochs} "
+        "trialCommand": f"python3 -m harness.preload train.py --resume auto --epochs {epochs} "
         f"--out_dir {home}/outputs --no_tensorboard",
         "trialCodeDirectory": str(ROOT),
         "experimentWorkingDirectory": str(home / "nni"),
@@ -68,7 +68,8 @@ def managers_and_trials(home):
 def environment(home):
     # HOME keeps NNI's list of experiments apart; PATH is that of an activated environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(home), "PATH": path}
+    # All of these trials are forked from one process, which ends soon after the last one.
+    return {**os.environ, "HOME": str(home), "PATH": path, "BALLOT_PRELOAD": "60"}
 
 
 def search(home, *words):

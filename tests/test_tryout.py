@@ -108,6 +108,36 @@ def test_memory_is_counted_for_the_trials_that_run_at_once(monkeypatch):
     assert "GPU memory" in tryout.memory_notes(answers(gpu), 3, "c.yml")[0].what
 
 
+@pytest.mark.parametrize(
+    "cores, memory, at_once, wanted",
+    [
+        (2, 24e9, 2, ""),
+        (2, 24e9, 4, "2 trials at once (2 cores, 24.0 GB of memory, a trial takes 500 MB), "
+                     "trialConcurrency is 4; --concurrency 2 does as much"),
+        (8, 24e9, 5, ""),
+        (8, 24e9, 4, "8 trials at once (8 cores, 24.0 GB of memory, a trial takes 500 MB), "
+                     "trialConcurrency is 4; --concurrency 8 does more in the same time"),
+        (8, 1.2e9, 2, ""),
+        (8, 1.2e9, 1, "2 trials at once (8 cores, 1.2 GB of memory, a trial takes 500 MB), "
+                      "trialConcurrency is 1; --concurrency 2 does more in the same time"),
+        (1, float("inf"), 2, "1 trial at once (1 core, a trial takes 500 MB), "
+                             "trialConcurrency is 2; --concurrency 1 does as much"),
+    ],
+)  # fmt: skip
+def test_trials_at_once_are_suggested_by_cores_and_memory(
+    monkeypatch, cores, memory, at_once, wanted
+):
+    monkeypatch.setattr(tryout, "available_memory", lambda: memory)
+    monkeypatch.setattr(tryout, "count_cores", lambda: cores)
+    notes = tryout.capacity_notes(answers(FACTS), at_once, "c.yml")
+    assert [str(note) for note in notes] == [
+        f"c.yml: this machine carries {wanted}" for _ in range(bool(wanted))
+    ]
+    assert not any(note.fatal for note in notes)
+    gpu = {**FACTS, "device": "cuda", "gpus": 1}
+    assert tryout.capacity_notes(answers(gpu), at_once, "c.yml") == []
+
+
 def test_each_model_is_tried_large_and_each_component_is_made():
     space = {
         "batch_size": {"_type": "choice", "_value": [8, 32]},
