@@ -71,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.config}: nothing is wrong with it")
         return 0
     search = begin(plan, args)
+    budget = Budget(plan.max_seconds, began, away=bool(plan.links))
     with search.watched():
-        return see_through(search, plan, Budget(plan.max_seconds, began), args)
+        return see_through(search, plan, budget, args)
 
 
 def build_parser() -> Parser:
@@ -241,16 +242,20 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
         params["maxExperimentDuration"] = f"{note['max_duration']:g}s"
     ended = sum(trial.has_ended for trial in trials)
     changes = limits_of(args, params["trialCommand"])
-    if changes.get("maxTrialNumber", len(trials)) < len(trials):
-        raise UserError(f"command line: max_trials is {args.max_trials}, but {len(trials)} trials "
-                        "have been started already")  # fmt: skip
+    finals = sum(map(is_final, trials))
+    if args.max_trials:
+        if args.max_trials < len(trials) - finals:
+            raise UserError(f"command line: max_trials is {args.max_trials}, but "
+                            f"{len(trials) - finals} trials have been started already")  # fmt: skip
+        changes["maxTrialNumber"] += finals
+        found.amend_note(finals=finals)
     status, _ = found.status()
     if status == "GONE" and not args.max_trials:
         changes |= replacing_those_that_never_ran(found, trials, params)
     params.update(changes)
     plan = resumed_plan(found, params)
     before = time_before(note, counted, runs=found.manager() is not None, now=began)
-    budget = Budget(plan.max_seconds, began - before)
+    budget = Budget(plan.max_seconds, began - before, away=bool(plan.links))
     if (status == "RUNNING" and "trialCommand" not in changes) or (
         status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL") and not changes
     ):
@@ -284,12 +289,12 @@ def replacing_those_that_never_ran(
     are those of ensemble.py --finalize.
     """
     note, limit = search.note(), params.get("maxTrialNumber")
-    crashed = sum((trial.status == "FAILED" and not trial.scores) or is_final(trial)
-                  for trial in trials)  # fmt: skip
-    more = crashed - note.get("replaced", 0)
+    finals = sum(map(is_final, trials))
+    crashed = sum(t.status == "FAILED" and not t.scores and not is_final(t) for t in trials)
+    more = crashed - note.get("replaced", 0) + finals - note.get("finals", 0)
     if limit is None or more <= 0:
         return {}
-    search.write_note(**{**note, "replaced": crashed})
+    search.amend_note(replaced=crashed, finals=finals)
     return {"maxTrialNumber": limit + more}
 
 

@@ -29,6 +29,7 @@ MOST_WRITE_S = 20.0  # after which it is killed, as in nni_trials.js
 VOTE_S = 2.0  # and for each megabyte of predictions, in twenty greedy bags (bench/vote.py):
 VAL_S, TEST_S = 0.4, 0.04
 REPORT_S = 20.0  # at most, and a tenth of the time: where it takes longer, it has no pictures
+HOME_S = 10.0  # for what the last trials wrote on other machines; the rest came home before
 MARGIN = 1.5  # what was measured on a quiet machine may take longer on a busy one
 
 
@@ -38,6 +39,7 @@ class Budget:
 
     limit: float | None  # seconds
     began: float  # when the command was typed, less the time of the earlier ones
+    away: bool = False  # trials run on other machines, and their results come home
     closed: bool = False  # no trial is begun any more
     ending: float = field(init=False)  # seconds from the cut of the last trials to the last word
 
@@ -52,7 +54,7 @@ class Budget:
         test = sum(_size(folder.with_suffix(".csv")) for folder in folders)
         voting = VOTE_S + MARGIN * (VAL_S * val + TEST_S * test) / 1e6
         reporting = min(REPORT_S, 0.1 * (self.limit or float("inf")))
-        self.ending = STOP_S + writing + voting + reporting
+        self.ending = STOP_S + writing + voting + reporting + HOME_S * self.away
 
     def spent(self, now: float) -> float:
         """Return the seconds that the search has taken."""

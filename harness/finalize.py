@@ -220,7 +220,8 @@ def train(
         running.stop()
         raise
     budget = Budget(None, time.time())  # that of the search is past, and does not count here
-    plan = dataclasses.replace(plan, max_trials=most)
+    halted = frozenset(t.id for t in trials if not t.has_ended and t.id not in work.again)
+    plan = dataclasses.replace(plan, max_trials=most, halted=halted)
     return follow(running, plan, results, budget, guarded=True, public=public)
 
 
@@ -266,12 +267,13 @@ def rank(
 def table(standings: Sequence[Standing], folds: int) -> list[str]:
     """Return a line for each finalist: its folds' mean and deviation, and what it is."""
     names = max(len(each.finalist.name) for each in standings)
-    lines = [f"{'configuration of':<{names}}  folds    mean      sd  in the search"]
+    lines = [f"{'configuration of':<{names}}  folds    mean      sd  in the search        votes as"]
     for place, each in enumerate(standings):
         word = "best" if place == 0 else "tied" if each.tied else ""
-        lines.append(f"{each.finalist.name:<{names}}  {f'{len(each.scores)}/{folds}':>5}"
+        counted, voter = f"{len(each.scores)}/{folds}", each.ballots[0].stem
+        lines.append(f"{each.finalist.name:<{names}}  {counted:>5}"
                      f"{each.mean:>8.4f}{each.deviation:>8.4f}{each.finalist.score:>15.4f}  "
-                     f"{word:<4}  {each.finalist.words}".rstrip())  # fmt: skip
+                     f"{word:<4}  {voter:<{names}}  {each.finalist.words}".rstrip())  # fmt: skip
     if any(each.tied for each in standings):
         lines.append("tied: within one standard error of the best's mean")
     return lines

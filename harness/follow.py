@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Plan:
     maximize: bool
     may_wait: bool = False  # trials may wait for a GPU or a machine
     links: Sequence[Link] = ()  # to other machines, where the trials run
+    halted: frozenset[str] = frozenset()  # ids of trials that NNI has as running, and that do not
 
     @property
     def page(self) -> Path:
@@ -70,7 +71,6 @@ def follow(
                 if guarded:
                     prove_guard(search, public, remote=fleet is not None)
                 print(f"search {search.id}: {search.url} until it ends", flush=True)
-                results.reasons.clear()
                 end = watch(search, plan, results, budget, fleet)
         except KeyboardInterrupt:
             end = End(interrupted=True)
@@ -134,7 +134,7 @@ def watch(
     chores = Chores(search, plan, results, budget, screen, fleet)
     while True:
         status, errors = search.status()
-        now, trials = time.time(), read_trials(search.folder)
+        now, trials = time.time(), alive(read_trials(search.folder), plan.halted)
         chores.do(trials, now)
         screen.show(trials, results, now)
         if eye.is_done(status, trials, now):
@@ -168,6 +168,7 @@ class Chores:
         self._budget, self._screen, self._fleet = budget, screen, fleet
         self._told = set(search.retries())
         self._trial_limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
+        self._began = time.time()
         self._updated, self._noted, self._paged = 0.0, 0.0, time.time()
         self._page_s = 0.0  # how long the last page took
         self._keep: int | None = search.note().get("keep_checkpoints")
@@ -175,6 +176,9 @@ class Chores:
 
     def do(self, trials: list[TrialRecord], now: float) -> None:
         """Do what is due."""
+        for trial in trials:
+            if trial.status == "RUNNING" and (trial.resumed or 0.0) > self._began:
+                self._results.reasons.pop(trial.id, None)  # why it was ended is past
         if now - self._updated > UPDATE_S:
             self._results.update(trials)
             self._updated = now
@@ -233,6 +237,14 @@ class Chores:
             self._screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
             self._results.reasons[trial.id] = "hung: it was ended long after its time limit"
             self._search.cancel(trial.id)
+
+
+def alive(trials: list[TrialRecord], halted: Collection[str]) -> list[TrialRecord]:
+    """Mark the trials as ended that an earlier part of the search left behind."""
+    for trial in trials:
+        if trial.id in halted:
+            trial.status = "USER_CANCELED"
+    return trials
 
 
 def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:

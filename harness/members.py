@@ -15,7 +15,9 @@ from harness.ballots import few, natural, read_header, short
 from harness.errors import UserError, suggest
 
 # What may differ between the folds and seeds of one configuration.
-OWN_TO_A_RUN = ("seed", "split_seed", "fold", "run_name", "out_dir", "resume", "device", "workers", "tensorboard")
+OWN_TO_A_RUN = ("seed", "split_seed", "fold", "run_name", "out_dir", "resume", "device", "workers",
+                "tensorboard")  # fmt: skip
+TRIAL = re.compile(r"\w+-\d{3,}-\w+")  # a run of a search: its number there, and the trial's id
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def group_folds(members: Sequence[Member]) -> list[Member]:
     joined = []
     for group in groups.values():
         files = tuple(sorted((f for m in group for f in m.files), key=lambda f: natural(str(f))))
-        shared = common_start([m.name for m in group])
+        names = [m.name for m in group]  # of trials no start is worth anything
+        shared = names[0] if all(map(TRIAL.fullmatch, names)) else common_start(names)
         name = group[0].name if len(group) == 1 else f"{shared or group[0].name} ({len(group)})"
         joined.append(Member(name, files))
     taken: dict[str, int] = {}

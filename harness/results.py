@@ -99,7 +99,7 @@ class Results:
         status, reason = how_it_goes(trial, result, over)
         if status == "failed" and reason is None:
             reason = self._words(trial.id)
-        if status != "done":
+        if status in ("stopped", "failed"):
             reason = self.reasons.get(trial.id, reason)
         score = result.get("score")
         if score is None and status != "failed":  # NNI has the floor that a failed one reported

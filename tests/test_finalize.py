@@ -113,7 +113,8 @@ def test_those_within_one_standard_error_of_the_best_are_tied(tmp_path):
     error = statistics.stdev(scores[0.1]) / math.sqrt(3)  # 0.0231
     assert error > 0.94 - 0.92 and second.tied and not third.tied
     lines = table([first, second, third], 3)
-    assert lines[1].split() == ["a", "3/3", "0.9400", "0.0400", "0.9000", "best", "lr=0.1"]
+    shown = ["a", "3/3", "0.9400", "0.0400", "0.9000", "best", "exp-000-t0", "lr=0.1"]
+    assert lines[1].split() == shown
     assert "tied" in lines[2] and "tied" not in lines[3] and "standard error" in lines[4]
 
 
