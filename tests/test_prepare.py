@@ -36,6 +36,14 @@ def test_one_fold_is_the_same_one_alone(root):
     assert one.folds[0].val.ids == every.folds[1].val.ids
 
 
+def test_the_split_seed_alone_decides_the_split(root):
+    held_out = {key: load(root, folds=3, fold=1, seed=key[0], split_seed=key[1]).folds[0].val.ids
+                for key in ((1, None), (2, None), (2, 1), (3, 1), (1, 2))}  # fmt: skip
+    assert held_out[1, None] != held_out[2, None]
+    assert held_out[1, None] == held_out[2, 1] == held_out[3, 1]
+    assert held_out[2, None] == held_out[1, 2]
+
+
 def test_a_fold_that_is_not_there_is_refused(root):
     with pytest.raises(UserError, match="fold: is 3; of 3 folds the last is 2"):
         load(root, folds=3, fold=3)
