@@ -54,6 +54,7 @@ class Preloader:
     """A socket on which commands ask for trials, and the trials that run."""
 
     place: Path
+    script: Path
     idle: float
     begun: float  # when the imports began, in seconds since the epoch
     trials: dict[int, socket.socket | None] = field(default_factory=dict)  # by process id
@@ -94,7 +95,7 @@ class Preloader:
                     self._hear(descriptor)
             self._reap()
             used = time.monotonic() if self.trials else used
-            if not self._is_there() or time.monotonic() - used > self.idle:
+            if not self._is_useful() or time.monotonic() - used > self.idle:
                 self.retire()
         return None
 
@@ -107,10 +108,14 @@ class Preloader:
         return [descriptor for descriptor, _ in poll.poll(min(TICK_S, self.idle) * 1000)]
 
     def _is_there(self) -> bool:
-        """Whether commands find this one, and code to run."""
+        """Whether commands find this one."""
         with contextlib.suppress(OSError):
             return self.place.stat().st_ino == self.inode
         return False
+
+    def _is_useful(self) -> bool:
+        """Whether there may be more trials: commands find this one, and code to run."""
+        return self._is_there() and self.script.exists()
 
     def retire(self) -> None:
         """Take no more trials; those that run end as they would have."""
@@ -386,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
     os.chdir("/")
     gc.collect()
     gc.freeze()  # no collection in a child touches, and so copies, what all share
-    server = Preloader(Path(place), settings["idle"], begun)
+    server = Preloader(Path(place), Path(settings["script"]), settings["idle"], begun)
     os.write(ready, b"ready")
     os.close(ready)
     wanted = server.serve()

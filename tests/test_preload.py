@@ -273,13 +273,17 @@ def test_code_that_has_changed_is_imported_anew_while_old_trials_go_on(place):
     wait_for(lambda: len(preloaders(place)) == 1)  # the old one ends with its last trial
 
 
-def test_it_ends_when_nobody_needs_it_and_when_its_folder_vanishes(place):
+def test_it_ends_when_nobody_needs_it_and_when_a_folder_of_its_vanishes(place):
     path = script(place, "print(1)")
     assert run(place, path, BALLOT_PRELOAD="0.5")[0] == 0
     wait_for(lambda: preloaders(place) == [])
     assert not list((place / "t").rglob("preload-????????????????"))
     assert run(place, path)[0] == 0 and len(preloaders(place)) == 1
     shutil.rmtree(place / "t")
+    wait_for(lambda: preloaders(place) == [])
+    (place / "t").mkdir()
+    assert run(place, path)[0] == 0 and len(preloaders(place)) == 1
+    path.unlink()
     wait_for(lambda: preloaders(place) == [])
 
 
