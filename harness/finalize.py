@@ -24,7 +24,7 @@ from harness.experiment import TrialRecord, read_trials
 from harness.follow import End, Plan, follow
 from harness.launch import manager_environment, resumed_plan
 from harness.members import read_json
-from harness.overview import clock, short_value
+from harness.overview import clock, is_elsewhere, short_value
 from harness.results import Results, searched_values
 from harness.searches import Search
 from harness.watch import Trouble
@@ -167,6 +167,9 @@ def finalize(
         raise UserError(f"search {search.id}: still runs; wait for its end, or end it with "
                         f"search.py --stop {search.id}")  # fmt: skip
     params, _ = search.profile()
+    if is_elsewhere(params) and not search.note().get("guarded", True):
+        raise UserError(f"search {search.id}: ran on other machines with --no_guard; its trials "
+                        "can be given anew only through the guard")  # fmt: skip
     plan = resumed_plan(search, params)
     results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
     results.reasons.update(search.note().get("reasons", {}))

@@ -19,6 +19,7 @@ from searches_for_tests import (
     write_config,
 )
 
+import ensemble
 from harness import finalize
 from harness.errors import UserError
 from harness.experiment import TrialRecord, read_trials
@@ -127,6 +128,25 @@ def test_the_search_is_that_of_the_files(tmp_path, monkeypatch):
         finalize.choose_search(None, [tmp_path / "exp-000-t0.csv"])
     with pytest.raises(UserError, match="the files are of no search"):
         finalize.choose_search("other", [tmp_path / "exp-000-t0.csv"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--finalize", "0"], "0 configurations on 5 folds; at least 1 on 2"),
+        (["--finalize", "2", "--folds", "1"], "2 configurations on 1 folds; at least 1 on 2"),
+        (["--finalize", "2", "--weights", "1"], "does not go with --soup or --weights"),
+        (["--finalize", "2", "--search", "nowhere"], "search 'nowhere': is not in NNI's list"),
+        (["--finalize", "2"], "there is no search of this folder"),
+    ],
+)
+def test_what_cannot_be_finalised_is_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert ensemble.main(words) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
