@@ -231,7 +231,7 @@ def _check_nni(found: Found, changed: Mapping[str, Any], guarded: bool) -> None:
     """Let NNI read the configuration, and check what it would take and then fail on."""
     path, told = found.path, found.told
     if guarded and told.platform == "remote":
-        told = replace(told, content=remote_preflight.with_keys(told.content, path.parent))
+        told = replace(told, content=remote_preflight.filled_in(told.content, path.parent))
     config, problems = nni_config.to_experiment(told, path)
     found.problems += problems
     if found.told.version == 1:

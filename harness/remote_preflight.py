@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import getpass
 import re
 import shlex
 import socket
@@ -375,8 +376,8 @@ def _greeter() -> Iterator[int]:
                 server.shutdown(socket.SHUT_RDWR)
 
 
-def with_keys(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Name a file as the key of each machine that has none: NNI wants one, ssh may do without."""
+def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
     content = copy.deepcopy(dict(content))
     service = next((v for k, v in content.items() if plain(k) == "trainingservice"), content)
     entries = next((v for k, v in service.items() if plain(k) == "machinelist"), [])
@@ -385,6 +386,8 @@ def with_keys(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
             if key is None or not Path(folder, Path(str(entry[key])).expanduser()).is_file():
                 entry[key or ("sshKeyPath" if service is content else "sshKeyFile")] = NO_KEY
+            if not any(plain(k) in ("user", "username") for k in entry):
+                entry["username" if service is content else "user"] = getpass.getuser()
     return content
 
 

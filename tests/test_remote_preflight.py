@@ -1,5 +1,6 @@
 """What is wrong with machines: told from their words, and by real ones before a search starts."""
 
+import os
 import subprocess
 import sys
 import time
@@ -130,14 +131,15 @@ def test_bad_machines_are_left_out_only_where_that_is_wanted_and_others_remain()
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_nni_is_given_some_file_where_a_machine_needs_no_key(old, tmp_path):
+def test_nni_is_given_a_file_and_a_user_where_a_machine_needs_none(old, tmp_path):
     (tmp_path / "key").touch()
     names = ("ip", "sshKeyPath") if old else ("host", "sshKeyFile")
     entries = [{names[0]: "a"}, {names[0]: "b", names[1]: "key"}, {names[0]: "c", names[1]: "gone"}]
     content = {"machineList": entries} if old else {"trainingService": {"machineList": entries}}
-    filled = remote_preflight.with_keys(content, tmp_path)
+    filled = remote_preflight.filled_in(content, tmp_path)
     entries = (filled if old else filled["trainingService"])["machineList"]
     assert [entry[names[1]] for entry in entries] == [NO_KEY, "key", NO_KEY]
+    assert all(entry["username" if old else "user"] for entry in entries)
     assert machines_of(filled, tmp_path)[0].key_file is None
 
 
@@ -151,6 +153,37 @@ def test_the_shipped_form_is_understood():
     assert {m.interpreter for m in machines} == {"$HOME/.ballot/venv/bin/python3"}
     trials = remote_preflight.trial_interpreter(told.command)
     assert Path(trials).parent == Path(machines[0].interpreter).parent
+
+
+def test_the_slurm_example_searches_the_nodes_of_its_job(tmp_path):
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\n[ "$1" = search.py ] && exec echo "$@"\n' + f'exec {sys.executable} "$@"\n'
+    )
+    for name in ("scontrol", "python"):
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "4",
+           "PYTHON": "./python", "TEMPLATE": str(ROOT / "config_remote.yml"),
+           "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    script = ROOT / "examples" / "slurm" / "search.sbatch"
+    for nodes, config, trials in ((2, "slurm-7.yml", 8), (1, job["TEMPLATE"], 4)):
+        done = subprocess.run(["bash", script], env={**job, "SLURM_JOB_NUM_NODES": str(nodes)},
+                              cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
+        assert f"search.py --config {config} " in done.stdout
+        assert f"--concurrency {trials}" in done.stdout
+    content = yaml.safe_load((tmp_path / "slurm-7.yml").read_text())
+    assert [(m.host, m.python) for m in machines_of(content)] == [
+        ("n1", str(tmp_path)), ("n2", str(tmp_path))]  # fmt: skip
+    assert remote_preflight.trial_interpreter(content["trialCommand"]) == str(tmp_path / "python")
+
+
+def test_the_kubernetes_example_can_be_read():
+    text = (ROOT / "examples" / "kubernetes" / "search.yaml").read_text()
+    volume, job = yaml.safe_load_all(text)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
+    command = pod["containers"][0]["command"]
+    assert subprocess.run([*command[:1], "-n", *command[1:]]).returncode == 0
 
 
 # ---------------------------------------------------------------- real machines
@@ -200,6 +233,19 @@ def test_a_file_for_old_versions_of_nni_is_checked_alike(check, lab):
     done = check(service=old)
     assert done.returncode == 0, done.stderr
     assert f"{lab.boxes[1].address}: no GPU, " in done.stdout
+
+
+@pytest.mark.slow
+def test_an_alias_of_ssh_config_is_enough(check, lab, tmp_path):
+    lab.configure("".join(f"Host {box.name}\n HostName {box.address}\n User ann\n IdentityFile "
+                          f"{lab.key}\n" for box in lab.boxes))  # fmt: skip
+    assert check().returncode == 0
+    config = yaml.safe_load((tmp_path / "search.yml").read_text())
+    config["trainingService"]["machineList"] = [{"host": box.name} for box in lab.boxes]
+    done = check(service=config)
+    lab.configure()
+    assert done.returncode == 0, done.stderr
+    assert "box2: no GPU, " in done.stdout
 
 
 @pytest.mark.slow
