@@ -247,8 +247,9 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
         if args.max_trials < len(trials) - finals:
             raise UserError(f"command line: max_trials is {args.max_trials}, but "
                             f"{len(trials) - finals} trials have been started already")  # fmt: skip
-        changes["maxTrialNumber"] += finals
-        found.amend_note(finals=finals)
+        if finals:
+            changes["maxTrialNumber"] += finals
+            found.amend_note(finals=finals)
     status, _ = found.status()
     if status == "GONE" and not args.max_trials:
         changes |= replacing_those_that_never_ran(found, trials, params)

@@ -77,6 +77,9 @@ def follow(
             print("\nstopping: the running trials write what they have ...", flush=True)
         finally:
             stop(search)
+            if budget.closed:  # for whatever goes on with it: the time that was really given
+                params, _ = search.profile()
+                search.change_profile({**params, "maxExperimentDuration": f"{budget.limit:g}s"})
             search.amend_note(spent=budget.spent(time.time()), reasons=results.reasons)
     if fleet is not None:
         print("bringing the results home ...", flush=True)

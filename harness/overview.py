@@ -32,7 +32,8 @@ def count_line(
     ended = sum(trial.has_ended for trial in trials)
     apart = [f"{counts[word]} {word}" for word in ("failed", "stopped") if counts[word]]
     running = sum(trial.status == "RUNNING" for trial in trials)
-    return (f"{ended}/{max_trials or '?'} trials done"
+    most = max_trials and max(max_trials, len(trials))  # those of --finalize come on top
+    return (f"{ended}/{most or '?'} trials done"
             + (f" ({', '.join(apart)})" if apart else "") + f", {running} running")  # fmt: skip
 
 
