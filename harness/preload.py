@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.cores import threads_each
 from harness.devices import lock_folder
 from harness.errors import UserError, guard
 
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     if not words or not Path(words[0]).is_file():
         what = f"{words[0]!r} is not there" if words else "no script is named"
         raise UserError(f"preload: {what}; it is used as in python3 -m harness.preload train.py")
+    share_cores()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # to end at once, until there is a trial
     try:
@@ -64,6 +66,16 @@ def main(argv: list[str] | None = None) -> int:
             print(f"preload: {why}; a plain start instead", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *interpreter_flags(), *words])
     return stand_in(link, pid)
+
+
+def share_cores() -> None:
+    """Take a share of another machine's cores, as its trials at once are told (nni_fleet.js).
+
+    Trials on the manager's own machine have it in their environment (harness/launch.py).
+    """
+    at_once = os.environ.get("BALLOT_AT_ONCE", "")
+    if at_once.isdigit() and int(at_once) > 0:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(int(at_once))))
 
 
 def idle_seconds() -> float:

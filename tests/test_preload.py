@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from harness import preload
+from harness.cores import count_cores
 from harness.searches import end_processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -355,6 +356,18 @@ def test_a_later_import_that_starts_a_thread_is_left_out(place):
     (server,) = preloaders(place)
     assert (status, out, err) == (0, f"threads 3\nTrue False {server.pid}\n", "")
     assert run(place, path, OMP_NUM_THREADS="")[1] == f"True False {server.pid}\n"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_on_another_machine_trials_divide_its_cores(place, plain):
+    path = script(place, "import os\nprint(os.environ.get('OMP_NUM_THREADS'))")
+    more = {"BALLOT_PRELOAD": "0"} if plain else {}
+    at_once = {"1": str(count_cores()), "1000": "1", "many": "None", "0": "None"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        for told, threads in at_once.items():
+            assert run(place, path, BALLOT_AT_ONCE=told, **more)[1] == f"{threads}\n"
+        assert run(place, path, BALLOT_AT_ONCE="1", OMP_NUM_THREADS="7", **more)[1] == "7\n"
 
 
 def test_a_trial_knows_whether_nni_chose_its_gpus(place):
