@@ -82,7 +82,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
     add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
-    add("--max_duration", metavar="TIME", help="time in all, such as 90s, 30m or 2h")
+    add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="trials at once")
     add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
     add("--keep_checkpoints", type=int, metavar="N",
