@@ -85,13 +85,12 @@ def main(argv: list[str] | None = None) -> int:
     asked = build_parser().parse_args(argv)
     views = tta.parse(asked.tta)
     check(asked)
-    wanted = asked.input and not asked.soup
-    images = find_images(asked.input, asked.root) if wanted else None
     load_plugins(asked.plugins)
     if asked.soup:
         return write_soups(asked)
+    images = find_images(asked.input, asked.root) if asked.input else None
     predictor = load(asked)
-    if asked.export:
+    if asked.export or images is None:
         return write_export(asked, predictor, images)
     device = runtime.pick_device(asked.device)
     answers = predict(predictor, images.paths, device=device, batch_size=asked.batch_size,

@@ -37,6 +37,8 @@ TOLERANCE = 1e-4
 class Voting(nn.Module):
     """The networks of a vote as one module: [N, 3, S, S] in 0..1 to probabilities [N, C]."""
 
+    columns: torch.Tensor
+
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         electorate, recipe = predictor.electorate, predictor.electorate.recipe
@@ -56,22 +58,22 @@ class Voting(nn.Module):
         self.register_buffer("columns", torch.tensor([place[n] for n in electorate.columns]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        total = None
+        parts = []
         for voter, (weight, temperature) in enumerate(zip(self.weights, self.temperatures)):
-            probs = None
-            for number, model in enumerate(self.models):
-                owner, share = self.shares[number]
-                if owner == voter:
-                    mean, scale = getattr(self, f"mean{number}"), getattr(self, f"scale{number}")
-                    part = share * model((images - mean) * scale).float().softmax(dim=1)
-                    part = part.index_select(1, getattr(self, f"order{number}"))
-                    probs = part if probs is None else probs + part
+            own = [self._of(k, images) for k, (who, _) in enumerate(self.shares) if who == voter]
+            probs = torch.stack(own).sum(dim=0)
             if temperature != 1:
                 probs = (probs.clamp(min=TINY).log() / temperature).softmax(dim=1)
-            part = weight * (probs.clamp(min=TINY).log() if self.geometric else probs)
-            total = part if total is None else total + part
+            parts.append(weight * (probs.clamp(min=TINY).log() if self.geometric else probs))
+        total = torch.stack(parts).sum(dim=0)
         total = total.softmax(dim=1) if self.geometric else total
         return total.index_select(1, self.columns)
+
+    def _of(self, number: int, images: torch.Tensor) -> torch.Tensor:
+        """One network's share of its voter's probabilities."""
+        mean, scale = getattr(self, f"mean{number}"), getattr(self, f"scale{number}")
+        probs = self.models[number]((images - mean) * scale).float().softmax(dim=1)
+        return self.shares[number][1] * probs.index_select(1, getattr(self, f"order{number}"))
 
 
 def check_wish(kind: str, out: str | None) -> None:

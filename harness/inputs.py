@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def find_images(inputs: Sequence[str | Path], root: Path | None = None) -> Image
     short, long, paths = (list(part) for part in zip(*rows))
     ids = short if len(set(short)) == len(short) else long
     if len(set(ids)) < len(ids):
-        twice = sorted({name for name in ids if ids.count(name) > 1})
+        twice = [name for name, times in Counter(ids).items() if times > 1]
         raise UserError(f"{inputs[0]}: stands there twice: {few(twice)}; each image has one row")
     return Images(ids, paths)
 

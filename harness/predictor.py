@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,21 +170,21 @@ def answer(
     Rounded where a run's CSV would be: after the mean over the folds of a run.
     """
 
-    def of_run(run: list[Network]) -> np.ndarray:
-        folds = [_probs(n, images[n.recipe.geometry], number, amp, views) for n in run]
-        return _mean(folds).astype(np.float64)
+    def of_voter(runs: list[list[Network]]) -> np.ndarray:
+        total: Any = 0.0
+        for run in runs:
+            folds = [_probs(n, images[n.recipe.geometry], number, amp, views) for n in run]
+            total = total + _mean(folds).astype(np.float64)
+        return np.asarray(total / len(runs))
 
-    members: Iterable[np.ndarray] = (
-        sum(map(of_run, runs)) / len(runs) for runs in predictor.networks
-    )
-    return vote.combine(predictor.electorate.recipe, members)
+    return vote.combine(predictor.electorate.recipe, map(of_voter, predictor.networks))
 
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of float32 arrays as a run with folds takes it."""
     if len(parts) == 1:
         return parts[0]
-    return np.mean(parts, axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(np.mean(parts, axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def _probs(

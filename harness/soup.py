@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from harness import engine, vote
-from harness.artifacts import write_json
+from harness.artifacts import read_result, write_json
 from harness.ballots import few, read_ballot, write_ballot
-from harness.batches import Data
+from harness.batches import Data, Subset
 from harness.checkpoints import Checkpoint, checkpoints_of, fill, read_checkpoint
 from harness.errors import UserError
+from harness.layers import arrange, ordered
 from harness.poll import FEWEST_ROWS, Honest, Poll, VoteOptions, compare
 from harness.predictor import Build, Show
 
@@ -120,8 +121,10 @@ class Kitchen:
     ) -> None:  # fmt: skip
         self.group, self.data, self.device, self.amp = group, data, device, amp
         self.batch_size = batch_size
-        self.model = build(group[0].saved).to(device)
+        network = build(group[0].saved).to(device)
+        self.model = arrange(network, group[0].saved.config.channels_last)
         self._tasted: dict[frozenset[int], np.ndarray] = {}
+        self._means: dict[int, dict[str, torch.Tensor]] = {}
         self._sum: tuple[list[int], dict[str, torch.Tensor]] = ([], {})
 
     def taste(self, members: Sequence[int]) -> np.ndarray:
@@ -140,7 +143,7 @@ class Kitchen:
         mean = {name: value / len(members) if value.is_floating_point() else value
                 for name, value in total.items()}  # fmt: skip
         fill(self.model, replace(self.group[members[0]].saved, weights=mean))
-        adapt_norms(self.model, self._training_images())
+        adapt_norms(self.model, self._training_images(), resting=self._resting(members))
 
     def _total(self, members: Sequence[int]) -> dict[str, torch.Tensor]:
         """Sum the members' weights in float64, going on from the sum before where it fits."""
@@ -150,6 +153,7 @@ class Kitchen:
         done, total = list(done), dict(total)
         for number in members[len(done) :]:
             weights = read_checkpoint(self.group[number].saved.path).weights
+            self._means[number] = {n: v for n, v in weights.items() if n.endswith("running_mean")}
             for name, value in weights.items():
                 if value.is_floating_point():
                     total[name] = total[name] + value if name in total else value.double()
@@ -160,30 +164,41 @@ class Kitchen:
                 self._sum = (list(done), dict(total))
         return total
 
+    def _resting(self, members: Sequence[int]) -> set[str]:
+        """Name the batch norms that no member's training has moved: they were frozen."""
+        first, *rest = (self._means[number] for number in members)
+        return {name.removesuffix(".running_mean") for name, value in first.items()
+                if all(torch.equal(value, other[name]) for other in rest)}  # fmt: skip
+
     def _training_images(self) -> Iterator[torch.Tensor]:
         """Yield augmented training images as a first epoch shows them, up to `NORM_ROWS`."""
         seen, config = 0, self.group[0].saved.config
         for images, _ in self.data.folds[0].train.batches(
             self.batch_size, device=self.device, epoch=0, train=True, seed=config.seed
         ):
-            yield images
+            yield ordered(self.model, images)
             seen += len(images)
             if seen >= NORM_ROWS:
                 return
 
-    def predict(self, subset: object) -> np.ndarray:
+    def predict(self, subset: Subset) -> np.ndarray:
         """Predict the rows of a subset with the network as it is."""
-        batches = subset.batches(self.batch_size, device=self.device)  # type: ignore[attr-defined]
-        return engine.predict(self.model, batches, self.amp).probs
+        batches = subset.batches(self.batch_size, device=self.device)
+        shown = ((ordered(self.model, images), targets) for images, targets in batches)
+        return engine.predict(self.model, shown, self.amp).probs
 
 
 @torch.no_grad()
-def adapt_norms(model: torch.nn.Module, images: Iterable[torch.Tensor]) -> None:
+def adapt_norms(
+    model: torch.nn.Module, images: Iterable[torch.Tensor], resting: Collection[str] = ()
+) -> None:
     """Let batch norms take their statistics anew from training images (Izmailov et al., 2018).
 
-    A mean of statistics is not the statistics of a network with mean weights.
+    A mean of statistics is not the statistics of a network with mean weights; those of norms that
+    were frozen (`resting`, by name) stay as they are.
     """
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    norms = [m for name, m in model.named_modules() if isinstance(m, kind) and name not in resting]
     norms = [m for m in norms if m.running_mean is not None]
     if not norms:
         return
@@ -300,8 +315,7 @@ def _write(
 def clear(out: Path) -> None:
     """Remove the soups of an earlier time from their folder, and nothing else."""
     for folder in sorted(out.glob("soup-*")):
-        result = folder / "result.json"
-        if result.is_file() and "soup" in json.loads(result.read_text(encoding="utf-8")):
+        if "soup" in read_result(folder):
             folder.with_name(f"{folder.name}.csv").unlink(missing_ok=True)
             shutil.rmtree(folder)
 
