@@ -148,8 +148,6 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     """Data, model, epochs, answers: the story of one trial."""
     lease = choose_device(config.device, trials_per_gpu=config.trials_per_gpu,
                           among_trials=trial.under_nni and group.size == 1)  # fmt: skip
-    if config.deterministic:
-        runtime.be_deterministic()
     device = runtime.pick_device(lease.name, group)
     amp = runtime.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
@@ -239,6 +237,8 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
             log.info("resuming after epoch %d of %d", state.epoch, config.epochs)
         if config.profile and job.run.writes:
             state.clock = Clock(job.device, folder / "trace.json")
+        if config.deterministic:
+            runtime.be_deterministic()
         outcome.reason = learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
