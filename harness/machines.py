@@ -38,8 +38,9 @@ READY = "ballot-link-is-up"
 NNI_KEY = "~/.ssh/id_rsa"  # what NNI writes where a machine names no key
 NO_KEY = str(Path(__file__).resolve())  # a file, on which NNI insists, that stands for no key
 OPTIONS = ("BatchMode=yes", "PreferredAuthentications=publickey", "UpdateHostKeys=no",
-           "RemoteCommand=none", "PermitLocalCommand=no", f"ConnectTimeout={CONNECT_S}",
-           "ServerAliveInterval=15", "ServerAliveCountMax=8")  # fmt: skip
+           "RemoteCommand=none", "PermitLocalCommand=no", "ControlPersist=no",
+           f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=15",
+           "ServerAliveCountMax=8")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ class Link:
     @property
     def environment(self) -> dict[str, str]:
         """The environment that ssh needs for this machine."""
-        return {**os.environ, **({"SSH_AUTH_SOCK": self.agent.socket} if self.agent else {})}
+        own = {"SSH_AUTH_SOCK": self.agent.socket} if self.agent else {}
+        return {**os.environ, "SSH_ASKPASS_REQUIRE": "never", **own}
 
     def ssh_words(self, extra_options: Iterable[str] = ()) -> list[str]:
         """Return ssh's command line up to the host; of two settings ssh takes the first."""
