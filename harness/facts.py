@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,6 @@ def facts(packages: list, paths: list, data: str) -> dict:
         "unwritable": [where for where in (home, tempfile.gettempdir()) if not can_write(where)],
         "missing": [path for path in paths if not os.path.exists(expand(path))],
         "data": listing_digest(expand(data)) if data else None,
-        "open_experiments": others_may_read(os.path.join(home, "nni-experiments")),
         "time": time.time(),
     }
 
@@ -92,14 +90,6 @@ def can_write(folder: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def others_may_read(folder: str) -> bool:
-    """Return whether a folder is there and open to other users."""
-    try:
-        return bool(stat.S_IMODE(os.stat(folder).st_mode) & 0o077)
-    except OSError:
-        return False
 
 
 def listing(folder: str) -> dict:
