@@ -22,6 +22,7 @@ from nni.utils import extract_scalar_history
 
 from harness import prior
 from harness.artifacts import write_json
+from harness.errors import UserError
 
 log = logging.getLogger("nni.ballot.halving")  # into dispatcher.log
 
@@ -94,7 +95,10 @@ class Assessor(NniAssessor):
         """Write down what has been reached, for a search that is resumed."""
         folder = self.get_checkpoint_path()
         if folder is not None:
-            write_json(Path(folder, "assessor.json"), self._rungs)
+            try:
+                write_json(Path(folder, "assessor.json"), self._rungs)
+            except UserError as error:  # a full disk must not end NNI's process
+                log.warning("%s", error)
 
     def load_checkpoint(self) -> None:
         """Take up what was written down."""

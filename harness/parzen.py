@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp, ndtr, ndtri
 
-WIDTH = 0.25  # of a kernel for a single trial, in an option's range
+WIDTH = 0.18  # of a kernel for a single trial, in an option's range
 NARROW = 0.02
-CAUTION = 2.0  # how much more than its odds a failure counts
-OTHER = 0.3  # probability that a kernel of a single trial gives to the other choices
+CAUTION = 3.0  # how much more than its odds a failure counts
+OTHER = 0.7  # probability that a kernel of a single trial gives to the other choices
 
 Point = Mapping[tuple, float]
 

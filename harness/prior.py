@@ -84,7 +84,7 @@ def point_of(space: Mapping[tuple, Any], config: Mapping[str, Any], *, clip: boo
     point = Point()
     for key, spec in space.items():
         if spec.is_activated_in(point):
-            place = _place(spec, _look_up(key, config), clip)
+            place = place_of(spec, _look_up(key, config), clip=clip)
             if place is not None:
                 point[key] = place
     return point
@@ -105,10 +105,13 @@ def _argument(head: str, name: str, config: Mapping[str, Any]) -> Any:
     return (config.get(f"{head}_args" if head in COMPONENTS else head) or {}).get(name)
 
 
-def _place(spec: Any, value: Any, clip: bool) -> float | None:
+def place_of(spec: Any, value: Any, *, clip: bool = False) -> float | None:
+    """Return a value in NNI's internal form, or None where it lies outside of its range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if spec.type == "choice":
         return _choice(spec.values, value, clip and number)
+    if number and spec.log_distributed and value <= 0 and spec.q:
+        value = spec.q / 4  # was rounded down to nothing
     if not number or (spec.log_distributed and value <= 0):
         return None
     low, high = (-math.inf, math.inf) if "normal" in spec.type else spec.values[:2]
@@ -116,7 +119,7 @@ def _place(spec: Any, value: Any, clip: bool) -> float | None:
         low, high = math.ceil(low), math.ceil(low) + spec.size - 1
     if clip:
         value = min(max(value, low), high)
-    if not low <= value <= high:
+    if not low <= value <= high and not any(math.isclose(value, end) for end in (low, high)):
         return None
     if spec.categorical:
         return round(value) - low
@@ -124,10 +127,14 @@ def _place(spec: Any, value: Any, clip: bool) -> float | None:
 
 
 def _choice(values: Sequence[Any], value: Any, nearest: bool) -> int | None:
-    names = [v["_name"] if isinstance(v, Mapping) and "_name" in v else v for v in values]
-    if value in names:
-        return names.index(value)
+    names = [_name_of(v) for v in values]
+    if _name_of(value) in names:
+        return names.index(_name_of(value))
     numbers = [v for v in names if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if not nearest or not numbers:
         return None
     return names.index(min(numbers, key=lambda v: abs(v - value)))
+
+
+def _name_of(value: Any) -> Any:
+    return value["_name"] if isinstance(value, Mapping) and "_name" in value else value

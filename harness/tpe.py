@@ -24,19 +24,19 @@ from nni.common.hpo_utils import (
     Deduplicator,
     OptimizeMode,
     deformat_parameters,
-    format_parameters,
     format_search_space,
 )
 from nni.utils import extract_scalar_reward
 
 from harness import parzen, prior
 from harness.artifacts import write_json
+from harness.errors import UserError
 
 log = logging.getLogger("nni.ballot.tpe")  # into dispatcher.log
 
-FEW, MANY = 4, 10  # random trials before the model is asked
+FEW, MANY = 5, 10  # random trials before the model is asked
 DIGITS = 10  # of a number, that a trial is given
-SHARE = 0.2  # of the trials that shall be, which are random
+SHARE = 0.15  # of the trials that shall be, which are random
 
 
 @dataclass
@@ -73,8 +73,10 @@ class Tuner(TpeTuner):
         experiment = prior.experiment_of(sys.argv)
         max_trials = max_trials or experiment.get("maxTrialNumber")
         ours = {"constant_liar_type": "mean", "n_startup_jobs": startup_jobs(max_trials),
-                "n_ei_candidates": 128, "gamma": 0.15, "prior_weight": 1.0}  # fmt: skip
+                "n_ei_candidates": 32, "gamma": 0.15, "prior_weight": 1.0}  # fmt: skip
         super().__init__(optimize_mode, seed, {**ours, **(tpe_args or {})})
+        if self.args.n_ei_candidates < 1 or not 0 < self.args.gamma <= 1:
+            raise ValueError("tpe_args: n_ei_candidates is at least 1, gamma a share of the trials")
         self._lock = threading.RLock()  # NNI reports a result and the end of a trial in two threads
         self._trials: dict[str, Trial] = {}  # by their parameters
         self._keys: dict[int, str] = {}  # of the trials of this process, by NNI's number
@@ -91,10 +93,8 @@ class Tuner(TpeTuner):
         """Take a search space; what is known already is kept where it has a place in it."""
         with self._lock:
             begins = self.space is None
-            self.space, self.dedup = (
-                format_search_space(space),
-                Deduplicator(format_search_space(space)),
-            )
+            self.space = format_search_space(space)
+            self.dedup = Deduplicator(self.space)
             for trial in self._trials.values():
                 trial.point = self._point(trial.parameters)
             if begins and not self._trials:
@@ -147,7 +147,10 @@ class Tuner(TpeTuner):
         folder = self.get_checkpoint_path()
         if folder is not None:
             known = [[t.parameters, t.state, t.loss] for t in self._trials.values()]
-            write_json(Path(folder, "tuner.json"), known)
+            try:
+                write_json(Path(folder, "tuner.json"), known)
+            except UserError as error:  # a full disk must not end the search's tuner
+                log.warning("%s", error)
 
     def load_checkpoint(self) -> None:
         """Take up what was written down, before the search space is known."""
@@ -187,12 +190,18 @@ class Tuner(TpeTuner):
         return _rounded(deformat_parameters(point, self.space))
 
     def _point(self, parameters: dict[str, Any]) -> dict[tuple, float] | None:
-        if self.space is None:
-            return None
-        try:
-            return format_parameters(parameters, self.space)
-        except (KeyError, ValueError, TypeError):
-            return None
+        point: dict[tuple, float] = {}
+        for key, spec in (self.space or {}).items():
+            if spec.is_nested() and point.get(key[:-2]) != key[-2]:
+                continue
+            value: Any = parameters
+            for name in key:
+                value = (value or {}).get(name) if isinstance(name, str) else value
+            place = prior.place_of(spec, value)
+            if place is None:
+                return None
+            point[key] = place
+        return point or None
 
     # ----------------------------------------------------------------------------- what is next
 

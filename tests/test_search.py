@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -29,7 +30,7 @@ def home(tmp_path):
 
 @pytest.mark.slow
 def test_a_search_runs_its_trials_and_lets_them_vote(home):
-    process = search(home, "--config", "config.yml")
+    process = search(home, "--config", "config.yml", "--keep_checkpoints", "1")
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert "3/3 trials done" in said and "best single" in said and "vote" in said
@@ -57,11 +58,44 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
         momentum = values["optimizer_args"].get("momentum")
         assert row["optimizer_args.momentum"] == ("" if momentum is None else repr(momentum))
     assert "the best trial by hand: python train.py --epochs 2 --no_tensorboard --lr 0.00" in said
+    best = max(rows.values(), key=lambda row: float(row["score"]))
+    kept = {path.parent.name for path in home.glob("outputs/*/best.pt")}
+    assert len(kept) == 1 and rows[kept.pop()]["score"] == best["score"]
     vote = pd.read_csv(home / "ensemble" / "soft.csv").set_index("id")
     assert vote.index.tolist() == members[0].index.tolist()
     assert managers_and_trials(home) == []
     page = (home / "report.html").read_text()
     assert all(trial.id in page for trial in trials) and "to look at" in said
+
+
+@pytest.mark.slow
+def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
+    rates = [0.003, 1e-7, 1e-8, 1e30, 0.001]  # the last is the script's own, the one before fails
+    (home / "search_space.json").write_text(
+        json.dumps({"lr": {"_type": "choice", "_value": rates}})
+    )
+    code = str(Path(__file__).resolve().parents[1])
+    write_config(home, epochs=15, maxTrialNumber=9, trialConcurrency=1,
+                 tuner={"className": "harness.tpe.Tuner", "codeDirectory": code},
+                 assessor={"className": "harness.halving.Assessor", "codeDirectory": code,
+                           "classArgs": {"start_step": 1}})  # fmt: skip
+    process = search(home, "--config", "config.yml", "--no_probe")
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    with (home / "results.csv").open(newline="") as file:
+        rows = {float(row["lr"]): row for row in csv.DictReader(file)}
+    assert sorted(rows) == sorted(rates), "each configuration once, and then no more"
+    assert [rows[rate]["status"] for rate in (1e-7, 1e-8, 1e30)] == ["stopped", "stopped", "failed"]
+    assert rows[0.001]["run"].split("-")[1] == "000" and rows[0.001]["status"] == "done"
+    for trial in experiment.read_trials(only_experiment(home)):
+        row = next(row for row in rows.values() if trial.id in row["run"])
+        assert trial.final == float(row["score"] or 0.0)  # of a failed one a floor
+        assert row["status"] != "stopped" or trial.status != "SUCCEEDED"
+        assert (home / "outputs" / f"{row['run']}.csv").exists() == (row["status"] != "failed")
+    (file,) = only_experiment(home).glob("checkpoint/tuner.json")
+    known = {values["lr"]: (state, loss) for values, state, loss in json.loads(file.read_text())}
+    assert known == {rate: (row["status"], -float(row["score"]) if row["score"] else None)
+                     for rate, row in rows.items()}  # fmt: skip
 
 
 @pytest.mark.slow
