@@ -38,7 +38,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 LATER = ("torch._dynamo", "torch.optim.swa_utils", "torch.utils.tensorboard", "scipy.stats",
          "sklearn.datasets", "sklearn.metrics", "sklearn.model_selection", "PIL.Image", "psutil",
          "requests", "json_tricks", "schema", "simplejson", "typeguard", "yaml", "filelock",
-         "sqlite3", "fileinput", "tqdm")  # fmt: skip
+         "sqlite3", "fileinput", "tqdm", "efficientnet_pytorch")  # fmt: skip
 
 
 @dataclass
