@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -29,8 +30,12 @@ from harness.experiment import TrialRecord
 from harness.machines import Link, shell_word
 
 AGAIN_S = 30.0  # until a machine that did not answer is asked again
-LIST_S = 300.0  # to hash large checkpoints on a busy disk
+LIST_S = 120.0  # to hash large checkpoints on a busy disk
+KEEP_S = 60.0  # at least, between two visits for the checkpoints of what runs
+SHARE = 10  # a visit may take this part of the time
+QUICK_S = 10.0  # a failure that comes that soon is worth a second attempt
 STAGE = ".collect"
+RUNNING = f"{STAGE}/running"  # runs that have not ended, for another machine to go on with
 LAST = "result.json"  # the file that says that the others are there
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
 PIECE = 1 << 20
@@ -58,6 +63,8 @@ class Collector:
         self._over = False  # nothing runs any more: what has not ended was killed
         self._busy: dict[str, threading.Thread] = {}
         self._failed: dict[str, float] = {}  # when a machine last failed
+        self._took: dict[str, float] = {}  # how long it took to fail
+        self._keep_at: dict[str, float] = {}  # when the next checkpoints of a machine are due
         self._why: dict[str, str] = {}  # machine or run -> what was wrong with it
         self._seen: dict[str, bool] = {}  # runs that are here as they are there -> with checkpoints
 
@@ -67,11 +74,49 @@ class Collector:
         for link, wanted in self._todo(trials).items():
             busy = self._busy.get(link.name)
             late = now - self._failed.get(link.name, -AGAIN_S) < AGAIN_S
-            if late or (busy is not None and busy.is_alive()):
-                continue
-            thread = threading.Thread(target=self._visit, args=(link, wanted, best), daemon=True)
-            self._busy[link.name] = thread
-            thread.start()
+            if not late and not (busy is not None and busy.is_alive()):
+                self._start(link, self._visit, wanted, best)
+        if not self._over:
+            self._keep_running(trials, now)
+
+    def _start(self, link: Link, what: Callable[..., None], *args: Any) -> None:
+        def visit() -> None:
+            began = time.monotonic()
+            try:
+                link.open()
+                what(link, *args)
+                self._why.pop(link.name, None)
+            except (UserError, OSError) as error:
+                self._why[link.name] = str(error).removeprefix(f"{link.name}: ")
+                self._failed[link.name] = time.monotonic()
+                self._took[link.name] = time.monotonic() - began
+                link.close()  # the next attempt connects anew
+
+        self._busy[link.name] = threading.Thread(target=visit, daemon=True)
+        self._busy[link.name].start()
+
+    def _keep_running(self, trials: Sequence[TrialRecord], now: float) -> None:
+        """Begin to keep checkpoints of what runs, for another machine should this one be lost."""
+        running: dict[Link, list[str]] = defaultdict(list)
+        for trial in trials:
+            if trial.status == "RUNNING" and trial.scores:
+                for link in links_of(trial, self.source.links):
+                    running[link].append(self._run_of(trial))
+        for link, wanted in running.items():
+            busy = self._busy.get(link.name)
+            due = self._keep_at.setdefault(link.name, now + KEEP_S)
+            if now >= due and not (busy is not None and busy.is_alive()):
+                self._start(link, self._keep, wanted)
+
+    def _keep(self, link: Link, wanted: Sequence[str]) -> None:
+        began = time.monotonic()
+        here = ask(link, "runs", self.source.search_id, self.source.out_dir)
+        for run in wanted:
+            if run in here:
+                with suppress(DamagedError):  # it has just been written anew
+                    bring_run(link, run, here[run]["folder"], self.source.outputs / RUNNING, "all")
+        now = time.monotonic()
+        self._keep_at[link.name] = now + max(KEEP_S, SHARE * (now - began))
 
     def finish(self, trials: Sequence[TrialRecord], *, over: bool = True) -> list[str]:
         """Bring home all that can be; return what could not, a line a machine."""
@@ -79,14 +124,28 @@ class Collector:
         for _ in range(3):  # what was under way, then the rest, then what failed for a moment
             for thread in list(self._busy.values()):
                 thread.join()
-            self._failed.clear()
+            for name in [name for name in self._failed if self._took[name] < QUICK_S]:
+                self._failed.pop(name)
             self.update(trials)
         for thread in list(self._busy.values()):
             thread.join()
         self._drop_surpassed(trials)
+        if over:
+            self._drop_running()
         left = {link: [t for t in wanted if not self._looks_whole(t)]
                 for link, wanted in self._todo(trials).items()}  # fmt: skip
         return [self._missing(link, wanted) for link, wanted in left.items() if wanted]
+
+    def _drop_running(self) -> None:
+        """Remove the checkpoints of runs that have all ended."""
+        for path in (self.source.outputs / RUNNING).glob(f"{self.source.search_id}-*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:  # a ballot
+                path.unlink(missing_ok=True)
+        for folder in (self.source.outputs / RUNNING, self.source.outputs / STAGE):
+            with suppress(OSError):  # another search's are there
+                folder.rmdir()
 
     def _drop_surpassed(self, trials: Sequence[TrialRecord]) -> None:
         """Remove the weights that were among the best when they were brought, and are no longer."""
@@ -132,15 +191,9 @@ class Collector:
         return {trial_id for _, trial_id in scored[: max(0, self._checkpoints)]}
 
     def _visit(self, link: Link, wanted: Sequence[TrialRecord], best: set[str]) -> None:
-        try:
-            link.open()
-            here = ask(link, "runs", self.source.search_id, self.source.out_dir)
-            for trial in wanted:
-                self._fetch(link, trial, here.get(self._run_of(trial)), trial.id in best)
-            self._why.pop(link.name, None)
-        except (UserError, OSError) as error:
-            self._why[link.name] = str(error).removeprefix(f"{link.name}: ")
-            self._failed[link.name] = time.monotonic()
+        here = ask(link, "runs", self.source.search_id, self.source.out_dir)
+        for trial in wanted:
+            self._fetch(link, trial, here.get(self._run_of(trial)), trial.id in best)
 
     def _fetch(
         self, link: Link, trial: TrialRecord, found: Mapping[str, Any] | None, checkpoint: bool
@@ -152,7 +205,8 @@ class Collector:
             self._bring_words(link, trial)
         if found is not None:
             try:
-                came = bring_run(link, run, str(found["folder"]), self.source.outputs, checkpoint)
+                which = "best" if checkpoint else ""
+                came = bring_run(link, run, str(found["folder"]), self.source.outputs, which)
             except DamagedError as error:
                 self._why[run] = str(error)
                 return
@@ -192,9 +246,12 @@ def ask(link: Link, function: str, *args: Any) -> Any:
     return link.python(f"{source}\nprint(json.dumps({function}(*args)))", *args, timeout=LIST_S)
 
 
-def bring_run(link: Link, run: str, folder: str, outputs: Path, checkpoint: bool) -> list[str]:
-    """Bring a run home: what differs from what is here, verified; return the files."""
-    sizes = checked_names(ask(link, "manifest", folder, checkpoint), run, link.name)
+def bring_run(link: Link, run: str, folder: str, outputs: Path, which: str) -> list[str]:
+    """Bring a run home: what differs from what is here, verified; return the files.
+
+    `which` says of the checkpoints whether the best, all or none of them come.
+    """
+    sizes = checked_names(ask(link, "manifest", folder, which), run, link.name)
     wanted = {name: facts for name, facts in sizes.items()
               if not is_same(outputs / run / name, *facts)}  # fmt: skip
     if not wanted:

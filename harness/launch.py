@@ -15,7 +15,8 @@ from harness.searches import Search
 def manager_environment(plan: Plan, *, guarded: bool, public: bool) -> dict[str, str]:
     """Return what NNI's manager, and with it every trial, has in its environment."""
     extra = experiment.environment(public) if guarded else {}
-    return threads_for(plan.concurrency) | extra | remote.environment(plan.links, plan.concurrency)
+    elsewhere = remote.environment(plan.links, plan.concurrency, plan.command, plan.outputs)
+    return threads_for(plan.concurrency) | extra | elsewhere
 
 
 def threads_for(concurrency: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { setTimeout: sleep } = require('node:timers/promises');
 
-const { call, closeTunnels, hold, machines, need, option, settings, tunnelTo, warn } =
+const { call, closeTunnels, hold, machines, need, option, sendFolder, settings, tunnelTo, warn } =
     require('./nni_ssh.js');
 
 const RETRY_MS = 15000; // between two attempts to bring a machine back
@@ -198,8 +198,21 @@ class Fleet {
                 this.moved(id, place);
                 warn(`trial ${id} was lost with ${own?.machine.name ?? 'its machine'}; `
                     + `it goes on on ${place.machine.name}`);
+                if (place !== own) {
+                    await quietly(() => this.sendCheckpoint(place, ...trial.how.slice(3)));
+                }
                 await this.create(place.envId, ...trial.how.slice(1));
             }
+        }
+    }
+
+    /** Send what collect.py has kept of a trial's run to the machine where it goes on. */
+    async sendCheckpoint(place, sequenceId, id) {
+        const run = [option('experiment-id'), String(sequenceId).padStart(3, '0'), id].join('-');
+        const folder = path.join(settings.running ?? '', run);
+        if (settings.running && fs.existsSync(path.join(folder, 'result.json'))) {
+            await sendFolder(place.machine, folder, `${settings.outDir}/${run}`);
+            warn(`trial ${id} has its checkpoint there`);
         }
     }
 
@@ -212,8 +225,10 @@ class Fleet {
             return worker && parent.createTrial.call(this.service, ...how);
         }
         this.trials.set(id, { how, place });
+        // By it the trials of a machine divide its cores (harness/preload.py).
+        const told = [envId, `BALLOT_AT_ONCE=${place?.machine.slots} ${command}`, ...how.slice(2)];
         const created = worker && await quietly(() =>
-            Promise.race([parent.createTrial.call(this.service, ...how), worker.whenGone]));
+            Promise.race([parent.createTrial.call(this.service, ...told), worker.whenGone]));
         if (created) {
             this.known.add(id);
         } else if (!this.known.has(id)) {
@@ -257,7 +272,8 @@ function mendService(exports, root) {
     proto.ballotTarball = name => tarball().getTarballPath(name);
     proto.ballotEnvironments = function () {
         const { places } = fleetOf(this);
-        return places.map(each => ({ ...each.worker?.env, id: each.envId, host: each.machine.name }));
+        return places.map(
+            each => ({ ...each.worker?.env, id: each.envId, host: each.machine.name }));
     };
 
     /** Begin with the machines that come; the others join when they do. */

@@ -11,7 +11,8 @@
  *   placement each trial goes to the least busy machine, one for each of its slots (NNI: in turn)
  *
  * Settings, as JSON in BALLOT_REMOTE: `machines` in the configuration's order, each with `name`,
- * `ssh` (the words of a command line), `python` and `slots`. What becomes of the machines is
+ * `ssh` (the words of a command line), `python` and `slots`; `running` and `outDir`, the folders of
+ * kept checkpoints here and of runs there. What becomes of the machines is
  * written to `machines.json` beside NNI's database. A part that does not find its place in NNI's
  * code is missing in X-Ballot-Guard, and search.py does not go on.
  */

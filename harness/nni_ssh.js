@@ -134,6 +134,19 @@ function mendSsh(exports) {
     };
 }
 
+/** Copy a folder of this machine there; variables in the target are expanded there. */
+async function sendFolder(machine, folder, target) {
+    const stdio = ['ignore', 'pipe', 'ignore'];
+    const tar = spawn('tar', ['-C', folder, '-cf', '-', '.'], { stdio });
+    tar.on('error', error => warn(error.message));
+    const there = `"${target.replace(/^~(?=\/)/, '$HOME').replace(/["\\`]/g, '\\$&')}"`;
+    const done = await run(machine, `export NNI_EXP_ID=${option('experiment-id')}; `
+        + `mkdir -p ${there} && tar -C ${there} -xf -`, { input: tar.stdout });
+    if (done.code !== 0) {
+        throw new Error(done.last);
+    }
+}
+
 // ---------------------------------------------------------------- tunnel
 
 /** The way back from a machine to this manager; its port there is any that is free. */
@@ -242,5 +255,5 @@ function mendConnection(exports) {
     }
 }
 
-module.exports = { call, closeTunnels, hold, machines, mendConnection, mendSsh, mendWorker, need, option,
-    settings, tunnelTo, warn };
+module.exports = { call, closeTunnels, hold, machines, mendConnection, mendSsh, mendWorker, need,
+    option, sendFolder, settings, tunnelTo, warn };

@@ -190,13 +190,17 @@ def _json(path):
 
 
 def manifest(folder, checkpoints):
-    """Return size and SHA-256 of every file of a run, its ballot under the name `../<run>.csv`."""
+    """Return size and SHA-256 of every file of a run, its ballot under the name `../<run>.csv`.
+
+    Of the checkpoints those that are named `best`, `all`, or none.
+    """
     run, found = Path(folder), {}
     paths = [path for path in sorted(run.rglob("*")) if not path.name.startswith(".")]
     for path in [*paths, run.with_name(f"{run.name}.csv")]:
         if path.is_symlink() or not path.is_file():
             continue
-        if path.suffix == ".pt" and (path.name != "best.pt" or not checkpoints):
+        wanted = checkpoints == "all" or (checkpoints == "best" and path.name == "best.pt")
+        if path.suffix == ".pt" and not wanted:
             continue
         digest = hashlib.sha256()
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import facts
-from harness.collect import Collector, Source, ask
+from harness.collect import RUNNING, Collector, Source, ask
 from harness.errors import UserError
 from harness.experiment import REMOTE, TrialRecord, option_of
 from harness.machines import (
@@ -51,10 +51,17 @@ def prepare(config: Any, links: Sequence[Link]) -> None:
     assert len(config.training_service.machine_list) == len(links)
 
 
-def environment(links: Sequence[Link], concurrency: int) -> dict[str, str]:
-    """Return what nni_remote.js is told: the machines, in the order of the configuration."""
+def environment(
+    links: Sequence[Link], concurrency: int, command: str = "", outputs: Path | None = None
+) -> dict[str, str]:
+    """Return what nni_remote.js is told: the machines, in the order of the configuration.
+
+    Where trials write to a place of their machine, also where checkpoints of them are kept here.
+    """
     if not links:
         return {}
+    out_dir = option_of(command, "--out_dir", "")
+    kept = outputs is not None and out_dir.startswith(("/", "~/", "$"))
     slots = slots_of(count_gpus(links), concurrency)
     machines = [
         {"name": link.name, "ssh": link.ssh_words(), "slots": number,
@@ -62,7 +69,9 @@ def environment(links: Sequence[Link], concurrency: int) -> dict[str, str]:
          "agent": link.agent.socket if link.agent else None}
         for link, number in zip(links, slots)
     ]  # fmt: skip
-    return {REMOTE: json.dumps({"machines": machines})}
+    told = {"machines": machines, "outDir": out_dir,
+            "running": str(outputs / RUNNING) if kept else None}  # fmt: skip
+    return {REMOTE: json.dumps(told)}
 
 
 def count_gpus(links: Sequence[Link]) -> list[int]:

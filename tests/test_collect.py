@@ -112,6 +112,24 @@ def test_a_trial_is_fetched_when_it_has_ended_and_again_when_it_has_gone_on(link
     assert json.loads(home.read_text()) == {"status": "done"}
 
 
+def test_what_runs_is_kept_with_all_its_checkpoints_until_it_has_ended(
+    link, collector, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(collect, "KEEP_S", 0.0)
+    run = make_run(link.home, "x-000-a", status="running")
+    running = trial("a", 0, status="RUNNING")
+    running.scores = [0.5]
+    kept = tmp_path / "outputs/.collect/running/x-000-a"
+    collector.update([running])
+    wait_for((kept / "result.json").exists, "what is kept", 20)
+    assert (kept / "last.pt").read_text() == (run / "last.pt").read_text()
+    assert not (tmp_path / "outputs/x-000-a").exists() and collector.brought == []
+    (run / "result.json").write_text('{"status": "done"}')
+    assert collector.finish([trial("a", 0, 0.5)]) == []
+    assert not (tmp_path / "outputs/.collect").exists()
+    assert not (tmp_path / "outputs/x-000-a/last.pt").exists()
+
+
 def test_a_part_goes_on_where_it_was_interrupted_and_a_wrong_one_begins_anew(link, tmp_path):
     big, other = "0123456789" * 50_000, "abc" * 100_000
     run = make_run(link.home, "x-000-a", **{"big.bin": big, "other.bin": other})
@@ -131,7 +149,7 @@ def test_a_part_goes_on_where_it_was_interrupted_and_a_wrong_one_begins_anew(lin
         return Link.spawn(link, *args, **how)
 
     link.spawn = send
-    collect.bring_run(link, "x-000-a", str(run), tmp_path / "outputs", False)
+    collect.bring_run(link, "x-000-a", str(run), tmp_path / "outputs", "")
     assert (tmp_path / "outputs/x-000-a/big.bin").read_text() == big
     assert (tmp_path / "outputs/x-000-a/other.bin").read_text() == other
     assert len(asked) == 3  # the list, what was missing, and what had begun wrongly

@@ -27,7 +27,7 @@ SERVICE = """
 const { EventEmitter } = require('node:events');
 const { mendPlacement, mendService } = require(process.env.HARNESS + '/nni_fleet.js');
 const { setTimeout: sleep } = require('node:timers/promises');
-const down = new Set(), ends = [], finals = [], started = [];
+const down = new Set(), ends = [], finals = [], started = [], commands = [];
 let ahead = 0;
 const now = Date.now;
 Date.now = () => now() + ahead; // a minute passes when a test says so
@@ -47,6 +47,7 @@ const exports_ = { RemoteTrainingServiceV3: class {
     async stopTrial(id) { this.emitter.emit('trial_stop', id, 1, null); }
     async createTrial(envId, command, directory, sequence, id) {
         started.push([id, envId]);
+        commands.push(command);
         this.workersByTrial.set(id, this.workersByEnv.get(envId));
         return id;
     }
@@ -84,11 +85,11 @@ mendPlacement(compat);
 const manager = new compat.V3asV1(service.config);
 service.onTrialEnd((id, time, code) => ends.push([id, code]));
 service.onMetric((id, metric) => finals.push([id, JSON.parse(metric).type]));
-async function begin(id) {
+async function begin(id, sequence = 0) {
     const envId = manager.schedule();
     if (envId !== null) {
         manager.trialJobs[id] = { id, status: 'RUNNING' };
-        await service.createTrial(envId, 'train', 'code', 0, id);
+        await service.createTrial(envId, 'train', 'code', sequence, id);
     }
     return envId;
 }
@@ -124,7 +125,8 @@ def play(tmp_path, body):
     script.write_text(SERVICE.replace("BODY", body))
     command = [Path(nni_node.origin).parent / "node", script, "--experiment-id", "fleet-test",
                "--experiments-directory", tmp_path, "--port", "1"]  # fmt: skip
-    names = {**os.environ, "BALLOT_REMOTE": json.dumps({"machines": machines}),
+    told = {"machines": machines, "running": str(tmp_path / "running"), "outDir": "$HOME/there"}
+    names = {**os.environ, "BALLOT_REMOTE": json.dumps(told),
              "HARNESS": str(HARNESS), "FOLDER": str(tmp_path), "HOME": str(tmp_path)}  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=names,
                           timeout=60)  # fmt: skip
@@ -134,7 +136,9 @@ def play(tmp_path, body):
 
 def test_each_machine_has_one_trial_and_a_third_waits(tmp_path):
     told = play(tmp_path, "told.where = [await begin('a'), await begin('b'), await begin('c')];"
-                          "end('b', 0); told.then = await begin('c');")  # fmt: skip
+                          "end('b', 0); told.then = await begin('c');"
+                          "told.commands = commands;")  # fmt: skip
+    assert told["commands"] == ["BALLOT_AT_ONCE=1 train"] * 3
     assert told["where"] == ["remote-worker1", "remote-worker2", None]
     assert told["then"] == "remote-worker2" and told["ends"] == [["b", 0]]
     assert told["states"] == ["gpu1 up", "gpu2 up"]
@@ -171,9 +175,23 @@ def test_a_lost_trial_goes_elsewhere_after_a_minute_and_before_new_ones(tmp_path
     assert told["jobs"]["b"]["url"].startswith("gpu1:~/") and told["states"][1] == "gpu2 out"
 
 
+def test_a_trial_that_goes_elsewhere_takes_the_checkpoint_along_that_came_home(tmp_path):
+    kept = tmp_path / "running/fleet-test-007-b"
+    kept.mkdir(parents=True)
+    for name in ("last.pt", "history.csv", "result.json"):
+        (kept / name).write_text(name)
+    play(tmp_path, LOST.replace("await begin('b');", "await begin('b', 7);")
+                   + "end('a', 0); ahead += 61000;"
+                     "await until(() => started.length === 3);")  # fmt: skip
+    there = tmp_path / "there/fleet-test-007-b"
+    assert {path.name for path in there.iterdir()} == {"last.pt", "history.csv", "result.json"}
+    assert (there / "last.pt").read_text() == "last.pt"
+
+
 def test_a_trial_whose_last_word_had_come_has_ended_well_and_says_it_once(tmp_path):
     told = play(tmp_path, "await begin('a'); report('a', 'PERIODICAL'); report('a', 'FINAL');"
-                          "report('a', 'FINAL'); service.restartWorker(service.workers[0]);"
+                          "report('a', 'FINAL');"
+                          "service.restartWorker(service.workers.find(w => w.envId.endsWith(1)));"
                           "await sleep(1500);")  # fmt: skip
     assert told["finals"] == [["a", "PERIODICAL"], ["a", "FINAL"]]
     assert told["ends"] == [["a", 0]] and len(told["started"]) == 1
@@ -181,7 +199,7 @@ def test_a_trial_whose_last_word_had_come_has_ended_well_and_says_it_once(tmp_pa
 
 def test_trials_that_had_ended_are_not_lost_with_their_machine(tmp_path):
     told = play(tmp_path, "await begin('a'); end('a', 1);"
-                          "service.restartWorker(service.workers[0]);"
+                          "service.restartWorker(service.workers.find(w => w.envId.endsWith(1)));"
                           "await sleep(1500);")  # fmt: skip
     assert told["ends"] == [["a", 1]] and len(told["started"]) == 1
 
