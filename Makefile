@@ -1,6 +1,8 @@
 # make search   from nothing to a voted answer        make test   everything, real searches included
 # make setup    the environment alone                 make quick  the tests without real searches
 # make bench    how fast it is; FULL=1 takes longer
+# make train    ARGS="--model resnet18 --run_name mine": goes on when the terminal is closed
+# make watch    RUN=mine: its log as it grows; without RUN the newest
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,10 +12,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
 
-.PHONY: setup search test quick lint bench clean
+.PHONY: setup search train watch test quick lint bench clean
 
 search: setup
 	@$(BIN)/python search.py --config $(CONFIG)
+
+train: setup
+	@mkdir -p outputs; out=outputs/train-$$(date +%Y%m%d-%H%M%S).out; \
+	setsid nohup $(BIN)/python train.py $(ARGS) >$$out 2>&1 </dev/null & \
+	sleep 0.1; echo "process $$! goes on by itself; make watch shows it, kill $$! stops it"
+
+watch:
+	@tail -n 40 -F $(if $(RUN),outputs/$(RUN)/run.log,"$$(ls -t outputs/*/run.log outputs/train-*.out 2>/dev/null | head -1)")
 
 setup: $(VENV)/.installed
 

@@ -24,8 +24,8 @@ from harness.artifacts import read_result, read_rows, write_json
 
 log = logging.getLogger(__name__)
 
-LINGER = 20.0  # seconds that a trial waits at its end for what its trackers still have to send
-LIFETIME = 60  # seconds that a tracker has once its trial is gone
+LINGER = 60.0  # seconds that a trial waits at its end for what its trackers still have to send
+LIFETIME = 120  # seconds that a tracker has once its trial is gone
 QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 FILES = ("config.json", "result.json", "history.csv", "fold*/history.csv", "split.csv", "val.csv",
          "submission.csv", "run.log")  # fmt: skip

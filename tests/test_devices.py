@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import devices
-from harness.devices import Gpu
+from harness.devices import Gpu, on_several
 from harness.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,3 +223,13 @@ def test_two_trials_on_a_real_gpu_take_turns(tmp_path, monkeypatch, caplog):
         again = devices.choose_device("auto", trials_per_gpu=1, among_trials=True)
     assert again.name.startswith("cuda:") and not caplog.records
     again.release()
+
+
+def test_a_list_of_gpus_is_a_process_of_torchruns_for_each():
+    command = on_several("0,2", 3, ["train.py", "--device", "0,2"])
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[command.index("--nproc_per_node") + 1] == "2"
+    assert command[-2:] == ["--device", "cuda"]  # the last one wins
+    assert on_several("cuda:1", 3, []) is None and on_several("auto", 0, []) is None
+    with pytest.raises(UserError, match="this machine has 2"):
+        on_several("0,2", 2, [])
