@@ -39,7 +39,7 @@ from harness.config import Config  # noqa: E402
 from model import create_model  # noqa: E402
 
 # Network, side of the images, batch, photos of an epoch (quick, full)
-CASES = (("simple_cnn", 64, 64, 256, 512), ("resnet18", 64, 64, 256, 512),
+CASES = (("simple_cnn", 64, 64, 256, 512), ("resnet18", 64, 64, 128, 512),
          ("Efficientnet_b0", 128, 16, 64, 256))  # fmt: skip
 Epoch = Callable[[], int]  # trains or reads an epoch and returns its number of images
 

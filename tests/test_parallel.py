@@ -55,7 +55,7 @@ def make_state(criterion, group, ema=0.0, **more):
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.SiLU(), nn.Flatten(),
                           nn.Linear(20, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4),
                           ).double()  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return TrainState(model, criterion, optimizer, Still(), ema=make_ema(model, ema), group=group,
                       **more)  # fmt: skip
 
@@ -157,11 +157,23 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+FAKE_NNI = """
+import pathlib
+def say(*words): print(*words, file=pathlib.Path("reports.txt").open("a"), flush=True)
+def get_next_parameter(): say("ask"); return {"lr": 0.002}
+def report_intermediate_result(x): say("epoch", x)
+def report_final_result(x): say("final", x)
+"""
+
+
 @pytest.mark.slow
-def test_torchrun_gives_the_scores_of_one_process_and_writes_once(tmp_path, script):
+def test_torchrun_gives_the_scores_of_one_process_and_writes_and_reports_once(tmp_path, script):
     words = ["--epochs", "2", "--batch_size", "100", "--run_name"]
-    assert script("train.py", "--no_tensorboard", *words, "one").returncode == 0
-    done = subprocess.run([*TORCHRUN, *words, "two"], cwd=tmp_path, env=ENV, capture_output=True,
+    assert script("train.py", "--no_tensorboard", *words, "one", "--lr", 0.002).returncode == 0
+    (tmp_path / "nni.py").write_text(FAKE_NNI)
+    env = {**ENV, "PYTHONPATH": str(tmp_path), "NNI_PLATFORM": "local", "NNI_TRIAL_JOB_ID": "abc",
+           "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
+    done = subprocess.run([*TORCHRUN, *words, "two"], cwd=tmp_path, env=env, capture_output=True,
                           text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1
@@ -173,6 +185,8 @@ def test_torchrun_gives_the_scores_of_one_process_and_writes_once(tmp_path, scri
     np.testing.assert_allclose(a.iloc[:, 1:], b.iloc[:, 1:], atol=1e-5)
     result = json.loads((tmp_path / "outputs" / "two" / "result.json").read_text())
     assert result["status"] == "done" and result["processes"] == 2
+    told = (tmp_path / "reports.txt").read_text().splitlines()
+    assert [line.split()[0] for line in told] == ["ask", "epoch", "epoch", "final"]
 
 
 @pytest.mark.slow
