@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
 
-.PHONY: setup search train watch test quick lint bench clean
+.PHONY: setup search train watch test quick lint bench faults clean
 
 search: setup
 	@$(BIN)/python search.py --config $(CONFIG)
@@ -40,6 +40,10 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/.ins
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest
+
+# SEED=n repeats what a seed did, COUNT=n is how many (default: 300, about ten minutes on 2 cores).
+faults: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.faults
 
 quick: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not slow"

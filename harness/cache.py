@@ -192,8 +192,10 @@ def _is_whole(path: Path, count: int, size: int, keep_pixels: bool) -> bool:
     try:
         pixels = (path / "images.u8").stat().st_size if keep_pixels else 0
         digests = (path / "digests.bin").stat().st_size
-        (path / "info.json").stat()
     except OSError:
+        return False
+    info = _info(path)
+    if info is None or not isinstance(info.get("bad"), dict):
         return False
     return digests == count * DIGEST and (not keep_pixels or pixels == count * 3 * size**2)
 

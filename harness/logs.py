@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.config
 import logging.handlers
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,13 +47,34 @@ def log_to(folder: Path, setup: Mapping[str, Any] | None = None) -> None:
             logging.config.dictConfig(_inside(setup, folder))
         except (ValueError, TypeError, OSError) as error:
             raise UserError(f"log_config: {error.__cause__ or error}") from None
-    file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    file = RunLog(folder / "run.log", encoding="utf-8", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in early:
         root.removeHandler(handler)
         handler.setTarget(file)
         handler.close()  # writes what it holds
     root.addHandler(file)
+
+
+class RunLog(logging.FileHandler):
+    """A log that is given up where it cannot be written: a full disk is no trial's fault."""
+
+    broken = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless one before it could not be written."""
+        if not self.broken:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        """Say once that there will be no more lines."""
+        self.broken = True
+        log.warning("%s: %s; the log ends here", self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        """Close the file; what it still held may not fit."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def read_log_config(path: str | None) -> dict[str, Any] | None:

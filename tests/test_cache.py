@@ -142,10 +142,11 @@ def test_a_folder_that_cannot_be_written_is_done_without(images, tmp_path, caplo
     assert "decoded anew every epoch" in caplog.text
 
 
-def test_a_damaged_cache_is_built_again(images, tmp_path):
+@pytest.mark.parametrize("name", ["images.u8", "digests.bin", "info.json"])
+def test_a_damaged_cache_is_built_again(name, images, tmp_path):
     opened(images, tmp_path / "c")
-    (pixels,) = (tmp_path / "c").glob("*/images.u8")
-    os.truncate(pixels, 100)
+    (victim,) = (tmp_path / "c").glob(f"*/{name}")
+    os.truncate(victim, 50)
     assert torch.equal(all_of(opened(images, tmp_path / "c"), 9), all_of(opened(images, "off"), 9))
 
 

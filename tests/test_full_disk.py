@@ -73,3 +73,22 @@ def test_a_trial_that_can_keep_nothing_says_so_in_one_line(tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed" and result["score"] is None
+
+
+def test_a_log_that_cannot_be_written_is_given_up_in_one_line(tmp_path):
+    code = (
+        "import logging, pathlib, sys; from harness import logs, runtime\n"
+        "runtime.setup_logging(); logs.keep_early(); log = logging.getLogger('t')\n"
+        "log.info('early ' * 30)\n"
+        f"logs.log_to(pathlib.Path({str(tmp_path)!r}))\n"
+        "[log.info('line %d', n) for n in range(100)]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=no_file_beyond(1000),
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "run.log" in warnings[0] and "File too large" in warnings[0]
+    assert done.stdout.count("line ") == 100
+    assert (tmp_path / "run.log").read_text().startswith("2")

@@ -1,0 +1,22 @@
+"""A few of the faults of `make faults`, with a seed that is printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_whatever_is_killed_cut_or_full():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "COUNT": "40"}, timeout=600,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"seed \d+: 40 faults, 0 not survived", done.stdout)
