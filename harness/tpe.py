@@ -234,7 +234,8 @@ class Tuner(TpeTuner):
             if trial.state in ("done", "stopped") or (trial.state == "running" and lie)
         )
         points = [known[number].point for *_, number in ranked]
-        best = min(math.ceil(self.args.gamma * len(points)), self.args.linear_forgetting)
+        best = min(math.ceil(self.args.gamma * len(points)), self.args.linear_forgetting,
+                   max(len(done), 1))  # fmt: skip
         return points[:best], points[best:], failed
 
 
