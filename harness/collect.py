@@ -326,18 +326,19 @@ def staging(outputs: Path, run: str) -> Iterator[Path]:
 
 def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], stage: Path) -> None:
     """Fetch files into the stage, each from where it was interrupted."""
-    offsets = []
+    offsets: list[tuple[str, int]] = []
     for name, (size, digest) in wanted.items():
         part = part_of(stage, name, digest)
         there = part.stat().st_size if part.exists() else 0
         if there >= size:  # whole, and not what it should be
             part.unlink(missing_ok=True)
             there = 0
-        offsets.append([name, there])
+        offsets.append((name, there))
     source = Path(on_machine.__file__).read_text(encoding="utf-8")
     program = f"{source}\nsend(*json.loads({json.dumps([folder, offsets])!r}))\n"
     with link.spawn(f"exec {shell_word(link.machine.interpreter)} -", stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdin and process.stdout and process.stderr
         try:
             process.stdin.write(program.encode())
             process.stdin.close()

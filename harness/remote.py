@@ -61,7 +61,7 @@ def environment(
     if not links:
         return {}
     out_dir = option_of(command, "--out_dir", "")
-    kept = outputs is not None and out_dir.startswith(("/", "~/", "$"))
+    kept = outputs / RUNNING if outputs and out_dir.startswith(("/", "~/", "$")) else None
     slots = slots_of(count_gpus(links), concurrency)
     machines = [
         {"name": link.name, "ssh": link.ssh_words(), "slots": number,
@@ -70,7 +70,7 @@ def environment(
         for link, number in zip(links, slots)
     ]  # fmt: skip
     told = {"machines": machines, "outDir": out_dir,
-            "running": str(outputs / RUNNING) if kept else None}  # fmt: skip
+            "running": str(kept) if kept else None}  # fmt: skip
     return {REMOTE: json.dumps(told)}
 
 
