@@ -564,7 +564,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print what a folder of images is; draw samples; look after the cache."""
     import logging
 
-    from harness.config import build_parser, merge, parse_command_line, read_config_file
+    from harness.config import build_parser, merge, parse_command_line, read_config_files
     from harness.describe import clean_cache, describe, draw_sheet
     from harness.plugins import load_plugins
 
@@ -578,7 +578,7 @@ def main(argv: list[str] | None = None) -> int:
     layer, known = parse_command_line(parser, argv)
     if known.dir is not None:
         layer = replace(layer, values={"data_dir": known.dir, **layer.values})
-    config, origin = merge([*map(read_config_file, known.config), layer])
+    config, origin = merge([*read_config_files(known.config), layer])
     if known.print_config:
         values = asdict(config)
         print("\n".join(f"{key} = {values[key]!r}  ({origin[key]})" for key in values))

@@ -112,7 +112,8 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
-    spread(config, trial, sys.argv[1:] if argv is None else argv)
+    if group.size == 1:
+        spread(config, trial, sys.argv[1:] if argv is None else argv)
     try:
         with runtime.stop_on_signals(group.size):
             return run_trial(config, origin, trial, group)
@@ -146,7 +147,8 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
 
 def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group) -> int:
     """Data, model, epochs, answers: the story of one trial."""
-    lease = choose_device(config.device, trials_per_gpu=config.trials_per_gpu,
+    wanted = "cuda" if "," in config.device else config.device  # of torchrun's, each takes its own
+    lease = choose_device(wanted, trials_per_gpu=config.trials_per_gpu,
                           among_trials=trial.under_nni and group.size == 1)  # fmt: skip
     device = runtime.pick_device(lease.name, group)
     amp = runtime.pick_amp(config.amp, device)

@@ -16,7 +16,7 @@ from harness.errors import UserError, suggest
 
 # What may differ between the folds and seeds of one configuration.
 OWN_TO_A_RUN = ("seed", "split_seed", "fold", "run_name", "out_dir", "resume", "device", "workers",
-                "tensorboard")  # fmt: skip
+                "tensorboard", "tracker", "log_every", "log_config", "save_period")  # fmt: skip
 TRIAL = re.compile(r"\w+-\d{3,}-\w+")  # a run of a search: its number there, and the trial's id
 
 

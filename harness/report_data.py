@@ -18,7 +18,8 @@ from harness.results import FACTS, read_table, spread
 
 # What differs between trials and is no hyperparameter.
 NO_HYPERPARAMETER = ("run_name", "out_dir", "model_dir", "resume", "device", "workers", "cache",
-                     "cache_limit", "tensorboard", "trials_per_gpu")  # fmt: skip
+                     "cache_limit", "tensorboard", "trials_per_gpu", "tracker", "log_every",
+                     "log_config", "save_period")  # fmt: skip
 
 
 @dataclass

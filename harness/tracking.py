@@ -147,7 +147,8 @@ class Sender:
     """The process of one tracker, seen from the trial."""
 
     def __init__(self, name: str, folder: Path, group: str | None) -> None:
-        self.name, self.folder, self.process = name, folder, None
+        self.name, self.folder = name, folder
+        self.process: subprocess.Popen[bytes] | None = None
         root = str(Path(__file__).resolve().parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**QUICK, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -159,12 +160,13 @@ class Sender:
                     stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
         except OSError as error:
-            return self._warn(str(error))
+            self._warn(str(error))
+            return
         self._watch = threading.Thread(target=self._wait, daemon=True)
         self._watch.start()
 
     def _wait(self) -> None:
-        if self.process.wait() not in (0, -signal.SIGKILL):
+        if self.process and self.process.wait() not in (0, -signal.SIGKILL):
             self._warn(read_state(self.folder, self.name).get("failed") or "it ended")
 
     def _warn(self, reason: str) -> None:
@@ -172,7 +174,7 @@ class Sender:
 
     def end(self, deadline: float) -> None:
         """Say that the run is over, and wait until all is sent or the deadline has come."""
-        if self.process is None:
+        if self.process is None or self.process.stdin is None:
             return
         with contextlib.suppress(OSError):
             self.process.stdin.close()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +108,31 @@ def test_a_plateau_is_no_improvement_and_ends_training_early(script, tmp_path):
 def test_several_gpus_that_are_not_there_are_one_line(script):
     done = script("train.py", "-d", "0,7", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2 and "'0,7' names 2 GPUs; this machine has 0" in done.stderr
+
+
+def test_training_goes_on_when_the_terminal_is_closed_and_can_be_watched(tmp_path):
+    root = EXAMPLES.parent
+    for name in ("Makefile", "train.py", "requirements.txt", "requirements-extra.txt"):
+        (tmp_path / name).symlink_to(root / name)
+    installed = tmp_path / "venv" / ".installed"
+    installed.parent.mkdir()
+    installed.touch()
+    make = ["make", "-s", "VENV=venv", f"BIN={Path(sys.executable).parent}"]
+    words = "ARGS=--epochs 2 --run_name mine"
+    with subprocess.Popen([*make, "train", words], cwd=tmp_path, text=True, start_new_session=True,
+                          stdout=subprocess.PIPE) as started:  # fmt: skip
+        said = started.stdout.readline()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGHUP)  # what a terminal sends when it is closed
+    assert "goes on by itself" in said
+    result = tmp_path / "outputs" / "mine" / "result.json"
+    deadline = time.monotonic() + 300
+    while not result.exists() or json.loads(result.read_text())["status"] == "running":
+        assert time.monotonic() < deadline, [p.read_text() for p in tmp_path.glob("outputs/*.out")]
+        time.sleep(0.5)
+    assert json.loads(result.read_text())["status"] == "done"
+    with subprocess.Popen([*make, "watch", "RUN=mine"], cwd=tmp_path, text=True,
+                          start_new_session=True, stdout=subprocess.PIPE) as watching:  # fmt: skip
+        lines = [watching.stdout.readline() for _ in range(3)]
+        os.killpg(watching.pid, signal.SIGTERM)
+    assert any("run folder: outputs/mine" in line for line in lines)
