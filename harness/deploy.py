@@ -11,13 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from harness import facts, landing
 from harness.errors import UserError
-from harness.machines import Link, shell_word
+from harness.machines import Link, on_all, shell_word
 from harness.problems import Problem, as_problem
 from harness.tryout import size, span
 
@@ -65,7 +64,7 @@ class Ticker:
 def install(links: Sequence[Link], requirements: Path) -> list[Problem]:
     """Make or update an environment on each machine, where NNI and the trials look for it."""
     text = requirements.read_text(encoding="utf-8")
-    return _on_all(links, lambda link, ticker: _install(link, text, ticker))
+    return _everywhere(links, lambda link, ticker: _install(link, text, ticker))
 
 
 def sync_data(links: Sequence[Link], local: Path, there: str) -> list[Problem]:
@@ -76,10 +75,10 @@ def sync_data(links: Sequence[Link], local: Path, there: str) -> list[Problem]:
     if not local.is_dir():
         raise UserError(f"sync_data: {local} is no folder; name the one that holds the data")
     files = facts.listing(str(local))
-    return _on_all(links, lambda link, ticker: _sync(link, local, there, files, ticker))
+    return _everywhere(links, lambda link, ticker: _sync(link, local, there, files, ticker))
 
 
-def _on_all(links: Sequence[Link], work: Callable[[Link, Ticker], None]) -> list[Problem]:
+def _everywhere(links: Sequence[Link], work: Callable[[Link, Ticker], None]) -> list[Problem]:
     ticker = Ticker()
 
     def one(link: Link) -> Problem | None:
@@ -89,8 +88,7 @@ def _on_all(links: Sequence[Link], work: Callable[[Link, Ticker], None]) -> list
             return as_problem(error)
         return None
 
-    with ThreadPoolExecutor(max(1, len(links))) as pool:
-        return [problem for problem in pool.map(one, links) if problem is not None]
+    return [problem for problem in on_all(links, one) if problem is not None]
 
 
 def venv_of(link: Link) -> str:
@@ -151,8 +149,12 @@ def _sync(link: Link, local: Path, there: str, files: dict[str, int], ticker: Ti
 
 
 def _send(pipe: IO[bytes], path: Path, name: str, count: int) -> None:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     pipe.write(json.dumps([name, count]).encode() + b"\n")
-    with path.open("rb") as file:
+    with file:
         shutil.copyfileobj(_Exactly(file, count, path), pipe, 1 << 20)
 
 

@@ -69,10 +69,11 @@ def receive(folder: str) -> None:
     """
     folder = os.path.expanduser(os.path.expandvars(folder))
     count, source = 0, sys.stdin.buffer
+    own = ".ballot-%s-%d" % (os.uname().nodename, os.getpid())  # machines may share a folder
     for line in iter(source.readline, b""):
         name, size = json.loads(line.decode())
         path = os.path.join(folder, name)
-        part = os.path.join(os.path.dirname(path), ".ballot-%d" % os.getpid())
+        part = os.path.join(os.path.dirname(path), own)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(part, "wb") as file:

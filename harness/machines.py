@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -363,6 +363,17 @@ class Link:
         raise UserError(f"{self.name}: {wanted} failed: {done.last_word}")
 
 
+def on_all(links: Sequence[Link], work: Callable[[Link], Any]) -> list[Any]:
+    """Do something on all machines at once; an interrupt disconnects them, which ends it."""
+    with ThreadPoolExecutor(max(1, len(links))) as pool:
+        try:
+            return list(pool.map(work, links))
+        except BaseException:
+            for link in links:
+                link.close()
+            raise
+
+
 def open_links(links: Sequence[Link], interactive: bool = False) -> list[UserError | None]:
     """Open all at once, then those that need a passphrase one by one; return what was wrong.
 
@@ -376,8 +387,7 @@ def open_links(links: Sequence[Link], interactive: bool = False) -> list[UserErr
             return error
         return None
 
-    with ThreadPoolExecutor(max(1, len(links))) as pool:
-        found = list(pool.map(attempt, links))
+    found = on_all(links, attempt)
     agent = None
     for place, link in enumerate(links):
         if interactive and isinstance(found[place], PassphraseNeeded):

@@ -94,6 +94,7 @@ def examine(
         asked = stack.enter_context(ThreadPoolExecutor(1)).submit(
             remote_preflight.examine, reach or Reach(), told, options.config, guarded
         )
+        stack.push(lambda kind, *_: reach.close() if kind and reach else None)  # on Ctrl-C
         if _has_nni(found):
             _check_nni(found, changed, guarded)
         if found.config is not None:

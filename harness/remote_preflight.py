@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from harness import facts as facts_module
 from harness.config import Config
 from harness.errors import UserError
 from harness.experiment import option_of
-from harness.machines import NO_KEY, Link, Machine, machines_of, open_links
+from harness.machines import NO_KEY, Link, Machine, machines_of, on_all, open_links
 from harness.nni_config import Outline, outline, plain, read_content, uploaded
 from harness.problems import Problem, as_problem
 from harness.trial_command import parse_command, read_options
@@ -169,8 +168,7 @@ def examine_machines(
     links: Sequence[Link], needs: Needs, local_data: str = "", guarded: bool = True
 ) -> tuple[list[Problem], dict[str, Mapping[str, Any]]]:
     """Check all machines at once; return problems, and what each machine said of itself."""
-    with ThreadPoolExecutor(max(1, len(links))) as pool:
-        answers = list(pool.map(lambda link: _examine(link, needs, guarded), links))
+    answers = on_all(links, lambda link: _examine(link, needs, guarded))
     problems = [problem for found, _ in answers for problem in found]
     known = {link.name: facts for link, (_, facts) in zip(links, answers) if facts}
     if needs.data:
