@@ -197,7 +197,7 @@ class Fleet {
                 this.lost.delete(id);
                 this.moved(id, place);
                 warn(`trial ${id} was lost with ${own?.machine.name ?? 'its machine'}; `
-                    + `it goes on on ${place.machine.name}`);
+                    + `it goes on at ${place.machine.name}`);
                 if (place !== own) {
                     await quietly(() => this.sendCheckpoint(place, ...trial.how.slice(3)));
                 }

@@ -9,9 +9,10 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const START_MS = 180000; // for a machine to start a keeper
-const TUNNEL = ['-N', '-S', 'none', '-o', 'ServerAliveInterval=15', '-o', 'ServerAliveCountMax=20',
+const KNOWN = ['-S', 'none', '-o', 'StrictHostKeyChecking=yes']; // new keys were accepted before
+const TUNNEL = [...KNOWN, '-N', '-o', 'ServerAliveInterval=15', '-o', 'ServerAliveCountMax=20',
     '-o', 'ExitOnForwardFailure=yes', '-o', 'LogLevel=INFO'];
-const ONCE = ['-S', 'none', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=3',
+const ONCE = [...KNOWN, '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=3',
     '-o', 'ClearAllForwardings=yes', '-o', 'LogLevel=ERROR'];
 
 const settings = JSON.parse(process.env.BALLOT_REMOTE || 'null');

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,7 @@ class Fleet:
         self._folder = search.folder
         self._search_id = search.id
         self._told: dict[str, str] = {}
+        self._moved: list[str] = self._moves()
 
     @classmethod
     def of(
@@ -153,7 +155,16 @@ class Fleet:
             self._told[state.name] = state.state
             if state.state != before and not (before == "coming" and state.state == "up"):
                 lines.append(said_of(state))
-        return lines
+        moved = [line for line in self._moves() if line not in self._moved]
+        self._moved += moved
+        return [*lines, *moved]
+
+    def _moves(self) -> list[str]:
+        """Return what nni_fleet.js says of trials that were lost and go on."""
+        with suppress(OSError):
+            said = (self._folder / "log" / "nnictl_stderr.log").read_text("utf-8", "replace")
+            return re.findall(r"\[ballot remote\] (trial \w+ was lost with .+)", said)
+        return []
 
     def bring(self, trials: Sequence[TrialRecord]) -> None:
         """Begin to bring home what has ended."""
