@@ -116,14 +116,14 @@ class Fleet {
         const late = sleep(START_MS, null, { ref: false }).then(() => {
             throw new Error(`it did not start in ${START_MS / 1000} s`);
         });
-        const upload = async () => {
-            await coming;
+        const ready = async () => {
+            await Promise.race([coming, late]);
             for (const name of service.uploadedDirs) {
                 await worker.upload(name, service.ballotTarball(name));
             }
         };
         try {
-            await Promise.race([upload(), worker.whenGone, late]);
+            await Promise.race([ready(), worker.whenGone]);
         } catch (error) {
             this.forget(worker);
             throw error;

@@ -9,6 +9,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const START_MS = 180000; // for a machine to start a keeper
+const COPY_MS = 3600000; // for the code, or a checkpoint, on a slow line
 const KNOWN = ['-S', 'none', '-o', 'StrictHostKeyChecking=yes']; // new keys were accepted before
 const TUNNEL = [...KNOWN, '-N', '-o', 'ServerAliveInterval=15', '-o', 'ServerAliveCountMax=20',
     '-o', 'ExitOnForwardFailure=yes', '-o', 'LogLevel=INFO'];
@@ -110,7 +111,7 @@ function mendSsh(exports) {
     const proto = exports.Ssh?.prototype;
     need(proto, 'connect', 'disconnect', 'exec', 'download', 'upload', 'writeFile');
     const send = async (machine, target, input) => {
-        const done = await run(machine, `cat >${quoted(target)}`, { input });
+        const done = await run(machine, `cat >${quoted(target)}`, { input, limit: COPY_MS });
         if (done.code !== 0) {
             throw new Error(done.last);
         }
@@ -142,7 +143,7 @@ async function sendFolder(machine, folder, target) {
     tar.on('error', error => warn(error.message));
     const there = `"${target.replace(/^~(?=\/)/, '$HOME').replace(/["\\`]/g, '\\$&')}"`;
     const done = await run(machine, `export NNI_EXP_ID=${option('experiment-id')}; `
-        + `mkdir -p ${there} && tar -C ${there} -xf -`, { input: tar.stdout });
+        + `mkdir -p ${there} && tar -C ${there} -xf -`, { input: tar.stdout, limit: COPY_MS });
     if (done.code !== 0) {
         throw new Error(done.last);
     }
