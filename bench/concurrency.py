@@ -51,11 +51,8 @@ def trials_an_hour(out: Path, at_once: int, threads: int, epochs: int) -> float:
 
 def measure(full: bool) -> list[dict[str, Any]]:
     """Measure each way in turn; `ratio` above 1 says that it does more than one after the other."""
-    cores, epochs, rounds = count_cores(), 20 if full else 8, 3 if full else 2
-    ways = [(1, cores), (1, 1)]
-    for at_once in (2, 4):
-        ways += [(at_once, threads_each(at_once))]
-        ways += [(at_once, cores)] * (cores > threads_each(at_once))
+    cores, epochs, rounds = count_cores(), 20 if full else 4, 3 if full else 2
+    ways = [(1, cores), (2, threads_each(2)), (2, cores), (4, threads_each(4))]
     rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         trials_an_hour(Path(folder), 1, 1, 1)  # preloads, and fills the cache

@@ -90,7 +90,7 @@ def measure(full: bool, port: int = 9280) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for preloaded in (True, False):
-            seen = search(Path(folder, f"p{preloaded}"), 7 if full else 5, preloaded, port)
+            seen = search(Path(folder, f"p{preloaded}"), 7 if full else 4, preloaded, port)
             imports = statistics.median(import_seconds() for _ in range(3))
             rows += rows_of("preloaded" if preloaded else "a plain start", seen, imports)
     return rows
