@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import operator
+import re
 import sys
 import types
 import typing
@@ -267,7 +268,7 @@ def convert(key: str, value: Any, source: str) -> Any:
         return None
     try:
         value = _coerce(kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{source}: {key} is {value!r}; it takes {_describe(kind)}") from None
     _check_limits(key, value, source)
     if key == "device" and value.isdigit():  # as CUDA_VISIBLE_DEVICES and many scripts have it
@@ -316,7 +317,8 @@ def _check_limits(key: str, value: Any, source: str) -> None:
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         for name, (words, holds) in LIMITS.items():
-            if name in limits and not (math.isfinite(number) and holds(number, limits[name])):
+            finite = isinstance(number, int) or math.isfinite(number)
+            if name in limits and not (finite and holds(number, limits[name])):
                 raise UserError(f"{source}: {key} is {value!r}; it must be {words} {limits[name]}")
 
 
@@ -491,12 +493,26 @@ def _read_values(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"{path}: cannot be read ({reason})") from None
-    values = parse_yaml(text, path) if path.suffix in (".yml", ".yaml") else parse_json(text, path)
+    yaml = path.suffix in (".yml", ".yaml")
+    values = _decoded(parse_yaml(text, path)) if yaml else parse_json(text, path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}; options stand in an object")
     if set(values) == {"values", "origin"}:  # a run's config.json
         values = values["values"]
     return values
+
+
+def _decoded(node: Any) -> Any:
+    """Read what YAML leaves as text and people mean as numbers: 1e-3, and (32, 32)."""
+    if isinstance(node, dict):
+        return {key: _decoded(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_decoded(value) for value in node]
+    if isinstance(node, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", node):
+        return float(node)
+    if isinstance(node, str) and re.fullmatch(r"\([-+.,\deE\s]+\)", node):
+        return [_literal(word.strip()) for word in node[1:-1].split(",") if word.strip()]
+    return node
 
 
 def parse_json(text: str, path: str | Path) -> Any:
@@ -517,7 +533,8 @@ def parse_yaml(text: str, path: str | Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: is no YAML; {getattr(error, 'problem', error)}{where}") from None
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: is no YAML; {reason}{where}") from None
 
 
 def parse_monitor(monitor: str, lower_is_better: bool) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness import legacy_words as words
-from harness.errors import suggest
+from harness.errors import UserError, suggest
 from harness.legacy_reading import Reading, settle
 
 TEMPLATES = {
@@ -112,6 +112,8 @@ def walk(
         if owner and leaf in ("type", "name", "_name") and isinstance(value, str):
             reading.hold(owner, old, value)
         elif owner and leaf == "args":
+            if not isinstance(value or {}, Mapping):
+                raise UserError(f"{reading.source}: {old} is {value!r}; arguments are an object")
             walk(reading, value or {}, here, owner)
         elif leaf in COMPONENTS and isinstance(value, Mapping):
             walk(reading, value, here, COMPONENTS[leaf])
@@ -282,7 +284,7 @@ def _tracker(reading: Reading, path: tuple[str, ...], value: Any) -> None:
         on = next((low[key] for key in ("enable", "enabled", "use") if key in low), True)
         for key in value:
             if str(key).lower() not in ("enable", "enabled", "use"):
-                reading.lose(f"{old}.{key}", f"set {named[0].upper()}_... in the environment")
+                reading.lose(f"{old}.{key}", "a tracker's own words are in its environment")
     else:
         on = bool(value)
     chosen = (

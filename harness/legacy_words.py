@@ -250,7 +250,7 @@ def metrics(spec: Any) -> Any:
     if isinstance(spec, str):
         return METRICS.get(spec, spec)
     if isinstance(spec, (list, tuple)):
-        return [METRICS.get(name, name) for name in spec]
+        return [METRICS.get(n, n) if isinstance(n, str) else n for n in spec]
     return spec
 
 

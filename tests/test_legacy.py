@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from assembly import configure
-from harness.config import Config, merge, read_config_file, read_config_files
+from harness import legacy_words as words
+from harness.config import Config, Layer, merge, read_config_file, read_config_files
 from harness.errors import UserError
-from harness.legacy import recognise, translate
+from harness.legacy import COMPONENTS, RULES, recognise, translate
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -224,7 +227,7 @@ def test_an_old_word_has_this_meaning(values, wanted):
         ({**BACKBONE, "start_epoch": 3}, "start_epoch (a resumed run knows its epoch)"),
         ({**TRAINER, "data_loader": {"args": {"validation_split": 500}}}, "val_ratio is a share"),
         ({"VAL": {"BATCH_SIZE": 8}}, "VAL.BATCH_SIZE (of the training set alone"),
-        ({"MLFLOW": {"TRACKING_URI": "http://x"}}, "MLFLOW.TRACKING_URI (set MLFLOW_"),
+        ({"MLFLOW": {"TRACKING_URI": "http://x"}}, "MLFLOW.TRACKING_URI (a tracker"),
         ({**TRAINER, "lr_scheduler": {"type": "StepLR", "args": {"last_epoch": 3}}}, "last_epoch"),
     ],
 )  # fmt: skip
@@ -254,6 +257,36 @@ def test_an_unknown_name_is_an_error_with_the_nearest(tmp_path, values, message)
     with pytest.raises(UserError) as caught:
         configure([read_config_file(tmp_path / "old.json")])
     assert message in str(caught.value) and "old.json" in str(caught.value)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "TRAIN: {LR: 1e-3, WEIGHT_DECAY: 5E-4}\nMEAN: (0.5, 0.5, 0.5)\n"
+    )
+    config, _ = merge([read_config_file(tmp_path / "a.yaml")])
+    assert (config.lr, config.weight_decay, config.mean) == (0.001, 0.0005, (0.5, 0.5, 0.5))
+    (tmp_path / "b.yml").write_text("lr: 2e-3\nrun_name: 1e\n")
+    config, _ = merge([read_config_file(tmp_path / "b.yml")])
+    assert (config.lr, config.run_name) == (0.002, "1e")
+
+
+JUNK = (None, 0, -1, 2.5, True, "", "x", "SGD", [], ["Resize"], [None], [[1]], {}, {"type": 5},
+        {"Resize": 3}, {"val": 3}, 10**400, float("inf"))  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_stands_in_a_file_is_read_or_refused_in_one_line(seed):
+    rng = random.Random(seed)
+    known = [*words.FIELD_OF, *RULES, *COMPONENTS, "type", "args", "train", "val", "trainer"]
+
+    def junk(depth=0):
+        if depth < 3 and rng.random() < 0.5:
+            return {rng.choice(known): junk(depth + 1) for _ in range(4)}
+        return rng.choice(JUNK)
+
+    values = {rng.choice(known): junk() for _ in range(6)}
+    with contextlib.suppress(UserError):
+        merge([Layer("f", translate([("f", values)], recognise(values) or "parts")[0])])
 
 
 OURS = [*EXAMPLES.glob("mask/train.json"), *EXAMPLES.glob("trashnet/train.json"),
