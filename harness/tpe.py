@@ -196,7 +196,8 @@ class Tuner(TpeTuner):
                 continue
             value: Any = parameters
             for name in key:
-                value = (value or {}).get(name) if isinstance(name, str) else value
+                if isinstance(name, str):
+                    value = value.get(name) if isinstance(value, dict) else None
             place = prior.place_of(spec, value)
             if place is None:
                 return None
@@ -206,17 +207,20 @@ class Tuner(TpeTuner):
     # ----------------------------------------------------------------------------- what is next
 
     def _choose(self) -> dict[str, Any]:
-        for point in self._proposals():
-            parameters = self._parameters(point)
-            if _key(parameters) not in self._trials:
-                return parameters
-        return self._parameters(self.dedup(point))  # by grid, or NoMoreTrialError
+        if self._first:
+            first, self._first = self._first, {}
+            if new := self._first_new(parzen.latin_hypercube(self.space, 4, self.rng, first)):
+                return new
+        proposals = self._proposals()
+        # NNI's own way out goes by a grid, and says when there is nothing left.
+        return self._first_new(proposals) or self._parameters(self.dedup(proposals[-1]))
+
+    def _first_new(self, points: list[dict[tuple, float]]) -> dict[str, Any] | None:
+        found = (self._parameters(point) for point in points)
+        return next((each for each in found if _key(each) not in self._trials), None)
 
     def _proposals(self) -> list[dict[tuple, float]]:
         known = [trial for trial in self._trials.values() if trial.point is not None]
-        if self._first:
-            begun, self._first = self._first, {}
-            return parzen.latin_hypercube(self.space, 4, self.rng, begun)
         if len(known) < self.args.n_startup_jobs and self._design:
             return [self._design.pop(), *parzen.latin_hypercube(self.space, 8, self.rng)]
         model = parzen.Model(self.space, *self._split(known), self.args.prior_weight)

@@ -224,6 +224,14 @@ def test_earlier_runs_are_its_history(tmp_path):
         assert states(tuner(space, warm_start=folders)) == [("done", -0.9), ("failed", None)]
 
 
+def test_defaults_that_have_run_earlier_do_not_run_again(monkeypatch, tmp_path):
+    in_process_of(monkeypatch, trialCommand="python3 train.py", trialCodeDirectory=str(ROOT))
+    (tmp_path / "config.json").write_text(json.dumps({"values": {"lr": 0.001}, "origin": {}}))
+    (tmp_path / "result.json").write_text('{"status": "done", "score": 0.5, "mode": "max"}')
+    made = tuner({"lr": {"_type": "loguniform", "_value": [0.0001, 1]}}, warm_start=str(tmp_path))
+    assert made.generate_parameters(0) != {"lr": 0.001}
+
+
 def test_a_resumed_search_knows_all_and_tries_the_defaults_no_more(monkeypatch, tmp_path):
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
     in_process_of(monkeypatch, trialCommand="python3 train.py", trialCodeDirectory=str(ROOT))
