@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from harness import cores
+from harness.launch import threads_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's files are Linux's")
 
@@ -58,3 +59,12 @@ def test_an_older_containers_quota_counts(machine, quota, number):
 def test_where_nothing_is_told_each_processor_is_a_core(machine, monkeypatch):
     monkeypatch.setattr(cores, "CPUS", machine / "none")
     assert cores.count_cores() == 8
+
+
+@linux
+@pytest.mark.usefixtures("machine")
+def test_a_search_tells_its_trials_unless_a_person_has(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_for(2) == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_for(2) == {}
