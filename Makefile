@@ -49,7 +49,7 @@ quick: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not slow"
 
 lint: $(VENV)/.installed-dev
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python bench/run.py $(if $(FULL),--full)

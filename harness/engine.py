@@ -156,7 +156,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, An
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises whatever its unpickler and zip reader raise
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: is no checkpoint that can be read ({reason})") from None
 
 
