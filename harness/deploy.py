@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from harness import facts, landing
 from harness.errors import UserError
-from harness.machines import Link, on_all, shell_word
+from harness.machines import Link, on_all, pipes_of, shell_word
 from harness.problems import Problem, as_problem
 from harness.tryout import size, span
 
@@ -115,7 +115,7 @@ def _install(link: Link, requirements: str, ticker: Ticker) -> None:
     venv, python, began = venv_of(link), find_python(link), time.monotonic()
     ticker.say(link.name, f"the environment {venv} ...")
     with _program(link, python, "make_venv", venv, requirements) as process:
-        process.stdin.close()
+        pipes_of(process)[0].close()
         answer = _answer(link, process, lambda line: ticker.show(link.name, line))
     done = f"is ready after {span(time.monotonic() - began)}" if answer["changed"] else (
         "has everything already")  # fmt: skip
@@ -137,13 +137,13 @@ def _sync(link: Link, local: Path, there: str, files: dict[str, int], ticker: Ti
                         f"{size(free)} are free; make room there")  # fmt: skip
     ticker.say(link.name, f"{len(wanted):,} of {len(files):,} files to {there}, {size(total)} ...")
     with _program(link, python, "receive", there) as process:
-        sent = 0
+        sent, (pipe, _) = 0, pipes_of(process)
         with contextlib.suppress(BrokenPipeError):  # the answer says why
             for name in wanted:
-                _send(process.stdin, local / name, name, files[name])
+                _send(pipe, local / name, name, files[name])
                 sent += files[name]
                 ticker.show(link.name, f"{sent / max(1, total):.0%}")
-            process.stdin.close()
+            pipe.close()
         answer = _answer(link, process)
     ticker.say(link.name, f"{answer['files']:,} files copied in {span(time.monotonic() - began)}")
 
@@ -155,21 +155,12 @@ def _send(pipe: IO[bytes], path: Path, name: str, count: int) -> None:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     pipe.write(json.dumps([name, count]).encode() + b"\n")
     with file:
-        shutil.copyfileobj(_Exactly(file, count, path), pipe, 1 << 20)
-
-
-class _Exactly:
-    """A file as long as it was announced, or an error."""
-
-    def __init__(self, file: IO[bytes], count: int, path: Path) -> None:
-        self._file, self._left, self._path = file, count, path
-
-    def read(self, most: int) -> bytes:
-        piece = self._file.read(min(most, self._left))
-        self._left -= len(piece)
-        if not piece and self._left:
-            raise UserError(f"{self._path}: has changed while it was copied; try again")
-        return piece
+        while count:  # exactly as many as were announced
+            piece = file.read(min(count, 1 << 20))
+            if not piece:
+                raise UserError(f"{path}: has changed while it was copied; try again")
+            pipe.write(piece)
+            count -= len(piece)
 
 
 @contextlib.contextmanager
@@ -185,9 +176,9 @@ def _program(link: Link, python: str, function: str, *args: Any) -> Iterator[sub
     finally:
         process.kill()
         process.wait()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.stdout.close()
+        for pipe in pipes_of(process):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def _answer(
@@ -195,7 +186,7 @@ def _answer(
 ) -> dict[str, Any]:
     """Return what a program tells as its result; pass on what it says before."""
     said, wrong = "the connection ended", ""
-    for line in process.stdout:
+    for line in pipes_of(process)[1]:
         text = line.decode("utf-8", "replace").strip()
         if text.startswith("{"):
             answer = json.loads(text)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.diagnosis import (
     PassphraseNeeded,
@@ -109,10 +109,10 @@ def machines_of(config: Any, folder: Path | None = None) -> list[Machine]:
 
 def _machine(entry: Any, where: str, folder: Path) -> Machine:
     given = {plain(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {}
-    for key in ("password", "passwd", "sshpassphrase", "passphrase"):
-        if given.get(key) is not None:
-            raise UserError(f"{where}: has a {key} in the file, which NNI shows to everyone; use a "
-                            "key, and an agent for its passphrase")  # fmt: skip
+    for secret in ("password", "passwd", "sshpassphrase", "passphrase"):
+        if given.get(secret) is not None:
+            raise UserError(f"{where}: has a {secret} in the file, which NNI shows to everyone; "
+                            "use a key, and an agent for its passphrase")  # fmt: skip
     host, user = given.get("host", given.get("ip")), given.get("user", given.get("username"))
     port, python = given.get("port"), given.get("pythonpath")
     key = given.get("sshkeyfile", given.get("sshkeypath"))
@@ -319,11 +319,12 @@ class Link:
         words = self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no", "-s"])
         process = subprocess.Popen([*words, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.DEVNULL, env=self.environment)  # fmt: skip
+        to, back = pipes_of(process)
         try:
-            process.stdin.write(hello)
-            process.stdin.flush()  # and not closed: sftp would end without an answer
-            ready = select.select([process.stdout], [], [], patience)[0]
-            return os.read(process.stdout.fileno(), 4096) if ready else b""
+            to.write(hello)
+            to.flush()  # and not closed: sftp would end without an answer
+            ready = select.select([back], [], [], patience)[0]
+            return os.read(back.fileno(), 4096) if ready else b""
         except BrokenPipeError:
             return b""
         finally:
@@ -410,13 +411,20 @@ def _short_folder() -> str | None:
     return "/tmp" if len(tempfile.gettempdir()) > 60 else None
 
 
+def pipes_of(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    """Return the pipes to and from a process that was started with both."""
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
+
+
 def _says(process: subprocess.Popen, word: str, patience: float) -> bool:
     """Wait for a process to write a line; False where it ends or falls silent."""
     deadline, heard = time.monotonic() + patience, b""
+    _, back = pipes_of(process)
     while (left := deadline - time.monotonic()) > 0:
-        if not select.select([process.stdout], [], [], left)[0]:
+        if not select.select([back], [], [], left)[0]:
             break
-        piece = os.read(process.stdout.fileno(), 4096)
+        piece = os.read(back.fileno(), 4096)
         if not piece:
             process.wait()
             return False
@@ -428,8 +436,9 @@ def _says(process: subprocess.Popen, word: str, patience: float) -> bool:
 
 def _end(process: subprocess.Popen) -> None:
     for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError, AttributeError):
-            pipe.close()
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
     process.terminate()
     try:
         process.wait(5)

@@ -92,7 +92,7 @@ def data_folders(path: Path, wanted: str) -> tuple[Path, str]:
     if not there:
         raise UserError(f"{path}: trialCommand names no folder of data on the machines; as in "
                         "--data_dir $HOME/data/digits")  # fmt: skip
-    own = wanted or (options.config.data_dir if options.config is not None else "")
+    own = wanted or (options.config and options.config.data_dir) or ""
     return Path(told.code, Path(own).expanduser()), there
 
 
@@ -376,17 +376,17 @@ def _greeter() -> Iterator[int]:
 
 def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
-    content = copy.deepcopy(dict(content))
-    service = next((v for k, v in content.items() if plain(k) == "trainingservice"), content)
-    entries = next((v for k, v in service.items() if plain(k) == "machinelist"), [])
+    filled = copy.deepcopy(dict(content))
+    service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)
+    entries: Any = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
             if key is None or not Path(folder, Path(str(entry[key])).expanduser()).is_file():
-                entry[key or ("sshKeyPath" if service is content else "sshKeyFile")] = NO_KEY
+                entry[key or ("sshKeyPath" if service is filled else "sshKeyFile")] = NO_KEY
             if not any(plain(k) in ("user", "username") for k in entry):
-                entry["username" if service is content else "user"] = getpass.getuser()
-    return content
+                entry["username" if service is filled else "user"] = getpass.getuser()
+    return filled
 
 
 def leave_out(config: Any, found: Reach, problems: Sequence[Problem]) -> list[Problem]:

@@ -241,7 +241,8 @@ def test_an_alias_of_ssh_config_is_enough(check, lab, tmp_path):
                           f"{lab.key}\n" for box in lab.boxes))  # fmt: skip
     assert check().returncode == 0
     config = yaml.safe_load((tmp_path / "search.yml").read_text())
-    config["trainingService"]["machineList"] = [{"host": box.name} for box in lab.boxes]
+    python = {"pythonPath": str(Path(sys.executable).parent)}
+    config["trainingService"]["machineList"] = [{"host": b.name, **python} for b in lab.boxes]
     done = check(service=config)
     lab.configure()
     assert done.returncode == 0, done.stderr
@@ -315,7 +316,8 @@ def test_a_forbidden_tunnel_a_missing_sftp_and_a_talking_shell_are_named(check, 
     box.kill_all()
     box.start_sshd()
     said = " ".join(check("--no_guard").stderr.split())
-    (box.folder / "sshd_config").write_text(settings)
+    program = "/usr/lib/openssh/sftp-server"  # which a shell starts
+    (box.folder / "sshd_config").write_text(settings.replace("internal-sftp", program))
     box.kill_all()
     box.start_sshd()
     assert "its sshd leads no port back to this machine" in said
