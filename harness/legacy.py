@@ -22,6 +22,7 @@ TEMPLATES = {
     "template": "a project of the config.json template",
     "yaml": "a project of upper-case YAML",
 }
+MOST_GPUS = 64  # of one machine: a list of them is written out
 PARTS = ("model", "data", "env", "environment")
 # Keys that only a project of three parts has, at the top of a file or of a part.
 MARKS = {"backbone", "head", "cls_head", "loss_cls", "num_class", "evaluation", "train", "val",
@@ -225,7 +226,7 @@ def _processors(reading: Reading, path: tuple[str, ...], value: Any) -> None:
         reading.put("device", "cpu", old, value)
     elif isinstance(value, list) and value:
         reading.put("device", ",".join(map(str, value)), old, value)
-    elif isinstance(value, int) and value > 1:
+    elif isinstance(value, int) and 1 < value <= MOST_GPUS:
         reading.put("device", ",".join(map(str, range(value))), old, value)
     else:
         reading.put("device", str(value), old, value)
