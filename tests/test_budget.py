@@ -101,6 +101,6 @@ def test_a_search_has_voted_when_its_time_is_over(home):
     rows = pd.read_csv(home / "results.csv")
     assert rows["status"].tolist() == ["stopped"] * 2 and set(rows["reason"]) == {OVER}
     assert (home / "report.html").exists() and managers_and_trials(home) == []
-    said = search(home, "--resume").communicate(timeout=100)[0]  # nothing is left to run in
+    said = search(home, "--resume").communicate(timeout=300)[0]  # nothing is left to run in
     assert "is complete; a larger --max_duration goes on with it" in said
     assert pd.read_csv(home / "results.csv")["reason"].tolist() == [OVER] * 2

@@ -192,6 +192,6 @@ def test_the_two_best_of_a_search_are_trained_on_two_folds_and_vote(home):
     assert len(pd.read_csv(home / "results.csv")) == 7 and managers_and_trials(home) == []
     status, said = run("2", "--folds", "2")  # all is there: it only votes again
     assert status == 0 and "more trials" not in said and "vote of 2 members" in said, said
-    said = search(home, "--resume").communicate(timeout=100)[0]  # the search itself is as it was
+    said = search(home, "--resume").communicate(timeout=300)[0]  # the search itself is as it was
     assert "is complete" in said and "vote of 3 members" in said, said
     assert {path.name for path in Path(home, "outputs").glob("*.csv")} > before
