@@ -135,19 +135,22 @@ class Preloader:
         streams: list[int] = []
         try:
             if peer(link) != os.getuid():
-                return link.close()
+                link.close()
+                return None
             head, streams, _, _ = socket.recv_fds(link, 4, 3)
             facts = json.loads(_exactly(link, struct.unpack("!I", head)[0]))
             if len(streams) != 3 or _is_gone(link):
                 raise ConnectionError
         except (OSError, ValueError, struct.error):  # a command that was ended while it asked
             _close(*streams)
-            return link.close()
+            link.close()
+            return None
         if self._is_old():
             self.retire()
             self._answer(link, {"stale": True})
             _close(*streams)
-            return link.close()
+            link.close()
+            return None
         return self._fork(link, Wanted(facts, streams))
 
     def _is_old(self) -> bool:
@@ -161,7 +164,8 @@ class Preloader:
         except OSError as error:
             self._answer(link, {"error": f"no process can be forked ({error.strerror})"})
             _close(*wanted.streams)
-            return link.close()
+            link.close()
+            return None
         if pid == 0:
             signal.set_wakeup_fd(-1)
             self.listener.close()
