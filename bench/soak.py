@@ -1,0 +1,144 @@
+"""A long search of tiny trials: do processes, memory, files, sockets or threads pile up?
+
+    python bench/soak.py [--trials 500]
+
+Everything that works for the search is looked at every two seconds: search.py, NNI's manager, the
+tuner's process, the preloader. Early (the second tenth of the trials) is compared with late (the
+last tenth); trials themselves come and go and are only counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from harness.experiment import read_trials  # noqa: E402 - the repository is no installed package
+
+COMMAND = ("python3 -m harness.preload train.py --resume auto --epochs 1 --dataset dummy "
+           "--dataset_args.rows 40 --image_size 8 --no_tensorboard")  # fmt: skip
+
+
+def roles(home: Path) -> dict[str, psutil.Process]:
+    """Return the processes that last as long as the search, by what they do."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME") != str(home):
+                continue
+            line = " ".join(process.cmdline())
+            for role, mark in (
+                ("manager", "main.js"),
+                ("tuner", "--exp_params"),
+                ("preloader", "harness.preloader"),
+                ("search.py", "search.py"),
+            ):
+                if mark in line and not line.startswith(("sh ", "/bin/sh ", "bash ")):
+                    oldest = found.get(role)
+                    if oldest is None or process.create_time() < oldest.create_time():
+                        found[role] = process
+    return found  # fmt: skip
+
+
+def look(home: Path) -> dict[str, dict[str, float]]:
+    """Return memory (MiB), open files and threads of each, and how many processes there are."""
+    seen: dict[str, dict[str, float]] = {}
+    for role, process in roles(home).items():
+        with contextlib.suppress(psutil.Error):
+            seen[role] = {"memory (MiB)": process.memory_info().rss / 2**20,
+                          "open files": process.num_fds(),
+                          "threads": process.num_threads()}  # fmt: skip
+    mine = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mine += process.environ().get("HOME") == str(home)
+    seen["all together"] = {"processes": mine}
+    return seen
+
+
+def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], float]:
+    """Run the search, and return what was seen with how many trials had ended, and the seconds."""
+    space = {"lr": {"_type": "loguniform", "_value": [0.0001, 0.1]}}
+    (home / "search_space.json").write_text(json.dumps(space))
+    config = {
+        "searchSpaceFile": "search_space.json", "trialCodeDirectory": str(ROOT),
+        "experimentWorkingDirectory": str(home / "nni"), "maxTrialNumber": trials,
+        "trialConcurrency": 2, "trainingService": {"platform": "local"},
+        "tuner": {"className": "harness.tpe.Tuner", "codeDirectory": str(ROOT),
+                  "classArgs": {"optimize_mode": "maximize"}},
+        "trialCommand": f"{COMMAND} --out_dir {home}/outputs",
+    }  # fmt: skip
+    (home / "config.yml").write_text(yaml.safe_dump(config))
+    words = [sys.executable, str(ROOT / "search.py"), "--config", "config.yml", "--no_probe",
+             "--port", str(port), "--keep_checkpoints", "3"]  # fmt: skip
+    environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "60"}
+    began, seen = time.monotonic(), []
+    search = subprocess.Popen(words, cwd=home, env=environment, stdout=sys.stderr)
+    while search.poll() is None:
+        time.sleep(2)
+        folders = list((home / "nni").glob("*/db"))
+        ended = sum(t.has_ended for f in folders for t in read_trials(f.parent))
+        seen.append((ended, look(home)))
+    if search.returncode:
+        raise RuntimeError(f"the search ended with status {search.returncode}")
+    done = len(list((home / "outputs").glob("*.csv")))
+    if done != trials:
+        raise RuntimeError(f"{done} ballots of {trials} trials")
+    return seen, time.monotonic() - began
+
+
+def rows_of(seen: list[tuple[int, dict]], trials: int) -> list[dict[str, Any]]:
+    """Compare the second tenth of the trials with the last."""
+    early = [s for ended, s in seen if trials / 10 <= ended < trials / 5]
+    late = [s for ended, s in seen if trials * 0.9 <= ended < trials]
+    rows = []
+    for role in ("all together", "search.py", "manager", "tuner", "preloader"):
+        for what in next((s[role] for s in late if role in s), {}):
+            a = [s[role][what] for s in early if role in s]
+            b = [s[role][what] for s in late if role in s]
+            if a and b:
+                first, last = statistics.median(a), statistics.median(b)
+                rows.append({"what": f"{role}: {what}, {trials} trials", "ours": last,
+                             "other": first, "ratio": first / last,
+                             "spread": (min(a) / max(b), max(a) / min(b))})  # fmt: skip
+    return rows
+
+
+def measure(full: bool, trials: int | None = None, port: int = 9680) -> list[dict[str, Any]]:
+    """Return late against early; a ratio well below 1 is something that grows."""
+    trials = trials or (500 if full else 30)
+    with tempfile.TemporaryDirectory() as folder:
+        seen, seconds = soak(Path(folder), trials, port)
+    print(f"{trials} trials in {seconds:.0f} s, all with a ballot", file=sys.stderr)
+    return rows_of(seen, trials)
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--port", type=int, default=9680, help="first port to try for NNI")
+    args = parser.parse_args()
+    for row in measure(True, args.trials, args.port):
+        low, high = row["spread"]
+        print(f"{row['what']:<44} early {row['other']:8.1f}  late {row['ours']:8.1f}  "
+              f"ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
