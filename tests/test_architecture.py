@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"train", "search", "collect", "ensemble", "predict", "report"}
 ASSEMBLY = {"assembly"}  # puts entries of the catalogues together, for scripts
 CATALOGUES = {"model", "loss", "dataset", "optim", "metrics"}
-WITHOUT_TORCH = ["search", "ensemble", "report"]
+WITHOUT_TORCH = ["search", "collect", "ensemble", "report"]
 
 # Each outside system has one door.
 DOORS = {
@@ -44,7 +44,7 @@ def imports(path):
 
 def test_the_files_are_scripts_catalogues_or_machinery():
     top = {path.stem for path in ROOT.glob("*.py")}
-    assert top <= SCRIPTS | ASSEMBLY | CATALOGUES
+    assert top == SCRIPTS | ASSEMBLY | CATALOGUES
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
