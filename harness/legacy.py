@@ -184,7 +184,11 @@ def _metrics(reading: Reading, path: tuple[str, ...], value: Any) -> None:
         ours = words.metrics(value)
         if stage and reading.kind == "parts":
             others = reading.values.setdefault("metrics", {})
+            if not isinstance(others, dict):
+                raise UserError(f"{reading.source}: {old} is of one stage, and "
+                                f"{reading.said['metrics']} of all; leave one out")  # fmt: skip
             others[stage] = ours
+            reading.said.setdefault("metrics", old)
             return reading.told.append((f"{old} = {value!r}", f"metrics.{stage} = {ours!r}"))
     reading.put("metrics", tuple(ours) if isinstance(ours, list) else ours, old, value)
 
