@@ -101,7 +101,7 @@ def begin(words: list[str]) -> tuple[socket.socket, int]:
     if sys.platform != "linux":
         raise NotPreloaded("works on Linux only")
     script = Path(words[0]).resolve()
-    settings = {"script": str(script), "path": search_path(script), "idle": idle}
+    settings: dict[str, Any] = {"script": str(script), "path": search_path(script), "idle": idle}
     try:
         place = lock_folder() / f"preload-{identity(settings)}"
     except UserError as error:
@@ -149,8 +149,9 @@ def interpreter_flags() -> list[str]:
     """Return the options that this interpreter was started with."""
     import subprocess
 
-    unbuffered = ["-u"] if sys.stdout and sys.stdout.write_through else []
-    return [*subprocess._args_from_interpreter_flags(), *unbuffered]  # as multiprocessing does
+    unbuffered = ["-u"] if getattr(sys.stdout, "write_through", False) else []
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [*flags, *unbuffered]
 
 
 def request(words: list[str], path: list[str]) -> dict[str, Any]:
@@ -163,9 +164,14 @@ def request(words: list[str], path: list[str]) -> dict[str, Any]:
             "umask": umask, "limits": limits(), "cores": sorted(os.sched_getaffinity(0)),
             "ignored": ignored, "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             "parent": os.getppid(),
-            "streams": [(s.encoding, s.errors, s.line_buffering, s.write_through) if s else
-                        ("utf-8", "strict", False, False)
-                        for s in (sys.stdin, sys.stdout, sys.stderr)]}  # fmt: skip
+            "streams": [manner(each) for each in (sys.stdin, sys.stdout, sys.stderr)]}  # fmt: skip
+
+
+def manner(stream: Any) -> tuple[str, str, bool, bool]:
+    """Return how a standard stream is written and read; None is a closed one."""
+    if stream is None:
+        return "utf-8", "strict", False, False
+    return stream.encoding, stream.errors, stream.line_buffering, stream.write_through
 
 
 @contextlib.contextmanager
@@ -311,8 +317,9 @@ def stand_in(link: socket.socket, pid: int) -> int:
     for number in RELAYED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    watched: list[Any] = [link, told]
     while True:
-        ready, _, _ = select.select([link, told], [], [])
+        ready, _, _ = select.select(watched, [], [])
         if told in ready:
             numbers = os.read(told, 100)
             with contextlib.suppress(ConnectionError):  # it is noticed below

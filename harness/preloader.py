@@ -364,7 +364,7 @@ def run(wanted: Wanted, added: dict[str, str]) -> NoReturn:
 
 def leave(status: int) -> NoReturn:
     """End as the interpreter does, but for taking thousands of modules apart: that takes 2 s."""
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for each in gc.get_objects():
         if isinstance(each, io.IOBase) and not each.closed:
