@@ -5,7 +5,7 @@
         Link(machine, ssh_options=lab.ssh_options)
 
 A box has its own processes, network, host name, /home, /tmp, /run and accounts; the rest of the
-disk is this machine's, so that the tests' interpreter runs there too. It ends with the test process.
+disk is this machine's, so that the tests' interpreter runs there too. It ends with the tests.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Box:
         shutil.copy(folder.parent / "authorized_keys", folder)
         shared = {sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[1])}
         setup = SETUP.format(name=name, folder=shlex.quote(str(folder)), user=USER, uid=UID,
-                             home_size=home_size, pythons=Path(sys.base_prefix, "bin"), shared=shlex.join(sorted(shared)))  # fmt: skip
+                             home_size=home_size, pythons=Path(sys.base_prefix, "bin"),
+                             shared=shlex.join(sorted(shared)))  # fmt: skip
         self._process = subprocess.Popen(
             ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child",
              "--mount-proc", "--propagation", "private", "bash", "-c", setup],
