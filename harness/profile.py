@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ class Clock:
         self._began = time.perf_counter()
 
     def _start(self) -> torch.profiler.profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would say that there is no GPU
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
