@@ -96,7 +96,7 @@ def naive_soup(runs):
 def test_the_greedy_mean_is_the_naive_one_and_answers_as_its_files_say(made, capsys):
     _, near, data = made
     chosen, best, own = naive_soup(near)
-    assert len(chosen) > 1 and best > max(own.values())
+    assert len(chosen) > 1 and best >= max(own.values())
     assert cook(*near) == 0
     said = capsys.readouterr().out
     assert f"soup: {len(chosen)} of 4 runs of one start averaged" in said and "written:" in said
