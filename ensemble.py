@@ -76,11 +76,11 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     if options.weights is not None:
         raise UserError("--soup: does not go with --weights, which count the files given")
     runs = [file.with_suffix("") for file in find_files(csvs)[0]]
-    runs = [str(run) for run in runs if run.is_dir()]
+    runs = [run for run in runs if run.is_dir()]
     if not runs:
         raise UserError("--soup: there are no run folders beside the CSVs; collect them first")
     out, script = Path(options.out_dir, "soup"), Path(__file__).with_name("predict.py")
-    command = [sys.executable, str(script), "--soup", *runs, "--out", str(out)]
+    command = [sys.executable, str(script), "--soup", *map(str, runs), "--out", str(out)]
     command += ["--metric", options.metric, "--seed", str(options.seed)]
     command += ["--data_dir", data_dir] if data_dir else []
     sys.stdout.flush()

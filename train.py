@@ -16,7 +16,7 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,11 @@ class Outcome:
     status: str = "done"  # done, stopped or failed
     reason: str | None = None
     score: float | None = None
-    best_epoch: int | None = None  # counted from 0
+    best_epoch: int = -1  # counted from 0; -1 where none has ended
     epochs: int = 0  # finished
-    scores: dict[str, float] | None = None
-    val: np.ndarray | None = None  # [N, C]
-    test: np.ndarray | None = None  # [M, C]
+    scores: dict[str, float] = field(default_factory=dict)
+    val: Any = None  # float32 array [N, C], where an epoch has ended
+    test: Any = None  # [M, C]
     signum: int = 0
 
 
@@ -275,6 +275,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     Returns why it ended before the last epoch, if it did.
     """
     config, goal = job.config, job.goal
+    history: list[dict[str, Any]]
     history = [row for row in artifacts.read_rows(folder / "history.csv")
                if int(row["epoch"]) <= state.epoch]  # fmt: skip
     for row in history:  # NNI forgets what an interrupted trial had reported
@@ -465,7 +466,7 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
     write_ballot(run.folder / "val.csv", ids, data.classes, val, labels)
     if not data.test:
         return {}
-    probs = np.mean([o.test for o in outcomes], axis=0, dtype=np.float64).astype(np.float32)
+    probs = np.stack([o.test for o in outcomes]).mean(axis=0, dtype=np.float64).astype(np.float32)
     columns, answers = data.submission.columns, data.submission.answers
     rows = zip(data.test.ids, (answers[k] for k in probs.argmax(1)))
     write_submission(run.folder / "submission.csv", columns, rows)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from harness.experiment import read_trials  # noqa: E402 - the repository is no installed package
 
 COMMAND = ("python3 -m harness.preload train.py --resume auto --epochs 1 --dataset dummy "
-           "--dataset_args.rows 40 --image_size 8 --no_tensorboard")  # fmt: skip
+           "--dataset_args.rows 40 --image_size 16 --no_tensorboard")  # fmt: skip
 
 
 def roles(home: Path) -> dict[str, psutil.Process]:

@@ -62,6 +62,8 @@ SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
 ENVIRONMENT = {"SM_OUTPUT_DATA_DIR": "out_dir", "SM_MODEL_DIR": "model_dir"}
 
+MANY = 100_000  # values in a YAML file
+
 LIMITS = {
     "low": ("at least", operator.ge),
     "above": ("greater than", operator.gt),
@@ -522,6 +524,8 @@ def parse_json(text: str, path: str | Path) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: is no JSON; {error.msg} at {where}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise UserError(f"{path}: is no JSON that can be read; {error}") from None
 
 
 def parse_yaml(text: str, path: str | Path) -> Any:
@@ -529,12 +533,24 @@ def parse_yaml(text: str, path: str | Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}: is no YAML; {reason}{where}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise UserError(f"{path}: is no YAML that can be read; {error}") from None
+    # An alias costs nothing to read, but whoever walks through may never come to an end.
+    waiting, seen = [value], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > MANY:
+            raise UserError(f"{path}: holds itself, or more than {MANY:,} values")
+        if isinstance(node, (dict, list)):
+            waiting += node.values() if isinstance(node, dict) else node
+    return value
 
 
 def parse_monitor(monitor: str, lower_is_better: bool) -> tuple[str, str]:

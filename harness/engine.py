@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from harness.errors import TrialFailed, UserError
 from harness.parallel import SharedNorm, add_gradients, as_it_was, shares, whole_logits
 from harness.profile import Clock
 from harness.runtime import Group
+
+if TYPE_CHECKING:
+    from torch.optim.swa_utils import AveragedModel
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class TrainState:
     amp: torch.dtype | None = None
     clip_grad: float = 0.0
     parts: int = 1  # pieces that a batch is taken in; doubled when memory runs out
-    ema: nn.Module | None = None
+    ema: AveragedModel | None = None
     group: Group = field(default_factory=Group)
     clock: Clock = field(default_factory=Clock)
     settled: bool = False  # whether `parts` is known to fit on every process
@@ -78,7 +81,7 @@ class TrainState:
     @property
     def scored(self) -> nn.Module:
         """The weights that are scored and kept: the averaged ones where there are any."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema.get_submodule("module")
 
     def note_best(self, goal: Goal, scores: dict[str, float]) -> bool:
         """Remember the epoch that has just ended if it is the best so far."""
@@ -124,7 +127,7 @@ def save_tensors(path: Path, value: dict[str, Any]) -> None:
     with replacing(path, "wb") as file:
         target = _Witness(file)
         try:
-            torch.save(value, target)
+            torch.save(value, cast(IO[bytes], target))
         except RuntimeError:  # what PyTorch's writer makes of a full disk
             if target.error is None:
                 raise
@@ -206,10 +209,10 @@ def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None
             _show(bar, losses, output, labels[-1], len(targets))
     step_losses = torch.stack(losses).tolist()  # the one transfer of the epoch
     seconds = time.perf_counter() - began
-    loss = float(np.average(step_losses, weights=sizes))
-    if not math.isfinite(loss):
+    mean = float(np.average(step_losses, weights=sizes))
+    if not math.isfinite(mean):
         raise TrialFailed(f"the loss stopped being finite in epoch {state.epoch + 1}")
-    return Epoch(loss, step_losses, lrs, _softmax(logits), torch.cat(labels).cpu().numpy(),
+    return Epoch(mean, step_losses, lrs, _softmax(logits), torch.cat(labels).cpu().numpy(),
                  sum(sizes) / seconds)  # fmt: skip
 
 
@@ -307,7 +310,7 @@ def _share_backward(
         add_gradients(state.model, group, 1.0 if shared else 1 / group.size)
     if not shared:
         return total, torch.cat([output for _, output in logits])
-    order = torch.cat([own for own, _ in logits]).argsort()
+    order = torch.cat([own for own, _ in logits if own is not None]).argsort()
     return total, torch.cat([output for _, output in logits])[order]
 
 
@@ -431,7 +434,7 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def make_ema(model: nn.Module, decay: float) -> nn.Module | None:
+def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     """Average the weights exponentially (Polyak and Juditsky, 1992); a decay of 0 is off."""
     if not decay:
         return None

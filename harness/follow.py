@@ -120,7 +120,7 @@ def stop(search: Search) -> None:
 
 def prove_guard(search: Search, public: bool, *, remote: bool = False) -> None:
     """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
-    wrong = guard.self_test(search.port, search.prefix, public=public, remote=remote)
+    wrong = guard.self_test(search.port or 0, search.prefix, public=public, remote=remote)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(

@@ -10,7 +10,7 @@ What a key becomes is told; what has no counterpart is named. docs/moving.md has
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness import legacy_words as words
@@ -78,7 +78,7 @@ def recognise(values: Mapping[str, Any]) -> str | None:
 
 
 def translate(
-    files: list[tuple[str, Mapping[str, Any]]], kind: str
+    files: Sequence[tuple[str, Mapping[str, Any]]], kind: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Read the files of one project; return values in our words, and the lines to be told."""
     reading = Reading(" + ".join(name for name, _ in files), kind)

@@ -147,6 +147,7 @@ def schedule(
     """
     plain, args = squeezed(name).removesuffix("lr"), dict(args)
     lost: dict[str, str] = {}
+    ours: dict[str, Any]
 
     def factor(key: str) -> dict[str, float]:
         """A lowest rate as a share of the highest."""

@@ -216,6 +216,8 @@ def _is_free(port: int) -> bool:
 def _try(found: Found, options: Options, at_once: int) -> Tryout | None:
     """Begin to try what is valid of the search space; None where the command does not run."""
     told = found.told
+    if options.config is None or options.command is None:
+        return None
     valid = {key: spec for key, spec in told.space.items()
              if not find_problems({key: spec}, told.space_source)}  # fmt: skip
     missing = data_problems(options.config, told.code, "")

@@ -278,7 +278,8 @@ class Group:
             return
         self.size = 1
         with contextlib.suppress(RuntimeError):
-            if torch.cuda.is_available():  # its queue may hold a transfer that nobody will answer
+            # A GPU's queue may hold a transfer that nobody will answer.
+            if torch.cuda.is_available() and dist.group.WORLD is not None:
                 dist.group.WORLD.abort()
             dist.destroy_process_group()
 

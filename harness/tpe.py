@@ -86,6 +86,7 @@ class Tuner(TpeTuner):
         code = Path(experiment.get("trialCodeDirectory") or ".")
         self._earlier = [code / Path(folder).expanduser() for folder in folders]
         self._design: list[dict[tuple, float]] = []
+        self.space: Any
 
     # ------------------------------------------------------------------------- what NNI calls
 

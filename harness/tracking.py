@@ -250,7 +250,7 @@ class WandB:
         import wandb
 
         has_key = wandb.login(prompt=False)
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
         settings = wandb.Settings(console="off", silent=True, init_timeout=15, disable_git=True,
                                   x_disable_stats=True)  # fmt: skip
         self.run = run or uuid.uuid4().hex[:12]
@@ -322,7 +322,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _follow(folder: Path, name: str, group: str, state: dict[str, Any]) -> None:
     over = False
-    tracker = None
+    tracker: Any = None
     while True:
         if tracker is None:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["values"]

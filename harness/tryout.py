@@ -195,7 +195,8 @@ def estimate(found: Answers, trials: int | None, at_once: int, limit: float | No
             return (f"not one trial ends by itself in {span(limit)}: one takes {one}, so all are "
                     "cut and vote with what they have")  # fmt: skip
         # One that can do a good part of its epochs is begun, and cut at the end.
-        trials, total = min(trials or math.inf, int(rounds + 1 - USEFUL) * slots), limit
+        fitting = int(rounds + 1 - USEFUL) * slots
+        trials, total = min(trials or fitting, fitting), limit
     if trials is None or total is None:
         return ""
     one = span(min(times)) if span(min(times)) == span(max(times)) else (

@@ -170,3 +170,22 @@ def test_a_monitor_may_say_which_way_is_better(text, lower, wanted):
     assert parse_monitor(text, lower) == wanted
     with pytest.raises(UserError, match="not understood"):
         parse_monitor("smaller val_acc", False)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, '{"lr": ' + "9" * 5000 + "}"])
+def test_json_that_python_gives_up_on_is_a_line(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is no JSON that can be read"):
+        read_config_file(path)
+
+
+BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "a: &a [*a]", "lr: " + "9" * 5000, BOMB])
+def test_yaml_that_python_gives_up_on_is_a_line(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        merge([read_config_file(path)])
