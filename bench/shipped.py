@@ -4,7 +4,8 @@
 
 Ours is config_local.yml as it is: this project's tuner and assessor, trials forked from a preloaded
 process. Plain is NNI's TPE with its defaults, no assessor, and `python3 train.py`; search.py
-watches both, so that both are checked, guarded, and vote. Space, epochs, trials and machine are the same.
+watches both, so that both are checked, guarded, and vote. Space, epochs, trials and machine are
+the same.
 """
 
 from __future__ import annotations
