@@ -227,11 +227,12 @@ class Tuner(TpeTuner):
         model = parzen.Model(self.space, *self._split(known), self.args.prior_weight)
         return model.propose(self.args.n_ei_candidates, self.rng)
 
-    def _split(self, known: list[Trial]) -> tuple[list[dict], list[dict], list[dict]]:
+    def _split(self, known: list[Trial]) -> tuple[list[Any], list[Any], list[Any]]:
         """Divide what is known into good, other and failed; one that runs counts as a lie."""
         failed = [trial.point for trial in known if trial.state == "failed"]
         done = [trial.loss for trial in known if trial.state == "done"]
-        lie = {"best": min, "worst": max, "mean": np.mean}.get(self.args.constant_liar_type)
+        lies: dict[str, Any] = {"best": min, "worst": max, "mean": np.mean}
+        lie = lies.get(self.args.constant_liar_type)
         lied = float(lie(done)) if lie and done else math.inf
         ranked = sorted(
             (trial.state == "stopped", lied if trial.loss is None else trial.loss, number)
