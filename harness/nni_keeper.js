@@ -3,12 +3,14 @@
  * listen on that machine's loopback alone. harness/nni_remote.js sends both there.
  *
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
+ *   files     the files that a trial writes to are closed here (NNI: 480 trials are its limit)
  *   kills     a trial that was killed from outside is told from one that was ended (NNI: the same);
  *             one that dies with the machine is not told of at all: it is lost, and runs again
  *   secret    trials report to an address that no other user of the machine can guess
  */
 'use strict';
 
+const childProcess = require('node:child_process');
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const Module = require('node:module');
@@ -43,6 +45,7 @@ function mendProcesses(exports) {
         asked.add(this);
         return kill.call(this, timeout ?? PATIENCE_MS);
     };
+    letGoOfLogs();
     proto.onStop = function (callback) {
         onStop.call(this, (timestamp, code, signal) => {
             if (!signal || asked.has(this)) {
@@ -52,6 +55,21 @@ function mendProcesses(exports) {
             setTimeout(() => callback(timestamp, MEANT.includes(signal) ? code : KILLED, signal),
                 GOING_DOWN_MS);
         });
+    };
+}
+
+/** Close what a child was given to write to: NNI keeps two files open for each trial, for ever. */
+function letGoOfLogs() {
+    const { spawn } = childProcess;
+    childProcess.spawn = function (...how) {
+        const child = spawn.apply(this, how);
+        const given = how.at(-1)?.stdio;
+        for (const stream of Array.isArray(given) ? given : []) {
+            if (stream instanceof fs.WriteStream) {
+                child.once('spawn', () => stream.destroy());
+            }
+        }
+        return child;
     };
 }
 

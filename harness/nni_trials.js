@@ -9,6 +9,7 @@
  *   together  all trials that are ended are told so at once (NNI: one after the other), and while
  *             they can still report (NNI: seconds after it has closed, so that a report crashes)
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
+ *   files     the files that a trial writes to are closed here (NNI: 480 trials are its limit)
  *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
  *   posted    with BALLOT_TRIALS=n the manager runs trials that are posted to it, n in all, and asks
@@ -18,6 +19,7 @@
  */
 'use strict';
 
+const childProcess = require('node:child_process');
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
@@ -215,6 +217,22 @@ function mendProcesses(exports) {
     const { kill } = proto;
     proto.kill = function (timeout) {
         return kill.call(this, timeout ?? PATIENCE_MS);
+    };
+    letGoOfLogs();
+}
+
+/** Close what a child was given to write to: NNI keeps two files open for each trial, for ever. */
+function letGoOfLogs() {
+    const { spawn } = childProcess;
+    childProcess.spawn = function (...how) {
+        const child = spawn.apply(this, how);
+        const given = how.at(-1)?.stdio;
+        for (const stream of Array.isArray(given) ? given : []) {
+            if (stream instanceof fs.WriteStream) {
+                child.once('spawn', () => stream.destroy());
+            }
+        }
+        return child;
     };
 }
 

@@ -1,5 +1,6 @@
 """Real searches: NNI's own manager and tuner, started as a user starts them."""
 
+import contextlib
 import csv
 import json
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from searches_for_tests import (
     environment,
@@ -28,9 +30,23 @@ def home(tmp_path):
         yield folder
 
 
+def logs_held_open(process, home):
+    """The most files of trials that NNI's manager had open at once until the search has ended."""
+    most, deadline = 0, time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        for each in managers_and_trials(home):
+            with contextlib.suppress(psutil.Error):
+                if any(word.endswith("main.js") for word in each.cmdline()):
+                    files = [file.path for file in each.open_files()]
+                    most = max(most, sum(path.endswith("trial.stdout") for path in files))
+        time.sleep(0.3)
+    return most
+
+
 @pytest.mark.slow
 def test_a_search_runs_its_trials_and_lets_them_vote(home):
     process = search(home, "--config", "config.yml", "--keep_checkpoints", "1")
+    most = logs_held_open(process, home)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert "3/3 trials done" in said and "best single" in said and "vote" in said
@@ -44,6 +60,7 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
         assert trial.scores == history["val_acc"].tolist()
         config = json.loads((run / "config.json").read_text())
         assert config["origin"]["lr"] == "tuner" and 0.002 <= config["values"]["lr"] <= 0.01
+    assert most <= 2, "NNI's manager keeps the files of trials that have ended"
     members = [pd.read_csv(file).set_index("id") for file in sorted(home.glob("outputs/*.csv"))]
     assert len(members) == 3
     with (home / "results.csv").open(newline="") as file:
