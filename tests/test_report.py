@@ -285,6 +285,23 @@ def test_the_vote_shows_members_weights_and_agreement(outputs):
     assert "no vote" in Tags(page_of(outputs, vote_dir=outputs / "none")).words
 
 
+@pytest.mark.parametrize(("metric", "shown"), [("acc", True), ("f1_macro", False)])
+def test_a_gain_has_a_standard_error_where_the_score_is_a_mean_over_rows(metric, shown, outputs):
+    rng = np.random.default_rng(0)
+    for number in (0, 2, 4):
+        folder = folder_of(outputs, number)
+        for path, labels in ((folder.with_suffix(".csv"), None), (folder / "val.csv", "cdo" * 30)):
+            names = {"c": "cat", "d": "dog", "o": "owl"}
+            given = [names[letter] for letter in labels] if labels else None
+            write_ballot(path, [f"r{k}" for k in range(90)], ["cat", "dog", "owl"],
+                         rng.dirichlet(np.ones(3), 90), given)  # fmt: skip
+    options = VoteOptions(out_dir=str(outputs.parent / "ensemble"), select="greedy", metric=metric)
+    run_vote(sorted(outputs.glob("*.csv")), options)
+    words = Tags(page_of(outputs)).words
+    assert "held out of the choice" in words
+    assert ("±" in words.split("a gain of")[1].split("Test")[0][:40]) == shown
+
+
 def _only_failed(outputs):
     for path in outputs.glob("*/result.json"):
         change(path, status="failed", reason="no memory", score=None)
