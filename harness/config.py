@@ -225,7 +225,10 @@ def _component(key: str, value: Mapping[str, Any], source: str) -> list[tuple[st
     names = [rest.pop(word) for word in ("_name", "type", "name") if word in rest]
     if len(names) != 1 or not isinstance(names[0], str):
         raise UserError(f'{source}: {key} needs one name, as in {{"type": "...", "args": {{...}}}}')
-    args = {**(rest.pop("args", None) or {}), **rest}
+    inner = rest.pop("args", None) or {}
+    if not isinstance(inner, Mapping):
+        raise UserError(f"{source}: the args of {key} are {inner!r}; they must be named values")
+    args = {**inner, **rest}
     own = OWN_FIELDS.get(key, ())
     pairs = [(key, names[0])]
     return pairs + [(k if k in own else f"{key}_args.{k}", v) for k, v in args.items()]

@@ -85,3 +85,13 @@ def test_what_is_no_run_folder_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         artifacts.read_config(tmp_path)
+
+
+def test_of_a_table_that_was_cut_the_whole_rows_are_read(tmp_path):
+    path = tmp_path / "history.csv"
+    artifacts.write_rows(path, [{"epoch": n, "val_acc": 0.25 * n} for n in (1, 2, 3)])
+    whole, text = artifacts.read_rows(path), path.read_text()
+    for size in range(len(text) + 1):
+        path.write_text(text[:size])
+        found = artifacts.read_rows(path)
+        assert found == whole[: max(0, text[:size].count("\n") - 1)], size

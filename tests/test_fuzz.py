@@ -93,6 +93,8 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), st.text(max_size=8)), VALUES))
 @example({"lr": float("nan")})
 @example({"epochs": True})
+@example({"augmentation": {"args": 1.0, "type": ""}})
+@example({"optimizer": {"args": [1], "type": "Adam"}})
 def test_any_values_make_a_config_or_a_line(values):
     try:
         config, origin = merge([Layer("here", values)])
