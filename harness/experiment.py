@@ -182,20 +182,21 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     trials: dict[str, TrialRecord] = {}  # in the order of the records: clocks of machines differ
     given: dict[str, dict[str, Any]] = {}  # a trial's first parameters, as they were recorded
     for stamp, trial_id, event, sequence, data, place in events:
-        if not trial_id:  # what was posted or imported, before it is a trial
+        # What was posted or imported has no id before it is a trial; a damaged record has less.
+        if not (trial_id and isinstance(trial_id, str) and isinstance(stamp, (int, float))):
             continue
         trial = trials.setdefault(trial_id, TrialRecord(trial_id, len(trials)))
-        if sequence is not None:
+        if isinstance(sequence, int):
             trial.sequence = sequence
-        if data:
+        if isinstance(data, str) and data:
             given.setdefault(trial_id, _unpack(data))
-        if place and ":~" in place:  # NNI's address of what a remote trial says
+        if isinstance(place, str) and ":~" in place:  # NNI's address of what a remote trial says
             trial.machine = place.partition(":~")[0]
         _apply(trial, event, stamp / 1000)
     reported: dict[str, str] = {}
     scores: dict[str, dict[int, float]] = {trial_id: {} for trial_id in trials}
     for trial_id, parameter_id, kind, sequence, data in metrics:
-        if trial_id in trials:
+        if trial_id in trials and isinstance(sequence, int):
             reported[trial_id] = str(parameter_id)
             score = _score(data)
             if kind == "FINAL":
@@ -252,4 +253,6 @@ def _score(data: str) -> float | None:
                 value = json.loads(value)
     if isinstance(value, Mapping):
         value = value.get("default")
-    return float(value) if isinstance(value, (int, float)) else None
+    with contextlib.suppress(OverflowError):  # an integer of 400 digits
+        return float(value) if isinstance(value, (int, float)) else None
+    return None

@@ -206,9 +206,11 @@ def query_database(path: Path, query: str) -> list[tuple]:
     for mode in ("ro", "rw"):
         uri = f"{path.as_uri()}?mode={mode}"
         with (
-            contextlib.suppress(sqlite3.Error),
+            # Of a damaged database not even what SQLite says of it need be text.
+            contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
             contextlib.closing(sqlite3.connect(uri, uri=True, timeout=2)) as db,
         ):
+            db.text_factory = lambda text: text.decode("utf-8", "replace")
             return db.execute(query).fetchall()
     return []
 
