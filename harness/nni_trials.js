@@ -19,11 +19,12 @@
  */
 'use strict';
 
-const childProcess = require('node:child_process');
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
 const { setTimeout: sleep } = require('node:timers/promises');
+
+const { letGoOfLogs } = require('./nni_keeper.js'); // which does nothing else in a manager
 
 const PAUSE_MS = 1000; // NNI first has to let go of the devices of the trial that ended
 const PATIENCE_MS = 20000;
@@ -219,21 +220,6 @@ function mendProcesses(exports) {
         return kill.call(this, timeout ?? PATIENCE_MS);
     };
     letGoOfLogs();
-}
-
-/** Close what a child was given to write to: NNI keeps two files open for each trial, for ever. */
-function letGoOfLogs() {
-    const { spawn } = childProcess;
-    childProcess.spawn = function (...how) {
-        const child = spawn.apply(this, how);
-        const given = how.at(-1)?.stdio;
-        for (const stream of Array.isArray(given) ? given : []) {
-            if (stream instanceof fs.WriteStream) {
-                child.once('spawn', () => stream.destroy());
-            }
-        }
-        return child;
-    };
 }
 
 /** Wait longer for the tuner: importing NNI alone takes seconds, several times that under load. */

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.images import cpu_count
+
 PACKAGES = ("torch", "torchvision", "numpy", "nni", "timm", "efficientnet-pytorch", "scikit-learn")
 
 
@@ -54,8 +56,7 @@ def commit(folder: Path) -> str | None:
 def hardware() -> dict[str, Any]:
     """Return the processor, the cores that this process may use and the memory in GiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": cores, "memory_gib": round(memory / 2**30, 1)}
+    return {"processor": _processor(), "cores": cpu_count(), "memory_gib": round(memory / 2**30, 1)}
 
 
 def _processor() -> str:
