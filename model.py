@@ -240,9 +240,10 @@ def simple_cnn(
     dropout: float = 0.0,
 ) -> nn.Module:
     """Two convolutions, 6 and 16 wide, and three linear layers (LeNet-5; LeCun et al., 1998)."""
+    # ReLU after pooling is the same function with a quarter of the work.
     features = nn.Sequential(
-        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Flatten(),
     )  # fmt: skip
     classifier = nn.Sequential(

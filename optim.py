@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 OPTIMIZERS = Registry("optimizer")
 SCHEDULERS = Registry("scheduler")
+# Those of which PyTorch has a step in one kernel, several times as fast (bench/steps.py).
+FUSED = ("Adam", "AdamW", "SGD")
 
 
 # ---------------------------------------------------------------------------------- optimisers
@@ -91,6 +93,8 @@ def _torch_builder(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.opti
     decays = "weight_decay" in inspect.signature(cls).parameters
 
     def build(params: Any, lr: float, weight_decay: float, **args: Any) -> torch.optim.Optimizer:
+        if cls.__name__ in FUSED and "foreach" not in args:
+            args.setdefault("fused", _can_be_fused(params))
         if not decays:
             params = _without_decay(cls.__name__, params, weight_decay)
         return _checked(cls.__name__, functools.partial(make, params, lr=lr, **args))
@@ -98,6 +102,12 @@ def _torch_builder(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.opti
     build.__signature__ = _signature(cls)  # type: ignore[attr-defined]
     build.__doc__ = f"`torch.optim.{cls.__name__}`."
     return build
+
+
+def _can_be_fused(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether PyTorch has one kernel for a step of all these parameters."""
+    params = [p for group in groups for p in group["params"]]
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
 
 
 def _signature(cls: Callable[..., Any]) -> inspect.Signature:

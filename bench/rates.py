@@ -5,8 +5,9 @@
 The usual loop reads by PIL and torchvision's first transforms in a `DataLoader` of two workers and
 asks for the loss and the accuracy of every batch. Beside it a loop as timm's training script has it
 (its loader, optimiser and meters; the script itself is in no wheel) and Lightning's `Trainer`, each
-with the same network, photos and batch. Every round is a whole epoch, so that nobody's workers read
-ahead in somebody else's turn.
+with the same network, photos and batch; and, as the limit of the machine, our network on one batch
+that is ready. Every round is a whole epoch, so that nobody's workers read ahead in somebody else's
+turn.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from data import MEAN, STD, make_images, row  # noqa: E402 - beside this file
+from steps import step_of  # noqa: E402
 
 from assembly import build_state, shaped  # noqa: E402 - the repository is no installed package
 from dataset import load_data  # noqa: E402
@@ -39,7 +41,7 @@ from harness.config import Config  # noqa: E402
 from model import create_model  # noqa: E402
 
 # Network, side of the images, batch, photos of an epoch (quick, full)
-CASES = (("simple_cnn", 64, 64, 256, 512), ("resnet18", 64, 64, 128, 512),
+CASES = (("simple_cnn", 64, 64, 512, 2048), ("resnet18", 64, 64, 128, 512),
          ("Efficientnet_b0", 128, 16, 64, 256))  # fmt: skip
 Epoch = Callable[[], int]  # trains or reads an epoch and returns its number of images
 
@@ -200,6 +202,18 @@ def lightning_training(model: nn.Module, loader: Iterable[Any], count: int) -> E
     return epoch
 
 
+def ready_training(name: str, size: int, batch: int, count: int) -> Epoch:
+    """An epoch of steps on one batch that is ready: the most that network and machine allow."""
+    step = step_of((name, size, batch))
+
+    def epoch() -> int:
+        for _ in range(count // batch):
+            step()
+        return count
+
+    return epoch
+
+
 def in_turn(ways: dict[str, Epoch], rounds: int) -> dict[str, list[float]]:
     """Run one epoch of each way after another; images/s of each round but the first."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -218,7 +232,8 @@ def measure_case(root: Path, case: tuple[Any, ...], full: bool) -> list[dict[str
     ours = Ours(root, name, size, batch)
     loader = usual_loader(root, size, batch, count, train=True)
     ways = {"ours": ours.train, "the usual loop": usual_training(network(name, size), loader),
-            "timm's loop": timm_training(root, name, size, batch, count)}  # fmt: skip
+            "timm's loop": timm_training(root, name, size, batch, count),
+            "steps on one batch": ready_training(name, size, batch, count)}  # fmt: skip
     light = lightning_training(network(name, size), loader, count)
     if light is not None:
         ways["Lightning"] = light
