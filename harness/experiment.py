@@ -174,56 +174,93 @@ def _environment(extra: Mapping[str, str]) -> Iterator[None]:
 
 def read_trials(folder: Path) -> list[TrialRecord]:
     """Read the trials from an experiment's database, while it runs or long after."""
-    database = folder / "db" / "nni.sqlite"
-    events = query_database(database, "SELECT timestamp, trialJobId, event, sequenceId, data, "
-                                      "logPath FROM TrialJobEvent ORDER BY rowid")  # fmt: skip
-    metrics = query_database(database, "SELECT trialJobId, parameterId, type, sequence, data FROM "
-                                       "MetricData ORDER BY rowid")  # fmt: skip
-    trials: dict[str, TrialRecord] = {}  # in the order of the records: clocks of machines differ
-    given: dict[str, dict[str, Any]] = {}  # a trial's first parameters, as they were recorded
-    for stamp, trial_id, event, sequence, data, place in events:
+    return Records(folder).read()
+
+
+class Records:
+    """The trials of an experiment's database, of which every record is read once.
+
+    A search that is watched asks each second, and has hundreds of thousands of records in the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._database = folder / "db" / "nni.sqlite"
+        self._last = {"TrialJobEvent": 0, "MetricData": 0}  # numbers of the rows read last
+        # In the order of the records: clocks of machines differ.
+        self._trials: dict[str, TrialRecord] = {}
+        self._given: dict[str, dict[str, Any]] = {}  # first parameters, as they were recorded
+        self._same: dict[str, list[dict[str, Any]]] = {}  # the same by the number of the parameters
+        self._reported: dict[str, str] = {}  # the number that came back with a trial's last score
+        self._scores: dict[str, dict[int, float]] = {}
+        self._odd: set[str] = set()  # trials that were recorded with other trials' parameters
+
+    def read(self) -> list[TrialRecord]:
+        """Return the trials as they stand now, in their order; they are the same objects again."""
+        # Scores first: a trial's first event stands before them, and is read after them.
+        metrics = self._new("MetricData", "trialJobId, parameterId, type, sequence, data")
+        events = self._new("TrialJobEvent", "timestamp, trialJobId, event, sequenceId, data, "
+                                            "logPath")  # fmt: skip
+        changed = {trial_id for event in events if (trial_id := self._take_event(*event))}
+        changed |= {trial_id for metric in metrics if (trial_id := self._take_metric(*metric))}
+        for trial_id in changed:
+            found = self._scores.get(trial_id, {})
+            self._trials[trial_id].scores = [score for _, score in sorted(found.items())]
+        for trial_id in changed | self._odd:
+            self._trials[trial_id].parameters = self._really_given(trial_id)
+        return sorted(self._trials.values(), key=lambda trial: (trial.sequence,
+                                                                trial.started or 0.0))  # fmt: skip
+
+    def _new(self, table: str, columns: str) -> list[tuple]:
+        query = f"SELECT rowid, {columns} FROM {table} WHERE rowid > {self._last[table]}"
+        rows = query_database(self._database, f"{query} ORDER BY rowid")
+        if rows:
+            self._last[table] = rows[-1][0]
+        return [row[1:] for row in rows]
+
+    def _take_event(
+        self, stamp: Any, trial_id: Any, event: str, sequence: Any, data: Any, place: Any
+    ) -> str | None:
         # What was posted or imported has no id before it is a trial; a damaged record has less.
         if not (trial_id and isinstance(trial_id, str) and isinstance(stamp, (int, float))):
-            continue
-        trial = trials.setdefault(trial_id, TrialRecord(trial_id, len(trials)))
+            return None
+        trial = self._trials.setdefault(trial_id, TrialRecord(trial_id, len(self._trials)))
         if isinstance(sequence, int):
             trial.sequence = sequence
-        if isinstance(data, str) and data:
-            given.setdefault(trial_id, _unpack(data))
+        if isinstance(data, str) and data and trial_id not in self._given:
+            given = self._given[trial_id] = _unpack(data)
+            self._same.setdefault(str(given.get("parameter_id")), []).append(given)
         if isinstance(place, str) and ":~" in place:  # NNI's address of what a remote trial says
             trial.machine = place.partition(":~")[0]
         _apply(trial, event, stamp / 1000)
-    reported: dict[str, str] = {}
-    scores: dict[str, dict[int, float]] = {trial_id: {} for trial_id in trials}
-    for trial_id, parameter_id, kind, sequence, data in metrics:
-        if trial_id in trials and isinstance(sequence, int):
-            reported[trial_id] = str(parameter_id)
-            score = _score(data)
-            if kind == "FINAL":
-                trials[trial_id].final = score
-            elif score is not None:  # one that runs again says again what it had said
-                scores[trial_id][sequence] = score
-    for trial_id, trial in trials.items():
-        trial.scores = [score for _, score in sorted(scores[trial_id].items())]
-        trial.parameters = _really_given(trial_id, given, reported)
-    return sorted(trials.values(), key=lambda trial: (trial.sequence, trial.started or 0.0))
+        return trial_id
 
+    def _take_metric(
+        self, trial_id: Any, parameter_id: Any, kind: str, sequence: Any, data: str
+    ) -> str | None:
+        if trial_id not in self._trials or not isinstance(sequence, int):
+            return None
+        self._reported[trial_id] = str(parameter_id)
+        score = _score(data)
+        if kind == "FINAL":
+            self._trials[trial_id].final = score
+        elif score is not None:  # one that runs again says again what it had said
+            self._scores.setdefault(trial_id, {})[sequence] = score
+        return trial_id
 
-def _really_given(
-    trial_id: str, given: Mapping[str, dict[str, Any]], reported: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return a trial's parameters by the number that it reported.
+    def _really_given(self, trial_id: str) -> dict[str, Any]:
+        """Return a trial's parameters by the number that it reported.
 
-    Without the guard NNI records trials with other trials' parameters (#5726), but the number that
-    comes back with a score is right. Numbers start anew when a search is resumed, so that only one
-    that is there once says more than the record does.
-    """
-    own = given.get(trial_id, {})
-    number = reported.get(trial_id, "None")
-    if number in ("None", "null", str(own.get("parameter_id"))):
-        return own.get("parameters") or {}
-    same = [each for each in given.values() if str(each.get("parameter_id")) == number]
-    return (same[0] if len(same) == 1 else own).get("parameters") or {}
+        Without the guard NNI records trials with other trials' parameters (#5726), but the number
+        that comes back with a score is right. Numbers start anew when a search is resumed, so that
+        only one that is there once says more than the record does.
+        """
+        own = self._given.get(trial_id, {})
+        number = self._reported.get(trial_id, "None")
+        if number in ("None", "null", str(own.get("parameter_id"))):
+            return own.get("parameters") or {}
+        self._odd.add(trial_id)  # another of that number may come
+        same = self._same.get(number, [])
+        return (same[0] if len(same) == 1 else own).get("parameters") or {}
 
 
 def _apply(trial: TrialRecord, event: str, seconds: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from harness import experiment, guard, overview
 from harness.budget import OVER, Budget
 from harness.errors import UserError
-from harness.experiment import TrialRecord, read_trials
+from harness.experiment import Records, TrialRecord, read_trials
 from harness.housekeeping import prune, shortage
 from harness.machines import Link
 from harness.remote import Fleet
@@ -133,11 +133,11 @@ def watch(
 ) -> End:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
     eye = Watch(search.id, time.time(), plan.may_wait)
-    screen = Screen(plan, budget)
+    screen, records = Screen(plan, budget), Records(search.folder)
     chores = Chores(search, plan, results, budget, screen, fleet)
     while True:
         status, errors = search.status()
-        now, trials = time.time(), alive(read_trials(search.folder), plan.halted)
+        now, trials = time.time(), alive(records.read(), plan.halted)
         chores.do(trials, now)
         screen.show(trials, results, now)
         if eye.is_done(status, trials, now):

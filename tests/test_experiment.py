@@ -119,6 +119,42 @@ def test_numbers_that_started_anew_on_resume_do_not_mix_up_parameters(tmp_path):
     assert found == [0, 1, 2, 3]
 
 
+def test_what_is_read_bit_by_bit_is_what_is_read_at_once(tmp_path):
+    events = [
+        (10 * k + e, name, event, k, given((k + 1) % 4 if e == 0 else None, x=k))
+        for k, name in enumerate("abcd")
+        for e, event in enumerate(("WAITING", "RUNNING", "FAILED", "ADD_RESUMED", "RUNNING"))
+    ]
+    metrics = [(name, str(k), "PERIODICAL", 0.1 * k + step, step)
+               for k, name in enumerate("abcd") for step in (0, 2, 1, 0)]  # fmt: skip
+    metrics += [(name, "1", "FINAL", 0.5) for name in "abcd"]
+    database(tmp_path / "whole", events, metrics)
+    database(tmp_path / "parts", [], [])
+    records = experiment.Records(tmp_path / "parts")
+    with (
+        sqlite3.connect(tmp_path / "whole" / "db" / "nni.sqlite") as whole,
+        sqlite3.connect(tmp_path / "parts" / "db" / "nni.sqlite") as parts,
+    ):
+        for number in range(1, len(metrics) + 9):
+            for table, row in (("TrialJobEvent", number), ("MetricData", number - 8)):
+                query = f"SELECT * FROM {table} WHERE rowid = {row}"
+                for row in whole.execute(query).fetchall():
+                    parts.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)
+            parts.commit()
+            assert records.read() == experiment.read_trials(tmp_path / "parts")
+    assert records.read() == experiment.read_trials(tmp_path / "whole") != []
+
+
+def test_a_record_is_read_once(tmp_path):
+    database(tmp_path, [(1, "a", "RUNNING", 0, given(0, x=1))], [("a", "0", "PERIODICAL", 0.5)])
+    records = experiment.Records(tmp_path)
+    (before,) = records.read()
+    with sqlite3.connect(tmp_path / "db" / "nni.sqlite") as db:
+        db.execute("UPDATE MetricData SET data = '0.1'")  # which NNI never does
+        db.execute("INSERT INTO MetricData VALUES (2, 'a', '0', 'PERIODICAL', 1, '0.7')")
+    assert records.read() == [before] and before.scores == [0.5, 0.7]
+
+
 @pytest.mark.parametrize(
     "command, values, typed",
     [
