@@ -137,6 +137,18 @@ def read_result(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def stamp(path: str | Path) -> tuple[int, ...] | None:
+    """Return what is another for another file, as `replacing` makes it; none where there is none.
+
+    A search asks this of thousands of files a second apart, and reads those that are others.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than the call
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
 def run_of(path: Path) -> Path:
     """Return the run folder that `path` is, or whose `last.pt` it is."""
     if path.suffix not in (".pt", ".pth") or path.is_dir():
@@ -195,8 +207,8 @@ def open_run(
 def run_name(wanted: str | None, model: str, criterion: str) -> str:
     """Return a name that is one path component: as wanted, or model, criterion and time."""
     if wanted is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', model)}_{criterion}_{stamp}"
+        when = datetime.now().strftime("%Y%m%d-%H%M%S")
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', model)}_{criterion}_{when}"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", wanted) or len(wanted) > 200:
         raise UserError(
             f"run_name: {wanted!r} is no name for a folder; use letters, digits, - and _"

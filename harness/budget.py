@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import read_rows
+from harness.artifacts import read_rows, stamp
 from harness.errors import UserError
 from harness.experiment import TrialRecord
 from harness.members import read_json
@@ -42,19 +42,30 @@ class Budget:
     away: bool = False  # trials run on other machines, and their results come home
     closed: bool = False  # no trial is begun any more
     ending: float = field(init=False)  # seconds from the cut of the last trials to the last word
+    # What a run took to write, and what its `result.json` was like when it said so.
+    _tails: dict[Path, tuple[Any, float | None]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.look([])
 
     def look(self, folders: Sequence[Path]) -> None:
         """Estimate how long the end takes, from what the runs in `folders` have written so far."""
-        tails = [tail for folder in folders if (tail := _seconds_to_write(folder)) is not None]
+        tails = [tail for folder in folders if (tail := self._tail(folder)) is not None]
         writing = min(MOST_WRITE_S, MARGIN * max(tails)) if tails else WRITE_S
         val = sum(_size(folder / "val.csv") for folder in folders)
         test = sum(_size(folder.with_suffix(".csv")) for folder in folders)
         voting = VOTE_S + MARGIN * (VAL_S * val + TEST_S * test) / 1e6
         reporting = min(REPORT_S, 0.1 * (self.limit or float("inf")))
         self.ending = STOP_S + writing + voting + reporting + HOME_S * self.away
+
+    def _tail(self, folder: Path) -> float | None:
+        """Return what a run took to write; its files are read only where they are others."""
+        said = stamp(folder / "result.json")
+        if said is None:
+            return None
+        if folder not in self._tails or self._tails[folder][0] != said:
+            self._tails[folder] = said, _seconds_to_write(folder)
+        return self._tails[folder][1]
 
     def spent(self, now: float) -> float:
         """Return the seconds that the search has taken."""

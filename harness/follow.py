@@ -17,7 +17,7 @@ from harness import experiment, guard, overview
 from harness.budget import OVER, Budget
 from harness.errors import UserError
 from harness.experiment import Records, TrialRecord, read_trials
-from harness.housekeeping import prune, shortage
+from harness.housekeeping import Pruner, shortage
 from harness.machines import Link
 from harness.remote import Fleet
 from harness.report import try_report
@@ -172,9 +172,10 @@ class Chores:
         self._told = set(search.retries())
         self._trial_limit = float(experiment.option_of(plan.command, "--time_limit", "0")) or None
         self._began = time.time()
-        self._updated, self._noted, self._paged = 0.0, 0.0, time.time()
-        self._page_s = 0.0  # how long the last page took
-        self._keep: int | None = search.note().get("keep_checkpoints")
+        self._table, self._note = Pace(UPDATE_S), Pace(NOTE_S)
+        self._page = Pace(PAGE_S, time.time())
+        keep = search.note().get("keep_checkpoints")
+        self._pruner = None if keep is None else Pruner(keep, maximize=plan.maximize)
         self._ended, self._short = 0, False
 
     def do(self, trials: list[TrialRecord], now: float) -> None:
@@ -182,14 +183,14 @@ class Chores:
         for trial in trials:
             if trial.status == "RUNNING" and (trial.resumed or 0.0) > self._began:
                 self._results.reasons.pop(trial.id, None)  # why it was ended is past
-        if now - self._updated > UPDATE_S:
-            self._results.update(trials)
-            self._updated = now
-        if now - self._noted > NOTE_S:
-            self._search.amend_note(began=self._budget.began, spent=self._budget.spent(now))
-            if self._budget.limit is not None:
-                self._budget.look([self._results.folder_of(trial) for trial in trials])
-            self._noted = now
+        if self._table.is_due(now):
+            with self._table:
+                self._results.update(trials)
+        if self._note.is_due(now):
+            with self._note:
+                self._search.amend_note(began=self._budget.began, spent=self._budget.spent(now))
+                if self._budget.limit is not None:
+                    self._budget.look([self._results.folder_of(trial) for trial in trials])
         if self._fleet is not None:
             self._fleet.bring(trials)
             for line in self._fleet.news():
@@ -197,20 +198,19 @@ class Chores:
         self._keep_time(trials, now)
         self._end_what_hangs(trials, now)
         self._keep_house(trials)
-        if now - self._paged > PAGE_S and any(trial.scores for trial in trials) \
-                and self._budget.left_for_trials(now) > 2 * self._page_s + 1:  # fmt: skip
-            try_report(self._plan.outputs, self._plan.page, search=self._search.id)
-            self._paged = time.time()
-            self._page_s = self._paged - now
+        if self._page.is_due(now) and any(trial.scores for trial in trials) \
+                and self._budget.left_for_trials(now) > 2 * self._page.took + 1:  # fmt: skip
+            with self._page:
+                try_report(self._plan.outputs, self._plan.page, search=self._search.id)
 
     def _keep_house(self, trials: list[TrialRecord]) -> None:
         """Remove checkpoints that nobody wants, and say in time that the disk will be full."""
-        ended = [self._results.folder_of(trial) for trial in trials if trial.has_ended]
-        if len(ended) == self._ended:
+        if sum(trial.has_ended for trial in trials) == self._ended:
             return
+        ended = [self._results.folder_of(trial) for trial in trials if trial.has_ended]
         self._ended, most = len(ended), self._plan.max_trials
-        if self._keep is not None:
-            prune(ended, self._keep, maximize=self._plan.maximize)
+        if self._pruner is not None:
+            self._pruner.prune(ended)
         said = shortage(self._plan.outputs, ended, None if most is None else most - len(ended))
         if said and not self._short:
             self._screen.say(f"warning: {said}")
@@ -242,6 +242,28 @@ class Chores:
             self._search.cancel(trial.id)
 
 
+class Pace:
+    """Something that is done every so often, and takes a tenth of the time at most.
+
+    It is a context: what is done within is measured.
+    """
+
+    def __init__(self, every: float, last: float = 0.0) -> None:
+        self.every, self.took = every, 0.0  # seconds
+        self._last = last  # when it was done; since the epoch
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time again."""
+        return now - self._last > max(self.every, 10 * self.took)
+
+    def __enter__(self) -> None:
+        self._last = time.time()
+
+    def __exit__(self, *_: object) -> None:
+        self.took = time.time() - self._last
+        self._last += self.took
+
+
 def alive(trials: list[TrialRecord], halted: Collection[str]) -> list[TrialRecord]:
     """Mark the trials as ended that an earlier part of the search left behind."""
     for trial in trials:
@@ -251,9 +273,9 @@ def alive(trials: list[TrialRecord], halted: Collection[str]) -> list[TrialRecor
 
 
 def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
-    """Return when each trial last wrote its result, in seconds since the epoch."""
+    """Return when each trial that runs last wrote its result, in seconds since the epoch."""
     signs = {}
-    for trial in trials:
+    for trial in (trial for trial in trials if trial.status == "RUNNING"):
         with contextlib.suppress(OSError):
             signs[trial.id] = (results.folder_of(trial) / "result.json").stat().st_mtime
     return signs

@@ -12,14 +12,17 @@ import fcntl
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import replacing
+from harness.artifacts import replacing, stamp
 from harness.config import Layer, flatten
 from harness.errors import UserError
 from harness.experiment import TrialRecord
+from harness.searches import NO_WORD
 
 FACTS = ("run", "status", "reason", "score", "epochs", "seconds", "machine", "device")
 
@@ -38,8 +41,11 @@ class Results:
         self.rows: list[Row] = []
         self.maximize = maximize
         self._words = words  # the last words of a trial that left nothing else
-        self._seen: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._said: dict[str, str] = {}  # the same, once there were some
+        self._known: dict[str, tuple[Any, Row]] = {}  # a trial's row, and what it was made of
+        self._searched: dict[str, None] = {}  # what the tuner has given to any of them
         self._written: list[Row] | None = None
+        self._table = Lines(self.path)
         self.reasons: dict[str, str] = {}  # of trials that this search.py ended itself
 
     def update(self, trials: Sequence[TrialRecord], *, over: bool = False) -> list[Row]:
@@ -49,13 +55,12 @@ class Results:
         """
         self.read(trials, over=over)
         if self.rows != self._written:
-            names = dict.fromkeys(key for trial in trials for key in searched_values(trial))
-            self._write(list(names))
-            self._written = [dict(row) for row in self.rows]
+            self._write()
+            self._written = self.rows
         return self.rows
 
     def read(self, trials: Sequence[TrialRecord], *, over: bool) -> list[Row]:
-        """Read the rows without writing anything."""
+        """Read the rows without writing anything, and of trials anew only what has changed."""
         self.rows = [self._row(trial, over) for trial in trials]
         return self.rows
 
@@ -65,11 +70,11 @@ class Results:
 
     def result_of(self, trial: TrialRecord) -> dict[str, Any]:
         """Return a trial's `result.json`; empty where there is none."""
-        return self._json(self.folder_of(trial) / "result.json")
+        return _json(self.folder_of(trial) / "result.json")
 
     def values_of(self, trial: TrialRecord) -> dict[str, Any]:
         """Return every value that a trial had, by the names of flags."""
-        config = self._json(self.folder_of(trial) / "config.json").get("values")
+        config = _json(self.folder_of(trial) / "config.json").get("values")
         return spread(config) if config else searched_values(trial)
 
     def best(self, trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -84,21 +89,25 @@ class Results:
             return None
         return (max if self.maximize else min)(scored, key=lambda pair: pair[0])[1]
 
-    def _json(self, path: Path) -> dict[str, Any]:
-        """Read a file that is replaced as a whole; again only where it is another one."""
-        try:
-            stamp = path.stat().st_mtime_ns
-            if self._seen.get(path, (None,))[0] != stamp:
-                self._seen[path] = (stamp, json.loads(path.read_text(encoding="utf-8")))
-            return self._seen[path][1]
-        except (OSError, ValueError):
-            return {}
-
     def _row(self, trial: TrialRecord, over: bool) -> Row:
+        """Return a trial's row: the same object again unless something of it has changed."""
+        folder = os.fspath(self.folder_of(trial))
+        made_of = (
+            over, trial.status, trial.final, trial.scores, trial.resumed, trial.ended,
+            trial.machine, trial.parameters, self.reasons.get(trial.id),
+            stamp(f"{folder}/result.json"), stamp(f"{folder}/config.json"),
+        )  # fmt: skip
+        known = self._known.get(trial.id)
+        if known is None or known[0] != made_of or known[1]["reason"] == NO_WORD:
+            known = self._known[trial.id] = made_of, self._make_row(trial, over)
+        return known[1]
+
+    def _make_row(self, trial: TrialRecord, over: bool) -> Row:
         result = self.result_of(trial)
+        self._searched.update(dict.fromkeys(searched_values(trial)))
         status, reason = how_it_goes(trial, result, over)
         if status == "failed" and reason is None:
-            reason = self._words(trial.id)
+            reason = self._last_words(trial)
         if status in ("stopped", "failed"):
             reason = self.reasons.get(trial.id, reason)
         score = result.get("score")
@@ -114,15 +123,53 @@ class Results:
         # Facts come last: the device that was asked for is not the one that it ran on.
         return self.values_of(trial) | dict(zip(FACTS, facts))
 
-    def _write(self, searched: Sequence[str]) -> None:
+    def _last_words(self, trial: TrialRecord) -> str:
+        if trial.id not in self._said:
+            said = self._words(trial.id)
+            if said == NO_WORD:  # that of another machine may come yet
+                return said
+            self._said[trial.id] = said
+        return self._said[trial.id]
+
+    def _write(self) -> None:
         """Put this search's rows in the place of its old ones; the other searches' stay."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(self.path.parent):
-            others = [row for row in read_table(self.path)
-                      if not row["run"].startswith(f"{self.search_id}-")]  # fmt: skip
+            others = self._table.others(f"{self.search_id}-")
             rows = [*others, *self.rows]
-            columns = dict.fromkeys([*FACTS, *searched, *(k for row in rows for k in row)])
-            write_table(self.path, list(columns), rows)
+            columns = dict.fromkeys([*FACTS, *self._searched, *chain.from_iterable(rows)])
+            self._table.write(list(columns), rows)
+
+
+class Lines:
+    """A table that is written again and again, of which only what has changed is made anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: tuple[int, ...] | None = None  # of the file as it was left here
+        self._others: list[dict[str, str]] = []
+        self._columns: list[str] = []
+        self._lines: dict[int, tuple[Mapping[str, Any], str]] = {}  # a row and its line, by id()
+
+    def others(self, prefix: str) -> list[dict[str, str]]:
+        """Return the rows of runs that do not begin so; read only where the file is another one."""
+        if self._stamp is None or stamp(self.path) != self._stamp:
+            self._others = [
+                row for row in read_table(self.path) if not row["run"].startswith(prefix)
+            ]
+        return self._others
+
+    def write(self, columns: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the table; a row that is the same object as before is the same line."""
+        if columns != self._columns:
+            self._columns, self._lines = columns, {}
+        before, self._lines = self._lines, {}
+        for row in rows:
+            self._lines[id(row)] = before.get(id(row)) or (row, _line(columns, row))
+        with replacing(self.path) as file:
+            file.write(_heading(columns))
+            file.writelines(line for _, line in self._lines.values())
+        self._stamp = stamp(self.path)
 
 
 def how_it_goes(
@@ -158,18 +205,17 @@ def spread(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if key.endswith("_args") and isinstance(value, Mapping):
-            flat.update({f"{key}.{name}": part for name, part in value.items()})
+            flat.update({sys.intern(f"{key}.{name}"): part for name, part in value.items()})
         else:
-            flat[key] = value
+            flat[sys.intern(key)] = value  # one text for the tables of thousands of trials
     return flat
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV whose text is quoted and whose numbers are not; nothing is lost of either."""
     with replacing(path) as file:
-        file.write(",".join(map(_cell, columns)) + "\n")
-        for row in rows:
-            file.write(",".join(_cell(row.get(column)) for column in columns) + "\n")
+        file.write(_heading(columns))
+        file.writelines(_line(columns, row) for row in rows)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -182,6 +228,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
     if not set(FACTS[:4]) <= set(reader.fieldnames or ()):
         raise UserError(f"{path}: is no table of a search; move it, the results are to stand there")
     return rows
+
+
+def _heading(columns: Sequence[str]) -> str:
+    return ",".join(map(_cell, columns)) + "\n"
+
+
+def _line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
+    return ",".join([_cell(row.get(column)) for column in columns]) + "\n"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _cell(value: Any) -> str:

@@ -23,6 +23,7 @@ from harness.errors import UserError
 ANSWER_S = 5.0  # a manager that is well answers within milliseconds
 STOP_S = 90.0  # NNI gives itself 60 s to shut down
 WRITE_S = 20.0  # for a trial to write what it has, as in nni_trials.js
+NO_WORD = "it left no word"  # a trial that ended
 NOTE = "search.json"  # what search.py keeps of a search in NNI's folder of it
 
 
@@ -125,7 +126,7 @@ class Search:
             for path in self.folder.glob(f"environments/*/trials/{trial_id}/{name}"):
                 if said := last_lines(path, lines):
                     return said
-        return "it left no word"
+        return NO_WORD
 
     def retries(self) -> dict[str, str]:
         """Return the trials that run a second time, with the reason (harness/nni_trials.js)."""

@@ -65,6 +65,20 @@ def test_what_the_runs_wrote_says_how_long_the_end_takes(tmp_path):
     assert clock.ending < before + 2
 
 
+def test_a_run_that_has_not_changed_is_not_read_again(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"status": "done", "seconds": 26.0}))
+    (tmp_path / "history.csv").write_text("epoch,seconds\n1,20.0\n")
+    clock = Budget(600, 0)
+    clock.look([tmp_path])
+    before = clock.ending
+    (tmp_path / "history.csv").write_text("epoch,seconds\n1,16.0\n")
+    clock.look([tmp_path])
+    assert clock.ending == before
+    (tmp_path / "result.json").write_text(json.dumps({"status": "done", "seconds": 26.5}))
+    clock.look([tmp_path])
+    assert clock.ending == pytest.approx(before + 1.5 * 4.5)
+
+
 def test_the_time_of_earlier_commands_counts():
     assert time_before({}, 33.0, runs=False, now=500) == 33
     assert time_before({"spent": 50.0, "began": 100}, 33.0, runs=False, now=500) == 50

@@ -37,15 +37,39 @@ def outputs(tmp_path):
     [(1, True, "be"), (2, True, "bce"), (1, False, "ae"), (9, True, "abcde"), (0, True, "e")],
 )
 def test_the_best_keep_their_checkpoints_and_so_do_those_that_run(outputs, keep, maximize, left):
-    housekeeping.prune(sorted(outputs.iterdir()), keep, maximize=maximize)
+    housekeeping.Pruner(keep, maximize=maximize).prune(sorted(outputs.iterdir()))
     assert with_checkpoints(outputs) == list(left)
 
 
 def test_nothing_but_checkpoints_is_removed_and_a_second_time_nothing(outputs):
-    removed = housekeeping.prune(sorted(outputs.iterdir()), 0, maximize=True)
+    pruner = housekeeping.Pruner(0, maximize=True)
+    removed = pruner.prune(sorted(outputs.iterdir()))
     assert {path.suffix for path in removed} == {".pt"} and len(removed) == 4 * 3
     assert (outputs / "a" / "val.csv").exists() and (outputs / "a" / "result.json").exists()
-    assert housekeeping.prune(sorted(outputs.iterdir()), 0, maximize=True) == []
+    assert pruner.prune(sorted(outputs.iterdir())) == []
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_runs_that_end_one_by_one_leave_what_all_at_once_leave(tmp_path, maximize):
+    scores = [0.3, 0.9, None, 0.5, 0.5, 0.1, 0.95, 0.2]
+    for way in ("one", "all"):
+        for k, score in enumerate(scores):
+            run(tmp_path / way, f"r{k}", score, "running" if k == 6 else "done")
+    pruner = housekeeping.Pruner(2, maximize=maximize)
+    folders = sorted((tmp_path / "one").iterdir())
+    for number in range(1, len(folders) + 1):
+        pruner.prune(folders[:number])
+    housekeeping.Pruner(2, maximize=maximize).prune(sorted((tmp_path / "all").iterdir()))
+    assert with_checkpoints(tmp_path / "one") == with_checkpoints(tmp_path / "all")
+    assert len(with_checkpoints(tmp_path / "one")) == 3  # that which runs too
+
+
+def test_what_was_surpassed_is_not_looked_at_again(outputs):
+    pruner = housekeeping.Pruner(1, maximize=True)
+    pruner.prune([outputs / "a", outputs / "b"])
+    (outputs / "a" / "result.json").write_text('{"status": "done", "score": 1.0}')
+    assert pruner.prune([outputs / "a", outputs / "b", outputs / "c"])
+    assert with_checkpoints(outputs) == ["b", "d", "e"]
 
 
 def test_a_short_disk_is_said_before_it_is_full(outputs, monkeypatch):
@@ -59,6 +83,16 @@ def test_a_short_disk_is_said_before_it_is_full(outputs, monkeypatch):
     assert free(housekeeping.RESERVE + 10 * size) == ""
     said = free(housekeeping.RESERVE + 10 * size - 1)
     assert "room for about 9 more trials" in said and "10 are to come" in said
+
+
+def test_the_size_of_the_last_trials_judges_those_to_come(tmp_path, monkeypatch):
+    old, new = ([tmp_path / f"{word}{k}" for k in range(housekeeping.LATEST)] for word in "on")
+    for folder in [*old, *new]:
+        folder.mkdir()
+        (folder / "best.pt").write_bytes(b"x" * (10**6 if folder in old else 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, housekeeping.RESERVE + 10**5))
+    assert housekeeping.shortage(tmp_path, [*old, *new], left=10) == ""
+    assert housekeeping.shortage(tmp_path, [*new, *old], left=10) != ""
 
 
 def test_without_a_trial_that_ended_only_a_nearly_full_disk_is_said(tmp_path, monkeypatch):

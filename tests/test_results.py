@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from harness.errors import UserError
 from harness.experiment import TrialRecord
 from harness.results import FACTS, Results, how_it_goes, read_table, write_table
+from harness.searches import NO_WORD
 
 SGD = {"lr": 0.1, "optimizer": {"_name": "SGD", "momentum": 0.9}}
 
@@ -111,6 +113,44 @@ def test_the_file_is_written_only_when_a_row_changed(tmp_path):
     results.update([trial("a", status="RUNNING", scores=[0.5])])
     assert results.path.stat().st_ino != first
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_only_what_changed_is_read_again(tmp_path):
+    for name in "ab":
+        leave(tmp_path / "outputs", f"exp-000-{name}", {"lr": 0.1}, status="running", score=0.5)
+    results, trials = table(tmp_path), [trial(name, status="RUNNING") for name in "ab"]
+    before = results.update(trials)
+    for name in "ab":
+        path = tmp_path / "outputs" / f"exp-000-{name}" / "config.json"
+        stamp = path.stat().st_mtime_ns
+        path.write_text(path.read_text().replace("0.1", "0.2"))
+        os.utime(path, ns=(stamp + (name == "b"), stamp + (name == "b")))
+    after = results.update(trials)
+    assert after[0] is before[0] and [row["lr"] for row in after] == [0.1, 0.2]
+    assert [row["lr"] for row in rows_of(results.path)] == ["0.1", "0.2"]
+
+
+def test_two_searches_that_write_in_turns_keep_each_others_rows(tmp_path):
+    tables = [Results(name, tmp_path / "outputs", maximize=True, words=str) for name in "ab"]
+    for score in (0.1, 0.2, 0.3):
+        for number, results in enumerate(tables):
+            results.update([trial(k, k, final=score + number) for k in range(3)])
+    rows = rows_of(tmp_path / "results.csv")
+    found = {row["run"]: float(row["score"]) for row in rows}
+    assert found == {f"{name}-{k:03d}-{k}": 0.3 + n for n, name in enumerate("ab")
+                     for k in range(3)} and len(rows) == 6  # fmt: skip
+
+
+def test_the_words_of_a_trial_are_asked_for_until_there_are_some(tmp_path):
+    said, asked = {"a": NO_WORD, "b": "no memory"}, []
+    results = Results("exp", tmp_path / "outputs", maximize=True,
+                      words=lambda name: asked.append(name) or said[name])  # fmt: skip
+    trials = [trial(name, k, status="FAILED") for k, name in enumerate("ab")]
+    assert [row["reason"] for row in results.update(trials)] == [NO_WORD, "no memory"]
+    said["a"] = "killed"
+    for _ in range(3):
+        assert [row["reason"] for row in results.update(trials)] == ["killed", "no memory"]
+    assert sorted(asked) == ["a", "a", "b"]
 
 
 def test_every_cell_is_read_back_as_it_was(tmp_path):
