@@ -25,7 +25,7 @@ from typing import Any
 
 from harness import on_machine
 from harness.artifacts import read_result
-from harness.errors import UserError
+from harness.errors import CannotWrite, UserError
 from harness.experiment import TrialRecord
 from harness.machines import Link, shell_word
 
@@ -310,10 +310,8 @@ def is_same(path: Path, size: int, digest: str) -> bool:
 def staging(outputs: Path, run: str) -> Iterator[Path]:
     """Make the folder in which the files of a run arrive, for one process at a time."""
     stage = outputs / STAGE / run
-    stage.mkdir(parents=True, exist_ok=True)
-    lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+    lock = locked(stage)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield stage
         for path in stage.iterdir():  # parts of what has changed since
             path.unlink()
@@ -322,6 +320,18 @@ def staging(outputs: Path, run: str) -> Iterator[Path]:
                 folder.rmdir()
     finally:
         os.close(lock)
+
+
+def locked(stage: Path) -> int:
+    """Make a folder, wait for its lock, and return the descriptor that holds it."""
+    while True:
+        with suppress(FileNotFoundError):  # who had the lock removed the folder, perhaps its parent
+            stage.mkdir(parents=True, exist_ok=True)
+            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if stage.exists() and os.path.samestat(os.fstat(lock), stage.stat()):
+                return lock
+            os.close(lock)
 
 
 def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], stage: Path) -> None:
@@ -344,6 +354,9 @@ def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], sta
             process.stdin.close()
             for name, offset in offsets:
                 receive(process.stdout.read, part_of(stage, name, wanted[name][1]), offset)
+        except CannotWrite:  # on this machine: the connection is well
+            process.kill()
+            raise
         except (OSError, EOFError):
             process.kill()
             said = process.stderr.read().decode("utf-8", "replace").strip()
@@ -357,17 +370,21 @@ def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], sta
 def receive(read: Callable[[int], bytes], part: Path, offset: int) -> None:
     """Add what comes to a part of a file; `EOFError` where less comes than was announced."""
     left = int.from_bytes(exactly(read, 8), "big")
-    with part.open("r+b" if offset else "wb") as file:
-        file.seek(offset)
-        while left > 0:
-            piece = read(min(PIECE, left))
-            if not piece:
-                raise EOFError
-            file.write(piece)
-            left -= len(piece)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            while left > 0:
+                piece = read(min(PIECE, left))
+                if not piece:
+                    raise EOFError
+                file.write(piece)
+                left -= len(piece)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        why = error.strerror or error
+        raise CannotWrite(f"{part.parent}: cannot be written ({why})") from None
 
 
 def exactly(read: Callable[[int], bytes], size: int) -> bytes:

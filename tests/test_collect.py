@@ -1,5 +1,6 @@
 """Results that come home: whole or not at all, once, and nothing but what they should be."""
 
+import errno
 import hashlib
 import io
 import json
@@ -164,6 +165,33 @@ def test_a_stream_that_ends_early_leaves_a_part_and_no_file(tmp_path):
     rest = (5).to_bytes(8, "big") + b"56789"
     collect.receive(io.BytesIO(rest).read, tmp_path / "part", 5)
     assert (tmp_path / "part").read_bytes() == b"0123456789"
+
+
+def test_who_waits_for_a_folder_of_parts_gets_one_that_is_there(tmp_path):
+    found = []
+
+    def wait():
+        with collect.staging(tmp_path, "x-000-a") as stage:
+            found.append(stage.is_dir())
+
+    with collect.staging(tmp_path, "x-000-a"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.3)
+        assert found == []
+    waiting.join(5)
+    assert found == [True] and not (tmp_path / ".collect").exists()
+
+
+def test_a_disk_that_is_full_here_is_no_broken_connection(link, collector, monkeypatch):
+    make_run(link.home, "x-000-a")
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    (line,) = collector.finish([trial("a", 0, 0.5)])
+    assert "could not be brought home" in line and "No space left on device" in line
 
 
 OUTSIDE = ("../x-001-b.csv", "../../x", "/etc/passwd", "a/../../b", "a//b", "", ".", "..",
