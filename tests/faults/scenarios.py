@@ -1,5 +1,6 @@
-"""What may happen to a trial, the cache and the vote. Each scenario disturbs once, checks that
-what stands under its own name is whole, runs again, and compares with the undisturbed result."""
+"""What may happen to any work, and three kinds of it: a trial, the cache of photos, the vote. Each
+fault disturbs once, checks that what stands under its own name is whole, runs again, and compares
+with the undisturbed result."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import random
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,21 @@ ANSWERS = ("run.csv", "run/val.csv", "run/history.csv")
 class Scene:
     """Folders of one kind of work, with the result and the seconds that it has undisturbed."""
 
-    def __init__(self, folder: Path, task: Callable[[], int], answers: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, task: Callable[[], int], answers: Sequence[str] = ()) -> None:
         self.folder, self.task, self.answers = folder, task, answers
         self.count = 0
+        (folder / "given").mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         place = self.fresh("undisturbed")
-        child = run(task, place, folder / "said")
+        child = run(task, place, self.said)
         assert child.status == 0, child.words
         self.seconds = time.monotonic() - began
         self.expected = self.read(place)
+
+    @property
+    def said(self) -> Path:
+        """The file of what the last of them said."""
+        return self.folder / "said"
 
     def fresh(self, name: str | None = None) -> Path:
         """Return a folder in which nothing has run yet."""
@@ -57,18 +64,30 @@ class Scene:
             )
         return found
 
+    def mends(self, name: Path) -> bool:
+        """Whether another run makes this file again as it was."""
+        return str(name) in self.answers and name.name != "history.csv"  # nobody knows it any more
+
+    def check(self, place: Path) -> None:
+        """Demand that what stands under its own name is whole."""
+        assert not (bad := damaged(place)), bad
+
     def finish(self, place: Path) -> None:
         """Run once more, and demand the undisturbed result."""
-        assert not (bad := damaged(place)), bad
-        child = run(self.task, place, self.folder / "said")
+        self.check(place)
+        child = run(self.task, place, self.said)
         assert child.status == 0, child.words
-        assert self.read(place) == self.expected, "the result is another one"
-        assert not (bad := damaged(place)), bad
+        found = self.read(place)
+        other = [name for name in self.expected if found.get(name) != self.expected[name]]
+        assert found == self.expected, f"the result is another one: {other or found.keys()}"
+        self.check(place)
+
+    def close(self) -> None:
+        """End what still runs of it."""
 
 
 def trial_scene(folder: Path) -> Scene:
     """Make a trial of three epochs that resumes where it can."""
-    (folder / "given").mkdir(parents=True)
     words = [*TRIAL, "--out_dir", ".", "--resume", "auto"]
     return Scene(folder, lambda: train.main(words), ANSWERS)
 
@@ -101,17 +120,14 @@ def vote_scene(folder: Path) -> Scene:
     return Scene(folder, task, ("vote/soft.csv", "vote/submission.csv"))
 
 
-SCENES = {"trial": trial_scene, "photos": photo_scene, "vote": vote_scene}
-
-
 def killed(scene: Scene, rng: random.Random) -> None:
     """SIGKILL at a random moment, up to three times."""
     place = scene.fresh()
     for _ in range(rng.randint(1, 3)):
-        child = start(scene.task, place, scene.folder / "said")
+        child = start(scene.task, place, scene.said)
         if not child.wait(rng.uniform(0, 1.1 * scene.seconds)):
             child.kill()
-        assert not (bad := damaged(place)), bad
+        scene.check(place)
     scene.finish(place)
 
 
@@ -132,9 +148,9 @@ def write_fails(scene: Scene, rng: random.Random) -> None:
         os.fsync = fsync
         return scene.task()
 
-    child = run(task, place, scene.folder / "said")
+    child = run(task, place, scene.said)
     assert child.status in (0, 1, 2) and "Traceback" not in child.words, child.words
-    assert not (bad := damaged(place)), bad
+    scene.check(place)
     shutil.rmtree(place / "run", ignore_errors=True)  # a trial that ended with less is not resumed
     scene.finish(place)
 
@@ -149,7 +165,7 @@ def too_large(scene: Scene, rng: random.Random) -> None:
 
     child = run(task, place, Path(os.devnull))  # what it says would not fit either
     assert child.status in (0, 1, 2), child.status
-    assert not (bad := damaged(place)), bad
+    scene.check(place)
     shutil.rmtree(place / "run", ignore_errors=True)
     scene.finish(place)
 
@@ -163,7 +179,7 @@ def clock_jumps(scene: Scene, rng: random.Random) -> None:
         time.time = lambda: now() + (jump if time.monotonic() > at else 0.0)
         return scene.task()
 
-    child = start(task, place, scene.folder / "said")
+    child = start(task, place, scene.said)
     if not child.wait(rng.uniform(0.3, 2) * scene.seconds):
         child.kill()
     scene.finish(place)
@@ -172,7 +188,7 @@ def clock_jumps(scene: Scene, rng: random.Random) -> None:
 def two_at_once(scene: Scene, rng: random.Random) -> None:
     """Two of them on one folder: one does it, the other waits or says in a line that it cannot."""
     place = scene.fresh()
-    first = start(scene.task, place, scene.folder / "said")
+    first = start(scene.task, place, scene.said)
     time.sleep(rng.uniform(0, scene.seconds))
     second = run(scene.task, place, scene.folder / "said2")
     if not first.wait(60):
@@ -187,7 +203,7 @@ def two_at_once(scene: Scene, rng: random.Random) -> None:
 def file_is_cut(scene: Scene, rng: random.Random) -> None:
     """A file that was written is cut or vanishes: one clear line, or the same result."""
     place = scene.fresh()
-    child = run(scene.task, place, scene.folder / "said")
+    child = run(scene.task, place, scene.said)
     assert child.status == 0, child.words
     given = {path.relative_to(scene.folder / "given") for path in
              (scene.folder / "given").rglob("*")}  # fmt: skip
@@ -198,14 +214,15 @@ def file_is_cut(scene: Scene, rng: random.Random) -> None:
         victim.unlink()
     else:
         os.truncate(victim, rng.randint(0, victim.stat().st_size))
-    child = run(scene.task, place, scene.folder / "said")
+    child = run(scene.task, place, scene.said)
     name = victim.relative_to(place)
     assert "Traceback" not in child.words, f"{name}: {child.words}"
     assert child.status in (0, 2), f"{name}: {child.words}"
     if child.status == 2:
         assert child.words.count("error:") == 1, f"{name}: {child.words}"
-    elif str(name) in scene.answers and victim.name != "history.csv":  # nobody knows it any more
+    elif scene.mends(name):
         assert scene.read(place) == scene.expected, f"{name}: the result is another one"
 
 
 FAULTS = (killed, write_fails, too_large, clock_jumps, two_at_once, file_is_cut)
+SCENES = {"trial": trial_scene, "photos": photo_scene, "vote": vote_scene}
