@@ -105,8 +105,11 @@ def free_port(first: int, in_a_row: int = 1) -> int:
 
 
 def start(config: Any, port: int, extra: Mapping[str, str]) -> Search:
-    """Start NNI's manager, which outlives this process; try again where it is slow to answer."""
-    return _launch(config, None, port, extra)
+    """Start NNI's manager; try again where it is slow to answer.
+
+    It outlives this process once its folder has a `search.json` (harness/nni_trials.js).
+    """
+    return _launch(config, None, port, {**extra, "BALLOT_STARTER": str(os.getpid())})
 
 
 def resume(search: Search, port: int, extra: Mapping[str, str]) -> Search:

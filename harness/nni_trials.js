@@ -12,6 +12,8 @@
  *   files     the files that a trial writes to are closed here (NNI: 480 trials are its limit)
  *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
+ *   starter   with BALLOT_STARTER=pid the manager ends where that process, a search.py, is killed
+ *             before it has written search.json: nobody would know of the search that goes on
  *   posted    with BALLOT_TRIALS=n the manager runs trials that are posted to it, n in all, and asks
  *             the tuner for none; of those that were interrupted it resumes the ids in BALLOT_AGAIN
  *
@@ -29,6 +31,8 @@ const { letGoOfLogs } = require('./nni_keeper.js'); // which does nothing else i
 const PAUSE_MS = 1000; // NNI first has to let go of the devices of the trial that ended
 const PATIENCE_MS = 20000;
 const TUNER_MS = 60000;
+const LOOK_MS = 500;
+const SHUTDOWN_MS = 10000;
 const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
 const POSTED = Number(process.env.BALLOT_TRIALS ?? 0);
 const AGAIN = (process.env.BALLOT_AGAIN ?? '').split(',');
@@ -234,6 +238,25 @@ function mendTunerChannel(exports) {
     };
 }
 
+// ---------------------------------------------------------------- starter
+
+/** End with the process that starts this search, as long as it has not written search.json. */
+function endWith(starter) {
+    const note = path.join(option('experiments-directory'), option('experiment-id'), 'search.json');
+    const timer = setInterval(() => {
+        if (process.ppid === starter && !fs.existsSync(note)) {
+            return;
+        }
+        clearInterval(timer);
+        if (!fs.existsSync(note)) {
+            warn('search.py was killed while it started this search, which ends');
+            process.kill(process.pid, 'SIGTERM');
+            setTimeout(() => process.exit(1), SHUTDOWN_MS).unref();
+        }
+    }, LOOK_MS);
+    timer.unref();
+}
+
 // ---------------------------------------------------------------- entry
 
 const TARGETS = {
@@ -252,6 +275,9 @@ function isManager() {
 }
 
 if (isManager()) {
+    if (process.env.BALLOT_STARTER) {
+        attempt('starter', () => endWith(Number(process.env.BALLOT_STARTER)));
+    }
     const root = path.dirname(fs.realpathSync(process.argv[1]));
     const load = Module._extensions['.js'];
     Module._extensions['.js'] = function (module, filename) {

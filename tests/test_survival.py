@@ -117,6 +117,17 @@ def test_after_a_kill_of_search_py_the_running_search_is_watched_again(home):
     assert resumed_at(home) == {}  # nothing was interrupted
 
 
+def test_after_a_kill_at_its_start_no_search_goes_on_that_nobody_knows_of(home):
+    write_config(home)
+    process = search(home, "--config", "config.yml", "--no_probe")
+    wait_for(lambda: process_of(home, "main.js"), "the manager", 60)
+    process.kill()
+    process.wait(10)
+    wait_for(lambda: managers_and_trials(home) == [], "the end of the manager", 20)
+    said = search(home, "--resume").communicate(timeout=60)[0]
+    assert "there is no search of this folder" in said
+
+
 def test_after_a_kill_of_both_nothing_is_lost(home):
     process = begin(home)
     for killed in (process, *process_of(home, "main.js")):
