@@ -9,6 +9,7 @@ the same few bytes to the page.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import random
@@ -23,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.report import make_report, render  # noqa: E402 - no installed package
+from harness.config import Config  # noqa: E402 - the repository is no installed package
+from harness.report import make_report, render  # noqa: E402
 
 SEARCH = "benchmrk"
 CLASSES = ("cat", "dog", "owl")
@@ -31,12 +33,12 @@ CLASSES = ("cat", "dog", "owl")
 
 def make_runs(outputs: Path, trials: int, epochs: int = 30, rows: int = 60) -> None:
     """Write run folders such as a search leaves: half of them stopped, some of them failed."""
-    rng = random.Random(0)
+    rng, defaults = random.Random(0), dataclasses.asdict(Config())
     for number in range(trials):
         folder = outputs / f"{SEARCH}-{number:03d}-trial"
         folder.mkdir(parents=True)
         lr = 10 ** rng.uniform(-4, -1)
-        values = {"lr": lr, "batch_size": rng.choice([16, 32, 64]), "epochs": epochs,
+        values = {**defaults, "lr": lr, "batch_size": rng.choice([16, 32, 64]), "epochs": epochs,
                   "optimizer": rng.choice(["AdamW", "SGD"]), "model": "simple_cnn",
                   "optimizer_args": {"momentum": rng.uniform(0.8, 0.95)},
                   "augmentation_args": {"erase": rng.random()}}  # fmt: skip

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 TEMPLATE = "report.html.j2"
 PNG_WIDTH = 760  # pixels of a figure in a file, before it is drawn twice as fine
+MOST_ROWS = 1000  # of the table at once: a browser lays out each, seconds for ten thousand
 NARROW_PNG = 480  # of squares and single hyperparameters
 
 
@@ -95,8 +96,19 @@ def make_report(
         report.figures["counts"] = figures.class_counts(counts)
     else:
         report.missing["counts"] = "No run has left a split.csv."
-    report.context |= {"cost": facts.cost(found), "params": found.params}
+    report.context |= {"cost": facts.cost(found), "params": found.params,
+                       "choice": _choice(len(found.trials), len(found.scored))}  # fmt: skip
     return report
+
+
+def _choice(trials: int, scored: int) -> str:
+    """Say which of many trials the figures show."""
+    said = []
+    if trials > figures.FIRST + figures.MOST_CURVES:
+        said.append(f"curves of {figures.MOST_CURVES:,} of the others")
+    if scored > figures.MOST_DRAWN:
+        said.append(f"{figures.MOST_DRAWN:,} trials in each other figure, half of them the best")
+    return f"Drawn are {' and '.join(said)}, chosen evenly." if said else ""
 
 
 def _add_course(report: Report) -> None:
@@ -191,7 +203,7 @@ def render(report: Report, out: Path) -> None:
     page = environment.get_template(TEMPLATE).render(
         found=found, ordered=ordered, best=next(iter(found.scored), None),
         figures=report.figures, missing=report.missing, vega=_vega() if report.figures else "",
-        made=time.strftime("%Y-%m-%d %H:%M"), **report.context,
+        made=time.strftime("%Y-%m-%d %H:%M"), most_rows=MOST_ROWS, **report.context,
     )  # fmt: skip
     with replacing(out) as file:
         file.write(page)

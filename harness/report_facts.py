@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,19 @@ import numpy as np
 
 from harness.ballots import natural, read_ballot, rows_like
 from harness.errors import UserError
-from harness.report_data import Found, Trial, compact, finite, read_object, read_table_of
+from harness.report_data import (
+    Found,
+    Trial,
+    compact,
+    evenly,
+    finite,
+    read_object,
+    read_table_of,
+)
 
 FEWEST_TRIALS = 10  # below, a forest finds order in noise
+MOST_LEARNED = 1000  # trials that a forest learns from: more tell it nothing new
+SHUFFLES = 5
 MOST_AGREEING = 24  # members whose agreement can be read in a square
 
 
@@ -59,14 +69,13 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
     Permutation importance (Breiman, 2001): by how much the forest's R² falls when one column is
     shuffled. Without enough trials there are no rows, and the sentence says why.
     """
-    trials, names = found.scored, found.params
+    trials, names = evenly(found.scored, MOST_LEARNED), found.params
     if not names:
         return [], "No hyperparameter differs between the trials."
     if len(trials) < FEWEST_TRIALS:
         return [], (f"With {len(trials)} scored trials nothing can be said of importance; "
                     f"it takes {FEWEST_TRIALS}.")  # fmt: skip
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
 
     table = np.column_stack([_column([t.values.get(name) for t in trials]) for name in names])
     scores = np.array([t.score for t in trials])
@@ -74,10 +83,10 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
         return [], "All trials have the same score; no hyperparameter made a difference."
     forest = RandomForestRegressor(100, min_samples_leaf=2, oob_score=True, random_state=0)
     forest.fit(table, scores)
-    found_out = permutation_importance(forest, table, scores, n_repeats=5, random_state=0)
+    lost = lost_by_shuffling(forest.predict, table, scores)
     rows: list[dict[str, Any]] = [
-        {"name": name, "importance": float(max(mean, 0.0)), "error": float(std)}
-        for name, mean, std in zip(names, found_out.importances_mean, found_out.importances_std)
+        {"name": name, "importance": float(max(falls.mean(), 0.0)), "error": float(falls.std())}
+        for name, falls in zip(names, lost)
     ]
     rows.sort(key=lambda row: -row["importance"])
     explained = float(forest.oob_score_)
@@ -88,6 +97,22 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
     return rows, (f"A forest of 100 trees over {len(trials)} trials explains "
                   f"{max(explained, 0):.0%} of the score's variance on "
                   f"trials that a tree has not seen. {trust}")  # fmt: skip
+
+
+def lost_by_shuffling(
+    predict: Callable[[np.ndarray], np.ndarray], table: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """Return by how much R² falls when a column of `table` [N, D] is shuffled: [D, SHUFFLES]."""
+    rng, variance = np.random.default_rng(0), np.var(scores)
+    whole = np.mean((predict(table) - scores) ** 2)
+    lost = np.empty((table.shape[1], SHUFFLES))
+    for column in range(table.shape[1]):
+        shuffled = np.tile(table, (SHUFFLES, 1))  # at once: each call asks a hundred trees
+        shuffled[:, column] = np.concatenate([rng.permutation(table[:, column])
+                                              for _ in range(SHUFFLES)])  # fmt: skip
+        apart = (predict(shuffled).reshape(SHUFFLES, -1) - scores) ** 2
+        lost[column] = (apart.mean(axis=1) - whole) / variance
+    return lost
 
 
 def is_numeric(values: Sequence[Any]) -> bool:

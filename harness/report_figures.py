@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from harness.report_data import Found, Trial, compact
+from harness.report_data import Found, Trial, best_and_others, compact, evenly
 from harness.report_facts import Judged, confusion, is_numeric, spans_orders
 
 Spec = dict[str, Any]
@@ -24,6 +25,8 @@ LIGHT = "#ffffff"
 FIRST = 5  # trials whose curves have colours of their own
 MOST_POINTS = 100  # of one curve
 MOST_IN_ALL = 2400  # of all curves in grey, but not below 8 each
+MOST_CURVES = 300
+MOST_DRAWN = 1000  # trials in any other figure: a browser draws each as an element of the page
 MOST_CELLS = 30  # classes whose confusion can be read in a square
 MOST_AXES = 8
 MOST_CLASSES = 60
@@ -76,9 +79,11 @@ def say(*pairs: str, digits: str = ".4~g") -> list[Spec]:
 
 def curves(found: Found, metric: str) -> Spec | None:
     """Draw a line a trial over epochs; the first few in colour, early ends marked."""
-    few = min(MOST_POINTS, max(8, MOST_IN_ALL // len(found.trials)))
-    limits = [MOST_POINTS if 0 < trial.rank <= FIRST else few for trial in found.trials]
-    rows = [row for trial, most in zip(found.trials, limits) for row in _curve(trial, metric, most)]
+    known = sorted((t for t in found.trials if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
+    trials = [*known[:FIRST], *evenly(known[FIRST:], MOST_CURVES)]
+    few = min(MOST_POINTS, max(8, MOST_IN_ALL // max(len(trials), 1)))
+    limits = [MOST_POINTS if 0 < trial.rank <= FIRST else few for trial in trials]
+    rows = [row for trial, most in zip(trials, limits) for row in _curve(trial, metric, most)]
     if not rows:
         return None
     ends = [row for row in rows if "end" in row]
@@ -135,7 +140,7 @@ def _without_outliers(values: Sequence[float]) -> Spec:
 
 def best_so_far(rows: Sequence[Mapping[str, Any]], monitor: str, against: str) -> Spec | None:
     """Draw each score and the best one until then, against `trial` or `minutes`."""
-    rows = [row for row in rows if row[against] is not None]
+    rows = _steps([row for row in rows if row[against] is not None])
     if not rows:
         return None
     title = {"trial": "trials ended", "minutes": "minutes since the first start"}[against]
@@ -148,6 +153,13 @@ def best_so_far(rows: Sequence[Mapping[str, Any]], monitor: str, against: str) -
         {"mark": {"type": "line", "interpolate": "step-after", "color": BLUE, "strokeWidth": 2},
          "encoding": {"y": quantity("best", monitor)}},
     ])  # fmt: skip
+
+
+def _steps(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows that are drawn: all in which the best score changes, and others evenly."""
+    kept = {id(row) for row in evenly(rows, MOST_DRAWN)}
+    kept |= {id(row) for before, row in pairwise(rows) if row["best"] != before["best"]}
+    return [row for row in rows if id(row) in kept or row is rows[-1]]
 
 
 # What mattered
@@ -171,10 +183,11 @@ def importances(rows: Sequence[Mapping[str, Any]]) -> Spec:
 
 def score_against(found: Found, name: str) -> Spec:
     """Draw the score of each trial against one hyperparameter."""
-    values = [t.values.get(name) for t in found.scored]
+    trials = best_and_others(found.scored, MOST_DRAWN)
+    values = [t.values.get(name) for t in trials]
     numeric = is_numeric(values)
     rows = [{"p": v if numeric else _word(v), "s": t.score, "t": t.label}
-            for t, v in zip(found.scored, values) if not numeric or v is not None]  # fmt: skip
+            for t, v in zip(trials, values) if not numeric or v is not None]  # fmt: skip
     told = say("t=run", f"p={_plain(name)}" + ("=n" if numeric else ""), "s=score=n")
     encoding: Spec = {"y": quantity("s", found.monitor), "tooltip": told}
     if numeric:
@@ -237,7 +250,7 @@ def confusion_square(run: Judged) -> Spec | None:
 
 
 def agreement_square(rows: Sequence[Mapping[str, Any]]) -> Spec:
-    """Draw the share of test rows on which two members answer alike."""
+    """Draw the share of rows on which two members answer alike."""
     order = list(dict.fromkeys(row["a"] for row in rows))
     apart = [row["share"] for row in rows if row["a"] != row["b"]]
     low, high = min(apart), max(apart)

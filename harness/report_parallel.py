@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Any
 
 from harness.ballots import natural
-from harness.report_data import Found, compact
+from harness.report_data import Found, best_and_others, compact
 from harness.report_facts import is_numeric, spans_orders
-from harness.report_figures import BLUE, GREY, INK, LIGHT, LINE, MOST_AXES, Spec
+from harness.report_figures import BLUE, GREY, INK, LIGHT, LINE, MOST_AXES, MOST_DRAWN, Spec
 
 HEIGHT, BAND = 260, 26  # pixels; a band is what the pointer can catch beside an axis
 MOST_NAMES = 12  # names that fit on an axis
@@ -22,7 +22,7 @@ MOST_NAMES = 12  # names that fit on an axis
 
 def parallel(found: Found, names: Sequence[str]) -> Spec | None:
     """Draw a line a scored trial across `names` and the score; None with nothing to see."""
-    trials = found.scored
+    trials = best_and_others(found.scored, MOST_DRAWN)
     names = list(names)[:MOST_AXES]
     if len(trials) < 2 or not names:
         return None

@@ -21,7 +21,7 @@ from harness import report_facts as facts
 from harness.ballots import write_ballot
 from harness.errors import UserError
 from harness.poll import VoteOptions
-from harness.report_data import Trial, find_trials
+from harness.report_data import Trial, best_and_others, evenly, find_trials
 from harness.tally import run_vote
 from report import diff_lines, main
 
@@ -171,6 +171,46 @@ def test_importance_finds_the_hyperparameter_that_made_the_score(tmp_path):
     assert rows[0]["name"] == "lr"
     assert rows[0]["importance"] > 5 * rows[1]["importance"]
     assert int(re.search(r"explains (\d+)%", sentence)[1]) > 80
+
+
+def test_what_shuffling_loses_is_what_scikit_learn_finds():
+    from sklearn.inspection import permutation_importance
+    from sklearn.linear_model import LinearRegression
+
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(500, 3))
+    scores = 2 * table[:, 0] + table[:, 1] + 0.1 * rng.normal(size=500)
+    model = LinearRegression().fit(table, scores)
+    lost = facts.lost_by_shuffling(model.predict, table, scores)
+    wanted = permutation_importance(model, table, scores, n_repeats=30, random_state=0)
+    assert lost.mean(axis=1) == pytest.approx(wanted.importances_mean, rel=0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(0, 4), (4, 4), (5, 4), (1000, 7)])
+def test_a_choice_of_many_is_even_and_keeps_the_best(rows, most):
+    some = evenly(range(rows), most)
+    assert len(some) == min(rows, most) and some == sorted(set(some)) and some[:1] == [0][:rows]
+    assert rows <= most or max(np.diff(some)) - min(np.diff(some)) <= 1
+    some = best_and_others(range(rows), most)
+    assert len(some) == min(rows, most) and some == sorted(set(some))
+    assert some[: most // 2] == list(range(min(rows, most // 2)))
+
+
+def test_a_page_of_many_trials_has_all_of_them_and_draws_some(tmp_path):
+    make_runs(tmp_path / "outputs", 1300, epochs=3)
+    page = page_of(tmp_path / "outputs")
+    rows = re.findall(r'<tr data-number="([0-9]+)"[^>]*?( hidden)?>', page)
+    assert {int(number) for number, _ in rows} == set(range(1, 1301))
+    assert [bool(hidden) for _, hidden in rows] == [False] * 1000 + [True] * 300
+    assert "the first 1000 of 1300 trials" in page and "1,000 trials in each other figure" in page
+    shown = json.loads(re.search(r'id="figures">(.*?)</script>', page)[1])
+    assert len({row["t"] for row in shown["curves"]["data"]["values"]}) == 305
+    assert len(shown["parallel"]["data"][0]["values"]) == 1000
+    assert len(shown["against_0"]["data"]["values"]) == 1000
+    course = shown["best_trial"]["data"]["values"]
+    scored = [row["best"] for row in facts.progress(find_trials(tmp_path / "outputs"))]
+    assert len(course) < 1100 and {row["best"] for row in course} == set(scored)
+    assert course[-1]["trial"] == len(scored)
 
 
 def test_importance_says_when_there_are_too_few_trials(tmp_path):
