@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config import Parser
 from harness.errors import UserError, guard
-from harness.members import find_files
+from harness.members import VALIDATION, find_files, is_validation, run_of
 from harness.poll import VoteOptions, check_options
 from harness.tally import run_vote
 from harness.tally_table import format_table
@@ -25,7 +25,8 @@ def build_parser() -> Parser:
     add = parser.add_argument
     methods, metrics = "|".join(METHODS), "|".join(METRICS)
     # fmt: off
-    add("csv", nargs="*", metavar="CSV", help="test predictions of runs: id, one column a class")
+    add("csv", nargs="*", metavar="CSV",
+        help="predictions of runs: outputs/*.csv, without test rows outputs/*/val.csv")
     add("--out_dir", default="ensemble", metavar="DIR",
         help="folder of soft.csv, submission.csv and ensemble.json (default: ensemble)")
     add("--method", default="mean", metavar=methods,
@@ -75,8 +76,8 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     check_options(options)
     if options.weights is not None:
         raise UserError("--soup: does not go with --weights, which count the files given")
-    runs = [file.with_suffix("") for file in find_files(csvs)[0]]
-    runs = [run for run in runs if run.is_dir()]
+    files = find_files(csvs)[0]
+    runs = [run for run in map(run_of, files) if run.is_dir()]
     if not runs:
         raise UserError("--soup: there are no run folders beside the CSVs; collect them first")
     out, script = Path(options.out_dir, "soup"), Path(__file__).with_name("predict.py")
@@ -88,7 +89,8 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         raise UserError(why.removeprefix("error: "))
-    return sorted(map(str, out.glob("soup-*.csv")))
+    kind = f"soup-*/{VALIDATION}" if is_validation(files[0]) else "soup-*.csv"
+    return sorted(map(str, out.glob(kind)))
 
 
 def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:

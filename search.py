@@ -26,6 +26,7 @@ from harness.finalize import is_final
 from harness.follow import End, Plan, follow
 from harness.launch import manager_environment, resumed_plan
 from harness.machines import Link, has_terminal
+from harness.members import ballots_of, run_of
 from harness.nni_config import seconds_of
 from harness.poll import VoteOptions
 from harness.problems import listed, note
@@ -352,8 +353,7 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
         print(f"and {len(failed) - 10} more failed")
     print(f"a row for each of {len(rows)} trials: {results.path}")
     own = [trial for trial in trials if not is_final(trial)]  # the others saw other rows
-    ballots = [results.folder_of(trial).with_suffix(".csv") for trial in own]
-    ballots = sorted(ballot for ballot in ballots if ballot.is_file())
+    ballots = sorted(ballots_of(map(results.folder_of, own)))
     if not ballots:
         print(f"no trial of {search.id} left a ballot; the trials' own words are in "
               f"{search.folder / 'environments'}", file=sys.stderr)  # fmt: skip
@@ -374,7 +374,7 @@ def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
 
     Where the trials share no validation rows, all of them have the same say.
     """
-    monitor = read_result(ballots[0].with_suffix("")).get("monitor") or ""
+    monitor = read_result(run_of(ballots[0])).get("monitor") or ""
     metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
     plain = VoteOptions(out_dir=str(vote_dir), metric=metric)
     if len(ballots) < 2:

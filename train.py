@@ -510,7 +510,8 @@ def say_the_end(job: Job, last: Outcome) -> None:
         tested = "".join(f", test {k} {v:.4f}" for k, v in result.get("test", {}).items())
         log.info("best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested,
                  result["seconds"])  # fmt: skip
-        log.info("the ballot is %s; all else is in %s", run.soft_csv, run.folder)
+        ballot = run.soft_csv if job.data.test else run.folder / "val.csv"
+        log.info("the ballot is %s; all else is in %s", ballot, run.folder)
     elif last.status == "stopped":
         log.info("no epoch had ended yet, so there is nothing to keep")
     if last.status == "stopped":

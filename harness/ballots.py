@@ -151,7 +151,7 @@ def find_layout(header: list[str], path: Path, labelled: bool) -> Layout:
         if not labelled and len(header) - len(dropped) > 1:
             raise UserError(
                 f"{path}: has the labels of validation rows; the vote takes the predictions of "
-                "test rows, outputs/<run>.csv"
+                "test rows, outputs/<run>.csv, or outputs/<run>/val.csv of all members"
             )
     classes = [i for i in range(len(header)) if i not in dropped]
     classes = _without_answer(header, classes)

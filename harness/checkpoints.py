@@ -17,6 +17,7 @@ from harness.ballots import few, natural
 from harness.config import Config, Layer, merge
 from harness.engine import load_tensors
 from harness.errors import UserError, suggest
+from harness.members import run_of
 from harness.vote import METHODS, Recipe, Stack
 
 BARE = re.compile(r"^(module\.|_orig_mod\.)+")  # what several processes or compilation put in front
@@ -153,7 +154,7 @@ def read_vote(record: Path, allow_missing: bool) -> tuple[Electorate, list[str]]
     voters, gone = {}, []
     for number in heard:
         name, files = members[number]
-        runs = [checkpoints_of((record.parent / file).with_suffix("")) for file in files]
+        runs = [checkpoints_of(run_of(record.parent / file)) for file in files]
         if any(missing for _, missing in runs):
             gone.append(name)
         else:

@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.experiment import TrialRecord, read_trials
 from harness.follow import End, Plan, follow
 from harness.launch import manager_environment, resumed_plan
-from harness.members import read_json
+from harness.members import ballots_of, read_json, run_of
 from harness.overview import clock, is_elsewhere, short_value
 from harness.results import Results, searched_values
 from harness.searches import Search
@@ -82,14 +82,14 @@ def choose_search(wanted: str | None, files: Sequence[Path]) -> tuple[Search, se
     """
     if not files:
         return searches.find_search(wanted) if wanted else searches.newest_search(None), None
-    told = {file: read_json(file.with_suffix("") / "result.json").get("experiment")
+    told = {file: read_json(run_of(file) / "result.json").get("experiment")
             for file in files}  # fmt: skip
     known = {search for search in told.values() if search and search == (wanted or search)}
     if len(known) != 1:
         what = f"are of {len(known)} searches" if known else "are of no search"
         raise UserError(f"--finalize: the files {what}; name one with --search")
     search = known.pop()
-    return searches.find_search(search), {f.stem for f, of in told.items() if of == search}
+    return searches.find_search(search), {run_of(f).name for f, of in told.items() if of == search}
 
 
 def choose(
@@ -97,9 +97,10 @@ def choose(
 ) -> list[Finalist]:
     """Return the best configurations by validation score, equal ones once."""
     found: dict[str, Finalist] = {}
+    ballots = _ballots(results, trials)
     for trial, row in zip(trials, results.rows):
         folder = results.folder_of(trial)
-        whole = _ballot(folder).is_file() and (folder / "val.csv").is_file()
+        whole = folder.name in ballots and (folder / "val.csv").is_file()
         asked = among is None or folder.name in among
         ended = row["status"] in ("done", "stopped") and row["score"] is not None
         if not (whole and asked and ended) or is_final(trial):
@@ -132,10 +133,10 @@ def find_work(
     results: Results, trials: Sequence[TrialRecord], wanted: Sequence[Mapping[str, Any]]
 ) -> Work:
     """Compare what is wanted with the trials that there are; one that failed is tried anew."""
-    work = Work([], [])
+    work, voted = Work([], []), _voted(results, trials)
     for parameters in wanted:
         same = [trial for trial in trials if trial.parameters == parameters]
-        if any(_has_voted(results, trial) for trial in same):
+        if any(trial.id in voted for trial in same):
             continue
         halted = [trial.id for trial in same if not trial.has_ended]
         if halted:
@@ -145,15 +146,17 @@ def find_work(
     return work
 
 
-def _has_voted(results: Results, trial: TrialRecord) -> bool:
-    return (
-        _ballot(results.folder_of(trial)).is_file()
-        and results.result_of(trial).get("status") == "done"
-    )
+def _voted(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]:
+    """Return the ballots of trials that came to their end, by the trials' ids."""
+    ballots = _ballots(results, trials)
+    return {trial.id: ballots[name] for trial in trials
+            if (name := results.folder_of(trial).name) in ballots
+            and results.result_of(trial).get("status") == "done"}  # fmt: skip
 
 
-def _ballot(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.csv")
+def _ballots(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]:
+    """Return what each run votes with, by its name."""
+    return {run_of(file).name: file for file in ballots_of(map(results.folder_of, trials))}
 
 
 def finalize(
@@ -249,15 +252,15 @@ def rank(
     results: Results, trials: Sequence[TrialRecord], finalists: Sequence[Finalist], folds: int
 ) -> list[Standing]:
     """Return the finalists that have results, the best mean first, and who is tied with it."""
-    standings = []
+    standings, voted = [], _voted(results, trials)
     for each in finalists:
         parameters = [each.on_fold(k, folds) for k in range(folds)]
         done = {trial.parameters["fold"]: trial for trial in trials
-                if trial.parameters in parameters and _has_voted(results, trial)}  # fmt: skip
-        folders = [results.folder_of(done[k]) for k in sorted(done)]
+                if trial.parameters in parameters and trial.id in voted}  # fmt: skip
+        ballots = [voted[done[k].id] for k in sorted(done)]
         scores = [results.result_of(done[k])["score"] for k in sorted(done)]
         if scores:
-            standings.append(Standing(each, [_ballot(folder) for folder in folders], scores))
+            standings.append(Standing(each, ballots, scores))
     standings.sort(key=lambda each: each.mean, reverse=results.maximize)
     if not standings:
         return []
@@ -273,7 +276,7 @@ def table(standings: Sequence[Standing], folds: int) -> list[str]:
     lines = [f"{'configuration of':<{names}}  folds    mean      sd  in the search        votes as"]
     for place, each in enumerate(standings):
         word = "best" if place == 0 else "tied" if each.tied else ""
-        counted, voter = f"{len(each.scores)}/{folds}", each.ballots[0].stem
+        counted, voter = f"{len(each.scores)}/{folds}", run_of(each.ballots[0]).name
         lines.append(f"{each.finalist.name:<{names}}  {counted:>5}"
                      f"{each.mean:>8.4f}{each.deviation:>8.4f}{each.finalist.score:>15.4f}  "
                      f"{word:<4}  {voter:<{names}}  {each.finalist.words}".rstrip())  # fmt: skip

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.ballots import few, natural, read_header, short
+from harness.ballots import Ballot, few, natural, read_ballot, read_header, short
 from harness.errors import UserError, suggest
 
 # What may differ between the folds and seeds of one configuration.
 OWN_TO_A_RUN = ("seed", "split_seed", "fold", "run_name", "out_dir", "resume", "device", "workers",
                 "tensorboard", "tracker", "log_every", "log_config", "save_period")  # fmt: skip
+VALIDATION = "val.csv"  # in a run's folder: what a run votes with where the data have no test rows
 TRIAL = re.compile(r"\w+-\d{3,}-\w+")  # a run of a search: its number there, and the trial's id
 
 
@@ -30,8 +31,35 @@ class Member:
 
     @property
     def folders(self) -> list[Path]:
-        """The run folders that lie beside the files, as far as there are any."""
-        return [file.with_suffix("") for file in self.files if file.with_suffix("").is_dir()]
+        """The folders of the files' runs, as far as there are any."""
+        return [run for run in map(run_of, self.files) if run.is_dir()]
+
+
+def is_validation(file: Path) -> bool:
+    """Tell whether these are a run's validation rows, and not the ballot of a run called val."""
+    return file.name == VALIDATION and not file.with_suffix("").is_dir()
+
+
+def run_of(file: Path) -> Path:
+    """Return the folder of the run whose predictions these are, whether it is there or not."""
+    return file.parent if is_validation(file) else file.with_suffix("")
+
+
+def ballots_of(runs: Iterable[Path]) -> list[Path]:
+    """Return what runs vote with: predictions of test rows or, where none has any, validation rows.
+
+    Runs without them have no part in it.
+    """
+    runs = list(runs)
+    tested = [run.with_name(f"{run.name}.csv") for run in runs]
+    return [file for file in tested if file.is_file()] or [
+        file for run in runs if (file := run / VALIDATION).is_file()
+    ]
+
+
+def read_member(file: Path) -> Ballot:
+    """Read a member's file."""
+    return read_ballot(file, labelled=is_validation(file))
 
 
 def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
@@ -43,7 +71,8 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         if any(mark in path for mark in "*?[") and not Path(path).exists():
             found = sorted(glob.glob(path))  # noqa: PTH207 - the pattern may be absolute
             if not found:
-                raise UserError(f"{path}: matches no file; run train.py or collect.py first")
+                raise UserError(f"{path}: matches no file; run train.py or collect.py first (runs "
+                                f"without test rows vote by outputs/*/{VALIDATION})")  # fmt: skip
         files += map(Path, found)
     own = [f for f in files if f.name == "soft.csv" and f.with_name("ensemble.json").exists()]
     if own:
@@ -56,6 +85,10 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         first = seen.setdefault(file.resolve(), file)
         if first is not file:
             raise UserError(f"{file}: is given twice; --weights gives a member more say")
+    held_out = [file for file in files if is_validation(file)]
+    if held_out and len(held_out) < len(files):  # also the two files of one run
+        raise UserError(f"{held_out[0]}: holds validation rows, other members' files test rows; "
+                        "give of all runs the one, or of all the other")  # fmt: skip
     return files, notes
 
 
@@ -63,11 +96,11 @@ def name_members(files: Sequence[Path], weights: Sequence[float] | None) -> list
     """Name each file by its stem, and by its folders too where stems are alike."""
     if weights is not None:
         check_weights(weights, len(files))
-    names = [file.stem for file in files]
+    names = [run_of(file.absolute()).name for file in files]
     depth = 1
     while len(set(names)) < len(names):
         depth += 1
-        parts = [file.resolve().with_suffix("").parts[-depth:] for file in files]
+        parts = [run_of(file.resolve()).parts[-depth:] for file in files]
         names = ["/".join(part) for part in parts]
     weights = weights or [1.0] * len(files)
     return [Member(n, (f,), float(w)) for n, f, w in zip(names, files, weights, strict=True)]
@@ -117,7 +150,7 @@ def configuration(member: Member) -> str:
         if isinstance(values, dict):
             kept = {k: v for k, v in values.items() if k not in OWN_TO_A_RUN}
             return json.dumps(kept, sort_keys=True)
-    parent = str(member.files[0].parent)
+    parent = str(run_of(member.files[0]).parent)
     return f"{parent}/" + re.sub(r"[-_.]?(fold|seed)[-_=]?[0-9]+", "", member.name, flags=re.I)
 
 

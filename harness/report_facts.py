@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.ballots import natural, read_ballot, rows_like
 from harness.errors import UserError
+from harness.members import is_validation, read_member
 from harness.report_data import (
     Found,
     Trial,
@@ -250,6 +251,7 @@ def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
     return {
         "members": rows,
         "columns": [tuple(c.split(" ", 1)) for c in reversed(columns)],
+        "tested": not any(is_validation(file) for row in rows for file in row["files"]),
         "method": record.get("method"),
         "options": record.get("options") or {},
         "scores": scores,
@@ -259,13 +261,13 @@ def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Return for each pair of members the share of test rows that they answer alike."""
+    """Return for each pair of members the share of rows of their files that they answer alike."""
     voters = [row for row in rows if row["weight"] > 0 and len(row["files"]) == 1][:MOST_AGREEING]
     answers: list[tuple[str, np.ndarray]] = []
     first = None
     for row in voters:
         try:
-            ballot = read_ballot(row["files"][0])
+            ballot = read_member(row["files"][0])
             first = first or ballot
             order = [ballot.classes.index(name) for name in first.classes]
             probs = ballot.probs[:, order]

@@ -22,7 +22,6 @@ from harness.ballots import (
     few,
     looks_like_formula,
     natural,
-    read_ballot,
     read_ballots,
     rows_like,
     short,
@@ -36,7 +35,9 @@ from harness.members import (
     find_files,
     find_submission,
     group_folds,
+    is_validation,
     name_members,
+    read_member,
     read_splits,
     read_truth,
     status_of,
@@ -73,7 +74,10 @@ class MemberReport:
 
 @dataclass
 class VoteReport:
-    """All that a vote found; `probs` is `[N, C]` in the order of `ids` and `classes`."""
+    """All that a vote found; `probs` is `[N, C]` in the order of `ids` and `classes`.
+
+    There are none of these where members vote on validation rows alone.
+    """
 
     options: VoteOptions
     ids: list[str]
@@ -94,13 +98,18 @@ class VoteReport:
 def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
     """Vote over the prediction CSVs `paths`, write the three files, and report.
 
-    Nothing is written where anything is wrong (`UserError`).
+    Of the `val.csv` of runs without test rows it is the choice alone, and one file. Nothing is
+    written where anything is wrong (`UserError`).
     """
     check_options(options)
     members, notes = gather(paths, options)
+    tested = has_test_rows(members, options)
     check_out_dir(Path(options.out_dir), members)
     members, statuses = drop_broken(members, notes)
-    first = read_ballot(members[0].files[0])  # its order is the answer's order
+    first = read_member(members[0].files[0])  # its order is the answer's order
+    if not tested:
+        first = replace(first, ids=[], labels=None, probs=first.probs[:0])
+        notes.append(without_test_rows(options))
     # Sums run in the order of names, so that the order of the files changes no bit.
     by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
     members, statuses = [members[i] for i in by_name], [statuses[i] for i in by_name]
@@ -139,6 +148,21 @@ def gather(paths: Sequence[str | Path], options: VoteOptions) -> tuple[list[Memb
     return members, notes
 
 
+def has_test_rows(members: Sequence[Member], options: VoteOptions) -> bool:
+    """Tell what the members predict: test rows, or validation rows alone."""
+    file = members[0].files[0]  # all are of one kind
+    if is_validation(file) and options.truth is not None:
+        raise UserError(f"--truth: knows test rows, and {file} has none; leave it out")
+    return not is_validation(file)
+
+
+def without_test_rows(options: VoteOptions) -> str:
+    """Say what a vote of validation rows is, and what its scores are worth."""
+    chosen = " and members chosen" if options.select not in (None, "all") or options.stack else ""
+    return (f"no test rows: scores are of the validation rows by which epochs were kept{chosen}; "
+            f"python predict.py {options.out_dir} IMAGES --out FILE applies the vote")  # fmt: skip
+
+
 def check_out_dir(folder: Path, members: Sequence[Member]) -> None:
     """Refuse a folder whose files the vote would mix up with its members."""
     if folder.exists() and not folder.is_dir():
@@ -163,7 +187,7 @@ def drop_broken(
         if status in ("failed", "running", "stopped"):
             try:
                 for file in member.files:
-                    read_ballot(file)
+                    read_member(file)
             except UserError as error:
                 notes.append(f"left out: {member.name}, whose run is {status}: {error}")
                 continue
@@ -290,6 +314,11 @@ class TestFiles:
         self.rounded: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        if not self.first.ids:
+            for _ in self.members:
+                self.scores.append({})
+                yield self.first.probs
+            return
         # The first file has been read already: it is kept for its turn, and then let go.
         held = [self.first]
         self.first = replace(self.first, probs=self.first.probs[:0])
@@ -344,9 +373,18 @@ class TestFiles:
 def write_vote(
     report: VoteReport, recipe: vote.Recipe, columns: Sequence[str], submission: Submission
 ) -> None:
-    """Write `soft.csv`, `submission.csv` and, last, `ensemble.json`."""
+    """Write `soft.csv`, `submission.csv` and, last, `ensemble.json`: that alone without answers."""
     folder = Path(report.options.out_dir)
     soft, answers, record = (folder / n for n in ("soft.csv", "submission.csv", "ensemble.json"))
+    if not report.ids:
+        stale = [path for path in (soft, answers) if record.exists() and path.exists()]
+        if stale:
+            report.notes.append(f"removed: {few(map(str, stale))} of an earlier vote")
+        write_json(record, describe(report, recipe, columns, submission))
+        for path in stale:
+            path.unlink()
+        report.files = [record]
+        return
     place = {name: number for number, name in enumerate(report.classes)}
     order = [place[name] for name in columns]
     same = order == list(range(len(order)))

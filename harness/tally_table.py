@@ -23,7 +23,8 @@ def format_table(report: VoteReport, width: int = 80) -> str:
         how += f", --select {options.select}"
     lines = [
         f"vote of {counted(len(report.members), 'member')} {how}: "
-        f"{counted(len(report.ids), 'row')}, {counted(len(report.classes), 'class', 'classes')}"
+        f"{counted(len(report.ids), 'row') if report.ids else 'no test rows'}, "
+        f"{counted(len(report.classes), 'class', 'classes')}"
     ]
     rows = {"validation": report.val_rows, "test": report.test_rows}
     known = [f"{counted(number, f'{stage} row')}" for stage, number in rows.items() if number]

@@ -105,6 +105,14 @@ def cast(files, **options):
     return run_vote(files, VoteOptions(**options))
 
 
+def validation_of(digits, *names):
+    return [digits.folder / name / "val.csv" for name in names or digits.names]
+
+
+def names_in(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
 # What is right
 
 
@@ -454,6 +462,93 @@ def test_runs_that_disagree_on_a_label_are_refused(digits, in_tmp, capsys, flags
     path.write_text("\n".join([head, ",".join(fields), rest]))
     assert ensemble.main([*(str(p) for p in folder.glob("*.csv")), *flags]) == 2
     assert fields[0] in capsys.readouterr().err
+
+
+# Validation rows alone
+
+
+def test_without_test_rows_the_vote_is_chosen_on_validation_as_it_is_with_them(digits):
+    with_test = cast(digits.files, select="greedy", bag=5, calibrate=True)
+    alone = cast(validation_of(digits), select="greedy", bag=5, calibrate=True, out_dir="alone")
+    assert [path.name for path in alone.files] == names_in("alone") == ["ensemble.json"]
+    assert (alone.ids, alone.probs.shape, alone.test) == ([], (0, 10), {})
+    assert (alone.honest, alone.val, alone.val_rows) == (
+        with_test.honest, with_test.val, with_test.val_rows)  # fmt: skip
+    one, other = (json.loads(Path(f, "ensemble.json").read_text()) for f in ("ensemble", "alone"))
+    for a, b in zip(one["members"], other["members"], strict=True):
+        run = a["files"][0].removesuffix(".csv")
+        assert b["files"] == [f"{run}/val.csv"]
+        assert b == {**a, "test": {}, "files": b["files"]}
+    table = format_table(alone, 100)
+    assert "no test rows, 10 classes" in table and "scored on 300 validation rows" in table
+    assert "held out of the choice" in table and "submission" not in table
+
+
+def test_scores_of_validation_rows_are_those_that_numpy_gives(digits):
+    report = cast(validation_of(digits), select="best:2")
+    places = sorted(digits.val, key=lambda i: digits.ids[i])
+    values = {name: digits.probs(digits.voter.named_estimators_[name], places).astype(np.float32)
+              for name in digits.names}  # fmt: skip
+    truth = digits.labels[places]
+    alone = {name: (probs.argmax(1) == truth).mean() for name, probs in values.items()}
+    assert {m.name: m.val["acc"] for m in report.members} == pytest.approx(alone)
+    best = sorted(sorted(alone), key=lambda name: -alone[name])
+    assert {m.name for m in report.members if m.weight} == set(best[:2])
+    held = np.zeros(len(places), dtype=bool)
+    parts = vote.split_parts(list(digits.ids[places]), truth, None, 5, 0)
+    for part in range(5):  # the two that are best elsewhere answer here
+        rows, rest = parts == part, parts != part
+        elsewhere = {n: (p[rest].argmax(1) == truth[rest]).mean() for n, p in values.items()}
+        two = sorted(sorted(elsewhere), key=lambda name: -elsewhere[name])[:2]
+        held[rows] = (values[two[0]] + values[two[1]])[rows].argmax(1) == truth[rows]
+    assert report.val["acc"] == report.honest.vote == pytest.approx(held.mean())
+
+
+def test_folds_without_test_rows_become_one_member(digits, in_tmp):
+    halves = np.array_split(digits.val, 2)
+    for fold, rows in enumerate(halves):
+        digits.write_run(in_tmp, f"cnn-fold{fold}", digits.voter.estimators_[fold], val=rows)
+    digits.write_run(in_tmp, "other", digits.voter.estimators_[2])
+    files = sorted(in_tmp.glob("*/val.csv"))
+    report = cast(files, group_folds=True, select="greedy")
+    assert [m.name for m in report.members] == ["cnn-fold (2)", "other"]
+    assert report.val_rows == len(digits.val) and report.honest is not None
+
+
+def test_runs_that_share_no_validation_row_have_the_same_say(digits, in_tmp, capsys):
+    for name, model, rows in zip("ab", digits.voter.estimators_, np.array_split(digits.val, 2)):
+        digits.write_run(in_tmp, name, model, val=rows)
+    files = ["a/val.csv", "b/val.csv"]
+    assert ensemble.main([*files, "--select", "greedy"]) == 2
+    assert "needs validation rows that all members predict" in capsys.readouterr().err
+    report = cast(files)
+    assert [m.weight for m in report.members] == [0.5, 0.5] and report.val == {}
+    assert all(0.5 < m.val["acc"] < 1 for m in report.members)
+    assert Path("ensemble/ensemble.json").exists()
+
+
+def test_answers_of_an_earlier_vote_do_not_stay_beside_one_that_gives_none(digits):
+    cast(digits.files)
+    report = cast(validation_of(digits))
+    assert names_in("ensemble") == ["ensemble.json"]
+    assert "removed" in " ".join(report.notes)
+    Path("mine").mkdir()
+    Path("mine/submission.csv").write_text("id,label\n")  # of no vote
+    cast(validation_of(digits), out_dir="mine")
+    assert Path("mine/submission.csv").exists()
+
+
+def test_a_damaged_or_missing_row_of_validation_is_refused_as_ever(digits, in_tmp, capsys):
+    digits.write_run(in_tmp, "a", digits.voter.estimators_[0])
+    for words in (["a.csv", "a/val.csv"], ["a/val.csv", "--truth", "a/split.csv"]):
+        assert ensemble.main(words) == 2
+        assert "test rows" in capsys.readouterr().err
+    text = Path("a/val.csv").read_text()
+    Path("a/val.csv").write_text(text[:-30])
+    assert ensemble.main(["a/val.csv"]) == 2
+    assert "a/val.csv: row 300" in capsys.readouterr().err
+    digits.write_run(in_tmp, "val", digits.voter.estimators_[0])
+    assert cast(["val.csv"]).test_rows == len(digits.test), "a run may be called val"
 
 
 # How it looks, and what it costs

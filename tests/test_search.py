@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -20,7 +21,9 @@ from searches_for_tests import (
     wait_for_epochs,
     write_config,
 )
+from trained_for_tests import coloured
 
+import predict
 from harness import experiment
 
 
@@ -83,6 +86,37 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
     assert managers_and_trials(home) == []
     page = (home / "report.html").read_text()
     assert all(trial.id in page for trial in trials) and "to look at" in said
+
+
+@pytest.mark.slow
+def test_trials_without_test_rows_vote_on_their_validation_rows(home, monkeypatch):
+    photos = coloured(home, {"photos": 40}) / "photos"
+    new = coloured(home, {"new": 2}, seed=1) / "new"
+    write_config(home, epochs=2)
+    text = (home / "config.yml").read_text()
+    text = text.replace("--epochs 2", f"--epochs 2 --data_dir {photos} --image_size 16")
+    (home / "config.yml").write_text(text)
+    process = search(home, "--config", "config.yml", "--no_probe")
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert "no test rows, 3 classes" in said and "scored on 24 validation rows" in said
+    assert "held out of the choice" in said and "the best trial by hand: python train.py" in said
+    assert [path.name for path in (home / "ensemble").iterdir()] == ["ensemble.json"]
+    assert not list(home.glob("outputs/*.csv")) and not list(home.glob("outputs/*/submission.csv"))
+    vote = json.loads((home / "ensemble" / "ensemble.json").read_text())
+    assert len(vote["members"]) == 3 and vote["scores"]["test"] == {}
+    monkeypatch.chdir(home)
+    for what in ("ensemble", *(f"outputs/{m['name']}" for m in vote["members"])):
+        words = [what, str(new), "--out", f"{Path(what).name}.csv", "--device", "cpu"]
+        assert predict.main(words) == 0
+    found = [pd.read_csv(f"{m['name']}.csv").set_index("id") for m in vote["members"]]
+    weights = [m["weight"] for m in vote["members"]]
+    expected = sum(w * table.to_numpy() for w, table in zip(weights, found))
+    answers = pd.read_csv("ensemble.csv").set_index("id")
+    assert len(answers) == 6 and list(answers.columns) == list(found[0].columns)
+    np.testing.assert_allclose(answers.to_numpy(), expected, atol=1e-6)
+    page = (home / "report.html").read_text()
+    assert "Validation rows on which two voters answer alike" in page
 
 
 @pytest.mark.slow
