@@ -22,6 +22,7 @@ from harness.errors import TrialFailed, UserError
 from harness.parallel import SharedNorm, add_gradients, as_it_was, shares, whole_logits
 from harness.profile import Clock
 from harness.runtime import Group
+from harness.weights import refuse_bomb
 
 if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
@@ -155,6 +156,7 @@ class _Witness:
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint; a damaged or foreign one is a `UserError`."""
     try:
+        refuse_bomb(path)
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None

@@ -10,6 +10,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,18 @@ def check_reachable(url: str) -> None:
         raise WeightsUnavailable(f"{url} cannot be reached ({error})") from error
 
 
+def refuse_bomb(path: Path) -> None:
+    """Raise `ValueError` where a small file would take a lot of memory to read.
+
+    A checkpoint is a zip file whose parts are stored as they are; weights hardly shrink anyway.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if sum(part.file_size for part in file.infolist()) > 4 * path.stat().st_size:
+            raise ValueError("its parts unpack to many times the file's size")
+
+
 def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
     """Read the weights in a state dict's file, a checkpoint, or the `best.pt` of a run folder.
 
@@ -87,10 +100,12 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
     if path.is_dir():
         path = path / "best.pt"
     try:
+        refuse_bomb(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a run folder") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError,
+            KeyError):  # fmt: skip
         raise UserError(f"{path}: is no file of weights that is safe to load") from None
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):

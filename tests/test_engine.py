@@ -1,6 +1,7 @@
 """Steps, memory that runs out, predictions, checkpoints."""
 
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from harness.engine import (
     train_one_epoch,
 )
 from harness.errors import TrialFailed, UserError
+from harness.weights import read_checkpoint
 
 
 class Still:
@@ -206,6 +208,20 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
     torch.save({"model": print}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="is no checkpoint"):
         load_tensors(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("read", [load_tensors, read_checkpoint])
+def test_a_small_checkpoint_that_unpacks_to_a_lot_is_not_unpacked(tmp_path, read):
+    torch.save({"model": {"weight": torch.zeros(8 << 20)}}, tmp_path / "stored.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for part in stored.infolist():
+            bomb.writestr(part.filename, stored.read(part))
+    with pytest.raises(UserError, match=r"bomb\.pt: is no"):
+        read(tmp_path / "bomb.pt")
+    assert read(tmp_path / "stored.pt")
 
 
 @pytest.mark.parametrize("mode, better, worse", [("max", 0.6, 0.4), ("min", 0.4, 0.6)])
