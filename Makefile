@@ -1,6 +1,6 @@
 # make search   from nothing to a voted answer        make test   everything, real searches included
 # make setup    the environment alone                 make quick  the tests without real searches
-# make bench    how fast it is; FULL=1 takes longer
+# make bench    how fast it is; FULL=1 takes longer    make audit  known vulnerabilities, licences
 # make train    ARGS="--model resnet18 --run_name mine": goes on when the terminal is closed
 # make watch    RUN=mine: its log as it grows; without RUN the newest
 SHELL := /bin/bash
@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
 
-.PHONY: setup search train watch test quick lint bench faults clean
+.PHONY: setup search train watch test quick lint bench faults audit clean
 
 search: setup
 	@$(BIN)/python search.py --config $(CONFIG)
@@ -38,18 +38,24 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/.ins
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# Files of tests run side by side, as many as there are processors. COVERAGE=1 prints what they ran.
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(if $(COVERAGE),--cov --cov-report=term)
 
 # SEED=n repeats what a seed did, COUNT=n is how many (default: 300, about ten minutes on 2 cores).
 faults: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.faults
 
 quick: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Both look at the installed packages; the first asks the package index for advisories.
+audit: $(VENV)/.installed-dev
+	@$(BIN)/pip-audit --local --strict --progress-spinner off; audited=$$?; \
+	$(BIN)/pip-licenses --order=license --format=markdown; exit $$audited
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python bench/run.py $(if $(FULL),--full)
