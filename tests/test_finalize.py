@@ -66,6 +66,23 @@ def test_the_best_are_taken_equal_ones_once_and_only_with_a_whole_ballot(tmp_pat
         choose(results, trials, 4, None)
 
 
+def test_runs_without_test_rows_are_finalised_by_their_validation_rows(tmp_path):
+    trials = [ended(n, lr=lr) for n, lr in enumerate((0.1, 0.2))]
+    for trial, score in zip(trials, (0.90, 0.80)):
+        finish(tmp_path, trial, score, ballot=False)
+    (best,) = choose(results_in(tmp_path, trials), trials, 1, None)
+    assert best.name == "exp-000-t0"
+    wanted = [best.on_fold(k, 2) for k in range(2)]
+    folds = [ended(7 + k, **parameters) for k, parameters in enumerate(wanted)]
+    finish(tmp_path, folds[0], 0.7, ballot=False)
+    finish(tmp_path, folds[1], 0.6, ballot=False, status="stopped")
+    results = results_in(tmp_path, [*trials, *folds])
+    assert find_work(results, folds, wanted).missing == wanted[1:]
+    (standing,) = rank(results, [*trials, *folds], [best], 2)
+    assert standing.ballots == [tmp_path / "exp-007-t7" / "val.csv"]
+    assert "exp-007-t7" in table([standing], 2)[1]
+
+
 def test_each_fold_has_a_seed_of_its_own_and_all_share_the_split():
     finalist = Finalist("x", 0.9, {"lr": 0.1, "seed": 3}, "", seed=3, split_seed=7)
     trials = [finalist.on_fold(k, 3) for k in range(3)]

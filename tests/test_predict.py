@@ -116,6 +116,16 @@ def test_a_written_vote_gives_its_soft_csv_again(trained, options):
     np.testing.assert_allclose(probs(found), probs(soft), atol=1e-6, rtol=0)
 
 
+def test_a_vote_of_validation_rows_answers_test_images_as_the_ballots_do(trained):
+    folders = [csv.with_suffix("") for csv in trained.csvs]
+    run_vote([run / "val.csv" for run in folders], VoteOptions(weights=[3, 1, 0]))
+    assert not Path("ensemble/soft.csv").exists()
+    found = ask("ensemble", trained.data / "test")
+    run_vote(trained.csvs, VoteOptions(weights=[3, 1, 0], out_dir="with_test"))
+    soft = pd.read_csv("with_test/soft.csv")
+    np.testing.assert_allclose(probs(found), probs(soft), atol=1e-6, rtol=0)
+
+
 def test_folds_and_seeds_that_were_joined_are_joined_again(trained):
     twin = copy_run(trained.one, "one_seed7")
     try:
