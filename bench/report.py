@@ -35,7 +35,7 @@ def make_runs(outputs: Path, trials: int, epochs: int = 30, rows: int = 60) -> N
     """Write run folders such as a search leaves: half of them stopped, some of them failed."""
     rng, defaults = random.Random(0), dataclasses.asdict(Config())
     for number in range(trials):
-        folder = outputs / f"{SEARCH}-{number:03d}-trial"
+        folder = outputs / f"{SEARCH}-{number:03d}-t{number:05d}"
         folder.mkdir(parents=True)
         lr = 10 ** rng.uniform(-4, -1)
         values = {**defaults, "lr": lr, "batch_size": rng.choice([16, 32, 64]), "epochs": epochs,

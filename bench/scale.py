@@ -3,7 +3,8 @@
     python bench/scale.py [--full]
 
 Each size is measured in a process of its own: seconds, and what its memory grew by at its peak. A
-row compares a size with the one before times what it is larger by; 1 and more is linear or better.
+row beside the size before it: how many times less it took than that size's seconds, and megabytes,
+times what it is larger by. 1 and more is linear or better; small sizes are mostly what is fixed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +87,102 @@ def caching(folder: Path, size: int) -> Callable[[], Any]:
     return work
 
 
-def tabulating(folder: Path, size: int) -> Callable[[], Any]:
-    """Read the results of a search's trials and write its table, and once more after a change."""
+def records_of(size: int) -> list[Any]:
+    """Return what NNI's database says of the runs of `make_runs`."""
     from harness.experiment import TrialRecord
+
+    return [TrialRecord(f"t{k:05d}", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
+            for k in range(size)]  # fmt: skip
+
+
+def tabulating(folder: Path, size: int) -> Callable[[], Any]:
+    """Read the results of a search's trials, and write its table."""
     from harness.results import Results
     from report import SEARCH, make_runs
 
     make_runs(folder / "outputs", size)
-    trials = [TrialRecord("trial", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
-              for k in range(size)]  # fmt: skip
+    results = Results(SEARCH, folder / "outputs", maximize=True, words=lambda _: "")
+    return lambda: results.update(records_of(size))
+
+
+def make_database(folder: Path, size: int, epochs: int = 30) -> None:
+    """Write the database of NNI's that belongs to the runs of `make_runs`."""
+    (folder / "db").mkdir(parents=True)
+    with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
+        db.execute("CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
+                   "sequenceId, message, envId)")  # fmt: skip
+        db.execute("CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, "
+                   "data)")  # fmt: skip
+        for number in range(size):
+            trial, began = f"t{number:05d}", 10**12 + 1000 * number
+            given = json.dumps({"parameter_id": number, "parameters": {"lr": number}})
+            for event, data in (("WAITING", given), ("RUNNING", None), ("SUCCEEDED", None)):
+                db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,'',?,'','')",
+                           (began, trial, event, data, number))  # fmt: skip
+            for epoch in range(epochs):
+                db.execute("INSERT INTO MetricData VALUES (?,?,?,'PERIODICAL',?,?)",
+                           (began, trial, str(number), epoch, '"0.5"'))  # fmt: skip
+
+
+def watching(folder: Path, size: int) -> Callable[[], Any]:
+    """Watch a search for one round, in which one more trial has ended: tables, time and disk."""
+    from harness.budget import Budget
+    from harness.experiment import Records
+    from harness.follow import Chores, Pace, Plan, Screen
+    from harness.results import Results
+    from harness.searches import Search
+    from report import SEARCH, make_runs
+
+    make_runs(folder / "outputs", size)
+    make_database(folder / "nni", size)
+    search, outputs = Search(SEARCH, folder / "nni"), folder / "outputs"
+    search.write_note(keep_checkpoints=3)
+    plan = Plan(None, "python train.py", outputs, size + 1, 1e9, 1, maximize=True)
+    budget = Budget(1e9, time.time())
+    results = Results(SEARCH, outputs, maximize=True, words=search.last_words)
+    records, screen = Records(search.folder), Screen(plan, budget)
+    chores = Chores(search, plan, results, budget, screen)
+    chores._page = Pace(float("inf"))  # the report is a task of its own
+
+    def one_round() -> None:
+        trials, now = records.read(), time.time() + 1e6  # whatever is due is due
+        chores.do(trials[:-1] if first else trials, now)
+        screen.show(trials, results, now)
+
+    first = True
+    one_round()
+    first = False
+    return one_round
+
+
+def suggesting(folder: Path, size: int) -> Callable[[], Any]:
+    """Let the tuner suggest a trial and take its result, where it knows of so many."""
+    import os
+
+    import nni
+
+    from harness.tpe import Tuner
+
+    os.chdir(folder)  # where it writes down what it knows
+    tuner = Tuner(seed=0)
+    tuner.get_checkpoint_path = lambda: str(folder)  # type: ignore[method-assign]
+    numbers = {f"p{k}": {"_type": "uniform", "_value": [0, 1]} for k in range(6)}
+    tuner.update_search_space(numbers)
+    tuner.import_data(
+        [
+            {
+                "parameter": {key: (k * (n + 2) * 0.618) % 1 for n, key in enumerate(numbers)},
+                "value": k % 97,
+            }
+            for k in range(size)
+        ]
+    )
 
     def work() -> None:
-        results = Results(SEARCH, folder / "outputs", maximize=True, words=lambda _: "")
-        assert len(results.update(trials[:-1])) == size - 1
-        results.update(trials)
+        parameters = tuner.generate_parameters(size)
+        tuner.receive_trial_result(size, parameters, 0.5)
+        tuner.trial_end(size, True)
+        assert nni.dump(parameters)
 
     return work
 
@@ -146,6 +229,8 @@ TASKS: dict[str, tuple[Task, str, tuple[int, ...], tuple[int, ...]]] = {
     "listing": (listing, "rows", ROWS, MANY_ROWS),
     "splitting": (splitting, "rows", ROWS, MANY_ROWS),
     "caching": (caching, "photos", IMAGES, MANY_IMAGES),
+    "suggesting": (suggesting, "trials", TRIALS, MANY_TRIALS),
+    "watching": (watching, "trials", TRIALS, MANY_TRIALS),
     "tabulating": (tabulating, "trials", TRIALS, MANY_TRIALS),
     "reporting": (reporting, "trials", TRIALS, MANY_TRIALS),
     "voting": (voting, "trials", TRIALS, MANY_TRIALS),
@@ -181,22 +266,29 @@ def cost(name: str, size: int) -> tuple[float, float]:
 
 
 def measure(full: bool, names: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return a row for each size of each task beside the size before it."""
+    """Return a row for each size of each task, beside the size before it."""
+    return list(_rows(full, names or list(TASKS)))
+
+
+def _rows(full: bool, names: list[str]) -> Iterator[dict[str, Any]]:
     if not Path("/proc/self/status").exists():
-        return [{"what": "cost as work grows", "skipped": "needs Linux's /proc"}]
-    rows = []
-    for name in names or TASKS:
+        yield {"what": "cost as work grows", "skipped": "needs Linux's /proc"}
+        return
+    for name in names:
         _, unit, few, many = TASKS[name]
-        found = {size: cost(name, size) for size in (many if full else few)}
-        for small, large in pairwise(found):
-            times = large // small
-            (before, _), (after, memory) = found[small], found[large]
-            ratio = before * times / after
-            rows.append({"what": f"{name} {large:,} {unit}, against {times} times {small:,}",
-                         "ours": f"{after:.2f} s, {memory:.0f} MB",
-                         "other": f"{before * times:.2f} s", "ratio": ratio,
-                         "spread": None})  # fmt: skip
-    return rows
+        before: tuple[int, float, float] | None = None
+        for size in many if full else few:
+            seconds, memory = cost(name, size)
+            row: dict[str, Any] = {"what": f"{name}: {size:,} {unit}", "other": None,
+                                   "ours": f"{seconds:.2f} s, {memory:.0f} MB", "ratio": None,
+                                   "spread": None}  # fmt: skip
+            if before is not None:
+                times = size // before[0]
+                row["other"] = f"{before[1] * times:.2f} s, {before[2] * times:.0f} MB"
+                row["ratio"] = before[1] * times / seconds
+                row["spread"] = f"memory {(before[2] * times + 1) / (memory + 1):.2f}"
+            yield row
+            before = size, seconds, memory
 
 
 def main() -> int:
@@ -209,8 +301,11 @@ def main() -> int:
     if args.task:
         measure_here(args.task[0], int(args.task[1]))
         return 0
-    for row in measure(args.full, args.names):
-        print(f"{row['what']}: {row['ours']}, {row['other']}, ratio {row['ratio']:.2f}", flush=True)
+    from run import line_of
+
+    print(f"{'what':<76} {'it':>14} {'as before':>14} {'ratio':>7}")
+    for row in _rows(args.full, args.names or list(TASKS)):
+        print(line_of(row), flush=True)
     return 0
 
 

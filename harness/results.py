@@ -42,6 +42,7 @@ class Results:
         self.maximize = maximize
         self._words = words  # the last words of a trial that left nothing else
         self._said: dict[str, str] = {}  # the same, once there were some
+        self._folders: dict[str, Path] = {}
         self._known: dict[str, tuple[Any, Row]] = {}  # a trial's row, and what it was made of
         self._searched: dict[str, None] = {}  # what the tuner has given to any of them
         self._written: list[Row] | None = None
@@ -66,7 +67,11 @@ class Results:
 
     def folder_of(self, trial: TrialRecord) -> Path:
         """Return the run folder of a trial, whether it is there or not."""
-        return self.outputs / f"{self.search_id}-{trial.sequence:03d}-{trial.id}"
+        name = f"{self.search_id}-{trial.sequence:03d}-{trial.id}"
+        folder = self._folders.get(name)  # asked for each trial again and again
+        if folder is None:
+            folder = self._folders[name] = self.outputs / name
+        return folder
 
     def result_of(self, trial: TrialRecord) -> dict[str, Any]:
         """Return a trial's `result.json`; empty where there is none."""

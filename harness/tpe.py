@@ -29,7 +29,7 @@ from nni.common.hpo_utils import (
 from nni.utils import extract_scalar_reward
 
 from harness import parzen, prior
-from harness.artifacts import write_json
+from harness.artifacts import replacing
 from harness.errors import UserError
 
 log = logging.getLogger("nni.ballot.tpe")  # into dispatcher.log
@@ -147,9 +147,12 @@ class Tuner(TpeTuner):
         """Write down what is known: of failed and stopped trials NNI's database says too little."""
         folder = self.get_checkpoint_path()
         if folder is not None:
-            known = [[t.parameters, t.state, t.loss] for t in self._trials.values()]
+            # The keys are JSON already; to write it anew would take most of a suggestion.
+            known = [f"[{key}, {json.dumps(trial.state)}, {json.dumps(trial.loss)}]"
+                     for key, trial in self._trials.items()]  # fmt: skip
             try:
-                write_json(Path(folder, "tuner.json"), known)
+                with replacing(Path(folder, "tuner.json")) as file:
+                    file.write("[" + ",\n".join(known) + "]\n")
             except UserError as error:  # a full disk must not end the search's tuner
                 log.warning("%s", error)
 

@@ -41,7 +41,7 @@ def change(path: Path, **values):
 
 
 def folder_of(outputs: Path, number: int) -> Path:
-    return outputs / f"{SEARCH}-{number:03d}-trial"
+    return outputs / f"{SEARCH}-{number:03d}-t{number:05d}"
 
 
 def page_of(outputs: Path, **options) -> str:
