@@ -202,6 +202,7 @@ def test_trials_that_cannot_run_are_named_and_the_search_fails(home):
     process = search(home, "--config", "config.yml")
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "nowhere" in said
+    assert "left a ballot; the trials' own words are in" in said
 
 
 @pytest.mark.slow
