@@ -108,8 +108,10 @@ def wait_for_epochs(home, runs, epochs):
 
 def process_of(home, *words):
     """The processes of this home whose command has all these words."""
-    return [
-        process
-        for process in managers_and_trials(home)
-        if all(any(word in each for each in process.cmdline()) for word in words)
-    ]
+    found = []
+    for process in managers_and_trials(home):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            command = process.cmdline()
+            if all(any(word in each for each in command) for word in words):
+                found.append(process)
+    return found
