@@ -75,7 +75,7 @@ def start(task: Callable[[], int], folder: Path, said: Path) -> Child:
         os._exit(status)
 
 
-def run(task: Callable[[], int], folder: Path, said: Path, seconds: float = 120.0) -> Child:
+def run(task: Callable[[], int], folder: Path, said: Path, seconds: float = 300.0) -> Child:
     """Run `task` to its end; one that hangs is killed and has no status of its own."""
     child = start(task, folder, said)
     if not child.wait(seconds):

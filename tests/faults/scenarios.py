@@ -191,7 +191,7 @@ def two_at_once(scene: Scene, rng: random.Random) -> None:
     first = start(scene.task, place, scene.said)
     time.sleep(rng.uniform(0, scene.seconds))
     second = run(scene.task, place, scene.folder / "said2")
-    if not first.wait(60):
+    if not first.wait(120):
         first.kill()
         raise AssertionError("hung")
     statuses = {first.status, second.status}
