@@ -170,7 +170,11 @@ def ssh_is_killed(scene: Homecoming, rng: random.Random) -> None:
     number = rng.choice((0, -1, None))
 
     def disturb() -> None:
-        found = [each for each in psutil.Process().children(recursive=True) if each.name() == "ssh"]
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if process.name() == "ssh":
+                    found.append(process)
         for process in found if number is None else found[number:][:1]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
