@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,8 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     own = [f for f in files if f.name == "soft.csv" and f.with_name("ensemble.json").exists()]
     if own:
         notes.append(f"left out: {few(map(str, own))}, an earlier vote's result")
-    files = [f for f in files if f not in own]
+    left = set(own)
+    files = [f for f in files if f not in left]
     if not files:
         raise UserError("ensemble: no file to vote; give the CSVs of runs, as in outputs/*.csv")
     seen: dict[Path, Path] = {}
@@ -225,11 +227,14 @@ def read_splits(members: Sequence[Member]) -> Knowledge:
     """Read every different `split.csv` beside the members once."""
     groups: dict[str, str] = {}
     truth: dict[str, str] = {}
-    seen: set[bytes] = set()
+    seen: set[bytes] = set()  # digests: whole files of ten thousand runs would not fit
     for path in (folder / "split.csv" for member in members for folder in member.folders):
-        if not path.is_file() or (content := path.read_bytes()) in seen:
+        if not path.is_file():
             continue
-        seen.add(content)
+        digest = hashlib.blake2b(path.read_bytes()).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
         header = read_header(path)
         for column in ("id", "label", "split"):
             if column not in header:

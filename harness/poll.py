@@ -104,7 +104,7 @@ def read_poll(
 
     Returns the poll (None where there are no such rows) and each member's score on its own rows.
     """
-    read = {i: ballot for i, m in enumerate(members) if (ballot := read_validation(m))}
+    read = read_validations(members)
     missing = [m.name for i, m in enumerate(members) if i not in read]
     if missing and read:
         notes.append(f"no validation predictions (val.csv): {few(missing)}")
@@ -113,7 +113,7 @@ def read_poll(
     for ballot in read.values():
         check_same_classes(ballot, first)
     truth = agreed_labels(read.values())
-    common = set(truth).intersection(*(b.ids for b in read.values()))
+    common = set(truth).intersection(*{id(b.ids): b.ids for b in read.values()}.values())
     own = {i: score_all(b.probs, numbers(b.labels or (), b.classes), options)
            for i, b in read.items()}  # fmt: skip
     if len(common) < max(len(b.ids) for b in read.values()):
@@ -124,20 +124,28 @@ def read_poll(
         )  # fmt: skip
     if not common:
         return None, own
-    ids = sorted(common)
+    ids, polled = sorted(common), list(read)
     values = np.empty((len(read), len(ids), len(first.classes)))
-    for place, ballot in enumerate(read.values()):
-        index = {name: row for row, name in enumerate(ballot.ids)}
-        values[place] = ballot.probs[[index[name] for name in ids]]
+    order, rows = None, []
+    for place, number in enumerate(polled):
+        ballot = read.pop(number)  # let go as soon as it is copied
+        if ballot.ids is not order:
+            index = {name: row for row, name in enumerate(ballot.ids)}
+            order, rows = ballot.ids, [index[name] for name in ids]
+        values[place] = ballot.probs[rows]
     groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
     targets = numbers([truth[i] for i in ids], first.classes)
-    return Poll(list(read), ids, targets, groups, values), own
+    return Poll(polled, ids, targets, groups, values), own
 
 
 def agreed_labels(ballots: Iterable[Ballot]) -> dict[str, str]:
     """Return the label of each validation row; two runs that differ in one are refused."""
     truth: dict[str, str] = {}
+    before = None
     for ballot in ballots:
+        if before is not None and ballot.ids is before.ids and ballot.labels is before.labels:
+            continue
+        before = ballot
         for name, label in zip(ballot.ids, ballot.labels or (), strict=True):
             if truth.setdefault(name, label) != label:
                 raise UserError(
@@ -151,6 +159,24 @@ def numbers(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Class numbers `[N]` of class names."""
     index = {name: number for number, name in enumerate(classes)}
     return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def read_validations(members: Sequence[Member]) -> dict[int, Ballot]:
+    """Read the members' validation rows by their numbers; what has none is left out.
+
+    Ids and labels that are those of the member before are the same lists: of a thousand members
+    they would take as much memory as the probabilities.
+    """
+    read: dict[int, Ballot] = {}
+    before: Ballot | None = None
+    for number, member in enumerate(members):
+        ballot = read_validation(member)
+        if ballot is None:
+            continue
+        if before is not None and (ballot.ids, ballot.labels) == (before.ids, before.labels):
+            ballot = replace(ballot, ids=before.ids, labels=before.labels)
+        read[number] = before = ballot
+    return read
 
 
 def read_validation(member: Member) -> Ballot | None:
