@@ -2,9 +2,10 @@
 
     python bench/scale.py [--full]
 
-Each size is measured in a process of its own: seconds, and what its memory grew by at its peak. A
-row beside the size before it: how many times less it took than that size's seconds, and megabytes,
-times what it is larger by. 1 and more is linear or better; small sizes are mostly what is fixed.
+Each size is measured in a process of its own: seconds of processors, which do not grow where others
+use the machine too, and what its memory grew by at its peak. A row stands beside the size before
+it, whose seconds and megabytes are multiplied by what it is larger by: a ratio of 1 and more is
+linear or better. Small sizes are mostly what is fixed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -24,9 +27,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # bench/report.py comes before report.py
 
-ROWS, MANY_ROWS = (1_000, 10_000, 100_000), (1_000, 10_000, 100_000, 1_000_000)
+ROWS, MANY_ROWS = (1_000, 20_000), (1_000, 10_000, 100_000, 1_000_000)
 IMAGES, MANY_IMAGES = (250, 1_000), (1_000, 4_000, 16_000)
-TRIALS, MANY_TRIALS = (10, 100, 400), (10, 100, 1_000, 10_000)
+TRIALS, MANY_TRIALS = (50, 400), (10, 100, 1_000, 10_000)
 FEW = 100  # rows that a trial of the vote predicts
 Task = Callable[[Path, int], Callable[[], Any]]  # makes what it works on, returns the work
 
@@ -157,8 +160,6 @@ def watching(folder: Path, size: int) -> Callable[[], Any]:
 
 def suggesting(folder: Path, size: int) -> Callable[[], Any]:
     """Let the tuner suggest a trial and take its result, where it knows of so many."""
-    import os
-
     import nni
 
     from harness.tpe import Tuner
@@ -234,7 +235,7 @@ TASKS: dict[str, tuple[Task, str, tuple[int, ...], tuple[int, ...]]] = {
     "tabulating": (tabulating, "trials", TRIALS, MANY_TRIALS),
     "reporting": (reporting, "trials", TRIALS, MANY_TRIALS),
     "voting": (voting, "trials", TRIALS, MANY_TRIALS),
-    "choosing": (choosing, "trials", TRIALS[:2], MANY_TRIALS[:3]),
+    "choosing": (choosing, "trials", (10, 100), MANY_TRIALS[:3]),
 }
 
 
@@ -244,11 +245,18 @@ def measure_here(name: str, size: int) -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small:
         TASKS[name][0](Path(small), 100 if TASKS[name][1] == "rows" else 10)()  # imports, once
         work = TASKS[name][0](Path(folder), size)
+        os.sync()  # or the first file that is written for good waits for all that was made above
         before = _status("VmRSS")
-        began = time.perf_counter()
+        began = _processors()
         work()
-        seconds = time.perf_counter() - began
+        seconds = _processors() - began
         print(json.dumps([seconds, max(0.0, _status("VmHWM") - before)]))
+
+
+def _processors() -> float:
+    """Seconds of processors that this process and its children have taken."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _status(key: str) -> float:
