@@ -172,10 +172,12 @@ class Search:
     def profile(self) -> tuple[dict[str, Any], float]:
         """Return NNI's configuration of it as it stands, and the seconds it has run."""
         query = "SELECT params, execDuration FROM ExperimentProfile ORDER BY revision DESC LIMIT 1"
-        found = query_database(self.database, query)
-        if not found:
-            raise UserError(f"{self.folder}: holds no search that can be read")
-        return json.loads(found[0][0]), float(found[0][1] or 0)
+        for params, seconds in query_database(self.database, query):
+            with contextlib.suppress(ValueError, TypeError):  # a database that was cut
+                known = json.loads(params)
+                if isinstance(known, dict):
+                    return known, float(seconds or 0)
+        raise UserError(f"{self.folder}: holds no search that can be read")
 
     def change_profile(self, params: Mapping[str, Any]) -> None:
         """Write a configuration for the next manager, while none runs."""

@@ -58,6 +58,15 @@ def test_the_newest_search_is_that_of_the_folder_or_of_the_configuration(home):
         searches.find_search("none")
 
 
+@pytest.mark.parametrize("params", [None, '{"trialCommand": "pyth', "[]", 5])
+def test_a_damaged_record_of_a_search_is_one_clear_line(home, params):
+    folder = add_search(home, "cut", 1000, {"folder": str(home)})
+    with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
+        db.execute("UPDATE ExperimentProfile SET params = ?", (params,))
+    with pytest.raises(UserError, match="cut: holds no search that can be read"):
+        searches.find_search("cut").profile()
+
+
 def test_without_nnis_list_there_are_no_searches(home):
     assert searches.known_searches() == []
     (home / "nni-experiments").mkdir()
