@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import torch.multiprocessing
@@ -204,3 +205,30 @@ def test_a_signal_to_torchrun_leaves_the_best_so_far(tmp_path):
     assert process.returncode != 0
     assert json.loads(path.read_text())["status"] == "stopped"
     assert len(pd.read_csv(tmp_path / "outputs" / "run.csv")) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_end(tmp_path, rank):
+    words = [*TORCHRUN, "--epochs", "5", "--resume", "auto", "--run_name"]
+    say = {"cwd": tmp_path, "env": ENV, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    assert subprocess.run([*words, "whole"], timeout=300, **say).returncode == 0
+    process = subprocess.Popen([*words, "run"], **say)
+    path = tmp_path / "outputs" / "run" / "result.json"
+    deadline = time.monotonic() + 180
+    while not (path.exists() and json.loads(path.read_text())["epochs"] >= 1):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    (victim,) = [child for child in psutil.Process(process.pid).children()
+                 if child.environ().get("RANK") == rank]  # fmt: skip
+    others = psutil.Process(process.pid).children(recursive=True)
+    victim.kill()
+    process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert not [other for other in others if other.is_running()]
+    assert json.loads(path.read_text())["epochs"] < 5
+    done = subprocess.run([*words, "run"], timeout=300, **say)
+    assert done.returncode == 0, done.stderr
+    for name in ("run.csv", "run/val.csv"):
+        whole = tmp_path / "outputs" / name.replace("run", "whole", 1)
+        assert (tmp_path / "outputs" / name).read_bytes() == whole.read_bytes()
