@@ -460,10 +460,12 @@ def visit(browser, page):
 
 
 def sort_by_learning_rate(browser):
-    browser.run("[...document.querySelectorAll('#leaderboard th')]"
-                ".find((th) => th.textContent === 'lr').click()")  # fmt: skip
+    names = browser.run("[...document.querySelectorAll('#leaderboard th')].map((th) => "
+                        "th.textContent)")  # fmt: skip
+    column = names.index("lr")
+    browser.run(f"document.querySelectorAll('#leaderboard th')[{column}].click()")
     shown = browser.run("[...document.querySelectorAll('#leaderboard tbody tr')]"
-                        ".map((row) => Number(row.cells[4].dataset.v))")  # fmt: skip
+                        f".map((row) => Number(row.cells[{column}].dataset.v))")  # fmt: skip
     assert len(shown) == 200
     assert shown == sorted(shown)
 
