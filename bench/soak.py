@@ -3,8 +3,9 @@
     python bench/soak.py [--trials 500]
 
 Everything that works for the search is looked at every two seconds: search.py, NNI's manager, the
-tuner's process, the preloader. Early (the second tenth of the trials) is compared with late (the
-last tenth); trials themselves come and go and are only counted.
+tuner's process, the preloader. Early (a tenth of the trials, from the first page of the report on,
+for which search.py loads libraries once) is compared with late (the last tenth); trials themselves
+come and go and are only counted.
 """
 
 from __future__ import annotations
@@ -70,8 +71,11 @@ def look(home: Path) -> dict[str, dict[str, float]]:
     return seen
 
 
-def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], float]:
-    """Run the search, and return what was seen with how many trials had ended, and the seconds."""
+def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], int, float]:
+    """Run the search; return what was seen with how many trials had ended, and the seconds.
+
+    Between them stands how many trials had ended at the first page.
+    """
     space = {"lr": {"_type": "loguniform", "_value": [0.0001, 0.1]}}
     (home / "search_space.json").write_text(json.dumps(space))
     config = {
@@ -86,24 +90,26 @@ def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], fl
     words = [sys.executable, str(ROOT / "search.py"), "--config", "config.yml", "--no_probe",
              "--port", str(port), "--keep_checkpoints", "3"]  # fmt: skip
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "60"}
-    began, seen = time.monotonic(), []
+    began, seen, paged = time.monotonic(), [], 0
     search = subprocess.Popen(words, cwd=home, env=environment, stdout=sys.stderr)
     while search.poll() is None:
         time.sleep(2)
         folders = list((home / "nni").glob("*/db"))
         ended = sum(t.has_ended for f in folders for t in read_trials(f.parent))
         seen.append((ended, look(home)))
+        paged = paged or (ended if (home / "report.html").exists() else 0)
     if search.returncode:
         raise RuntimeError(f"the search ended with status {search.returncode}")
     done = len(list((home / "outputs").glob("*.csv")))
     if done != trials:
         raise RuntimeError(f"{done} ballots of {trials} trials")
-    return seen, time.monotonic() - began
+    return seen, paged, time.monotonic() - began
 
 
-def rows_of(seen: list[tuple[int, dict]], trials: int) -> list[dict[str, Any]]:
-    """Compare the second tenth of the trials with the last."""
-    early = [s for ended, s in seen if trials / 10 <= ended < trials / 5]
+def rows_of(seen: list[tuple[int, dict]], paged: int, trials: int) -> list[dict[str, Any]]:
+    """Compare a tenth of the trials with the last."""
+    first = paged if trials / 10 < paged < trials / 2 else trials / 10
+    early = [s for ended, s in seen if first <= ended < first + trials / 10]
     late = [s for ended, s in seen if trials * 0.9 <= ended < trials]
     rows = []
     for role in ("all together", "search.py", "manager", "tuner", "preloader"):
@@ -111,9 +117,9 @@ def rows_of(seen: list[tuple[int, dict]], trials: int) -> list[dict[str, Any]]:
             a = [s[role][what] for s in early if role in s]
             b = [s[role][what] for s in late if role in s]
             if a and b:
-                first, last = statistics.median(a), statistics.median(b)
+                before, last = statistics.median(a), statistics.median(b)
                 rows.append({"what": f"{role}: {what}, {trials} trials", "ours": last,
-                             "other": first, "ratio": first / last,
+                             "other": before, "ratio": before / last,
                              "spread": (min(a) / max(b), max(a) / min(b))})  # fmt: skip
     return rows
 
@@ -122,9 +128,9 @@ def measure(full: bool, trials: int | None = None, port: int = 9680) -> list[dic
     """Return late against early; a ratio well below 1 is something that grows."""
     trials = trials or (500 if full else 30)
     with tempfile.TemporaryDirectory() as folder:
-        seen, seconds = soak(Path(folder), trials, port)
+        seen, paged, seconds = soak(Path(folder), trials, port)
     print(f"{trials} trials in {seconds:.0f} s, all with a ballot", file=sys.stderr)
-    return rows_of(seen, trials)
+    return rows_of(seen, paged, trials)
 
 
 def main() -> int:
