@@ -42,7 +42,7 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/.ins
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(if $(COVERAGE),--cov --cov-report=term)
 
-# SEED=n repeats what a seed did, COUNT=n is how many (default: 300, about ten minutes on 2 cores).
+# SEED=n repeats what a seed did, COUNT=n is how many (default: 300, ten to twenty minutes on 2 cores).
 faults: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.faults
 

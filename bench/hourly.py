@@ -1,6 +1,6 @@
 """Trials an hour of a search against the same trials as plain processes that NNI starts.
 
-    python bench/hourly.py [--full]
+    python bench/run.py [--full] hourly
 
 Both are searches of NNI over photos made here, two trials at once, the same network and epochs.
 Ours forks each trial from a preloaded process, divides the threads and maps the cache; plain
@@ -9,7 +9,6 @@ decodes in each trial and leaves the threads to PyTorch, which takes every core 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -81,16 +80,3 @@ def measure(full: bool, port: int = 9380) -> list[dict[str, Any]]:
     return [{"what": what, "ours": statistics.median(found[False]),
              "other": statistics.median(found[True]), "ratio": statistics.median(ratios),
              "spread": (min(ratios), max(ratios))}]  # fmt: skip
-
-
-def main() -> int:
-    """Print the row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="longer trials, more rounds")
-    for row in measure(parser.parse_args().full):
-        print("{what}: ours {ours:.0f}, plain {other:.0f}, ratio {ratio:.2f}".format(**row))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Every measurement of this folder, one table, and `bench/results.json`.
 
-    make bench                               about ten minutes on two cores
+    make bench                               about thirteen minutes on two cores
     make bench FULL=1                        the sizes that the claims are about
     python bench/run.py [--full] [NAME...]   some of them
 

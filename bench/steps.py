@@ -1,6 +1,6 @@
 """A training step with each thing that is switched on for speed, and without it.
 
-    python bench/steps.py [--full]
+    python bench/run.py [--full] steps
 
 Both networks train on one batch that is ready, taking turns at every step: whatever is kept has to
 show here. Below 1 stands what is off: bfloat16 on a CPU without its instructions, and compiling.
@@ -8,7 +8,6 @@ show here. Below 1 stands what is off: bfloat16 on a CPU without its instruction
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -127,18 +126,3 @@ def measure(full: bool) -> list[dict[str, Any]]:
         compiled = step_of(case, compiled=True)
         rows.append(compare("compiled (after that)", case, limit, compiled, step_of(case)))
     return rows
-
-
-def main() -> int:
-    """Print the rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="more networks and steps, compiling")
-    for row in measure(parser.parse_args().full):
-        low, high = row["spread"]
-        print(f"{row['what']:<88} {row['ours']:8.1f} {row['other']:8.1f} {row['ratio']:6.2f} "
-              f" {low:.2f}-{high:.2f}")  # fmt: skip
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
