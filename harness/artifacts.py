@@ -131,8 +131,13 @@ class Run:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Read a run's `result.json`; without a readable one the answer is empty."""
+    return json_or_empty(folder / "result.json")
+
+
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; without a readable one the answer is empty."""
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

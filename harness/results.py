@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import replacing, stamp
+from harness.artifacts import json_or_empty, read_result, replacing, stamp
 from harness.config import Layer, flatten
 from harness.errors import UserError
 from harness.experiment import TrialRecord
@@ -75,11 +75,11 @@ class Results:
 
     def result_of(self, trial: TrialRecord) -> dict[str, Any]:
         """Return a trial's `result.json`; empty where there is none."""
-        return _json(self.folder_of(trial) / "result.json")
+        return read_result(self.folder_of(trial))
 
     def values_of(self, trial: TrialRecord) -> dict[str, Any]:
         """Return every value that a trial had, by the names of flags."""
-        config = _json(self.folder_of(trial) / "config.json").get("values")
+        config = json_or_empty(self.folder_of(trial) / "config.json").get("values")
         return spread(config) if config else searched_values(trial)
 
     def best(self, trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -241,13 +241,6 @@ def _heading(columns: Sequence[str]) -> str:
 
 def _line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
     return ",".join([_cell(row.get(column)) for column in columns]) + "\n"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _cell(value: Any) -> str:
