@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
+from ballot.config.layers import Layer, merge
+from ballot.config.schema import FIELDS, Config, parse_monitor
+from ballot.data.batches import Data, Fold
+from ballot.data.prepare import make_recipes
+from ballot.errors import UserError
+from ballot.registry import Registry, load_plugins
+from ballot.runs.folder import read_config, run_to_resume
+from ballot.training import loop, probe, process
+from ballot.training.blocks import arrange, ordered
+from ballot.training.group import Group
+from ballot.training.state import Goal, TrainState, make_ema, sample_of
 from dataset import AUGMENTATIONS, DATASETS, load_data
-from harness import artifacts, engine, runtime
-from harness import probe as trying
-from harness.batches import Data, Fold
-from harness.checkpoints import sample_of
-from harness.config import FIELDS, Config, Layer, merge, parse_monitor
-from harness.engine import Goal, TrainState
-from harness.errors import UserError
-from harness.layers import arrange, ordered
-from harness.plugins import load_plugins
-from harness.prepare import make_recipes
-from harness.registry import Registry
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better
 from model import MODELS, create_model, freeze, model_spec
@@ -52,8 +52,8 @@ def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
     """Lay the layers over each other, and check every name and every argument."""
     config, origin = merge(layers)
     if config.resume not in (None, "auto"):
-        folder = artifacts.run_of(Path(config.resume))
-        saved = Layer(f"{folder}/config.json", artifacts.read_config(folder))
+        folder = run_to_resume(Path(config.resume))
+        saved = Layer(f"{folder}/config.json", read_config(folder))
         resumed, origin = merge([saved, *layers])
         refuse_changes(merge([saved])[0], resumed)
         config = replace(resumed, resume=str(folder))
@@ -100,23 +100,23 @@ def build_state(
     fold: Fold,
     device: torch.device,
     amp: torch.dtype | None,
-    group: runtime.Group | None = None,
+    group: Group | None = None,
 ) -> TrainState:
     """Make the model, its criterion, its optimiser and its schedule."""
-    group = group or runtime.Group()
+    group = group or Group()
     if config.compile and group.size > 1:
         raise UserError("compile: works with one process; leave it out under torchrun")
-    runtime.seed_everything(config.seed)
+    process.seed_everything(config.seed)
     model, pretrained = create_model(config.model, len(data.classes), pretrained=config.pretrained,
                                      args=config.model_args, init_from=config.init_from,
                                      image_size=data.image_size)  # fmt: skip
     start = sample_of(model)
     criterion = create_criterion(config.criterion, len(data.classes), data.class_weights(fold),
                                  **config.criterion_args)  # fmt: skip
-    with engine.memory_failures("the model does not fit into memory"):
+    with loop.memory_failures("the model does not fit into memory"):
         model = arrange(model.to(device), config.channels_last)
         criterion = criterion.to(device)
-        ema = engine.make_ema(model, config.ema)
+        ema = make_ema(model, config.ema)
     optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
                                  weight_decay=config.weight_decay, args=config.optimizer_args,
                                  no_decay_norm=config.no_decay_norm,
@@ -134,16 +134,16 @@ def build_state(
                       start=start)  # fmt: skip
 
 
-def shaped(state: TrainState, batches: Iterable[engine.Batch]) -> Iterable[engine.Batch]:
+def shaped(state: TrainState, batches: Iterable[loop.Batch]) -> Iterable[loop.Batch]:
     """Put the images into the memory order that the model was put into."""
     return ((ordered(state.model, images), targets) for images, targets in batches)
 
 
 def try_configurations(layers: list[Layer], wanted: Path) -> int:
     """Try configurations of a search before it starts: a line of JSON for each, and no run."""
-    own_start, loaded = trying.process_age(), {}  # type: float, dict[str, Data]
+    own_start, loaded = probe.process_age(), {}  # type: float, dict[str, Data]
     for number, item in enumerate(json.loads(wanted.read_text(encoding="utf-8"))):
-        with trying.answer(number) as facts:
+        with probe.answer(number) as facts:
             config, _ = configure([*layers, Layer("tuner", item["values"])])
             goal = choose_metrics(config)[1]
             facts |= {"monitor": goal.name, "mode": goal.mode, "epochs": config.epochs,
@@ -157,7 +157,7 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
 
 def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     """Take a few steps, and say how long an epoch would be; data that were loaded are kept."""
-    device = runtime.pick_device(config.device)
+    device = process.pick_device(config.device)
     began, spec = time.monotonic(), model_spec(config.model, config.model_args)
     shape = [getattr(config, name) for name, f in FIELDS.items()
              if f.metadata["group"] in ("data", "images")]  # fmt: skip
@@ -166,18 +166,18 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
         loaded[key] = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
     data = loaded[key]
     fold = data.folds[0]
-    state = build_state(config, data, fold, device, runtime.pick_amp(config.amp, device))
+    state = build_state(config, data, fold, device, process.pick_amp(config.amp, device))
     ready = time.monotonic() - began
 
-    def train(epoch: int) -> Iterable[engine.Batch]:
+    def train(epoch: int) -> Iterable[loop.Batch]:
         batches = fold.train.batches(config.batch_size, device=device, epoch=epoch, train=True,
                                      seed=config.seed)  # fmt: skip
         return shaped(state, batches)
 
-    def val() -> Iterable[engine.Batch]:
+    def val() -> Iterable[loop.Batch]:
         return shaped(state, fold.val.batches(config.batch_size, device=device))
 
-    facts = trying.measure(state, train, val, device)
+    facts = probe.measure(state, train, val, device)
     rows = {"train": len(fold.train), "val": len(fold.val), "test": len(data.test or ())}
     batches = {name: math.ceil(count / config.batch_size) for name, count in rows.items()}
     return facts | {"ready": ready, "batches": batches, "folds": len(data.folds)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harness import overview, remote, searches
-from harness.config import Parser
-from harness.errors import UserError, guard
-from harness.experiment import read_trials
-from harness.results import Results
+from ballot.config.command_line import Parser
+from ballot.engines.nni import experiment, remote
+from ballot.engines.nni.database import read_trials
+from ballot.errors import UserError, guard
+from ballot.runs.results import Results
+from ballot.search import plan
 
 
 @guard
@@ -19,14 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.checkpoints < 0:
         raise UserError(f"command line: checkpoints is {args.checkpoints}; it must be at least 0")
     wanted = Path(args.config).resolve() if args.config else None
-    search = searches.find_search(args.id) if args.id else searches.newest_search(wanted)
+    search = experiment.find_search(args.id) if args.id else experiment.newest_search(wanted)
     params, _ = search.profile()
-    outputs = overview.outputs_of(params["trialCommand"], params["trialCodeDirectory"],
-                                  elsewhere=overview.is_elsewhere(params))  # fmt: skip
-    if not overview.is_elsewhere(params):
+    outputs = plan.outputs_of(params["trialCommand"], params["trialCodeDirectory"],
+                                  elsewhere=plan.is_elsewhere(params))  # fmt: skip
+    if not plan.is_elsewhere(params):
         print(f"search {search.id} ran on this machine; its results are in {outputs}")
         return 0
-    links, maximize = remote.links_again(search, params, quiet=True), overview.is_maximized(params)
+    links, maximize = remote.links_again(search, params, quiet=True), plan.is_maximized(params)
     fleet = remote.Fleet(search, links, params["trialCommand"], outputs, maximize=maximize,
                          checkpoints=args.checkpoints)  # fmt: skip
     over, trials = search.manager() is None, read_trials(search.folder)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import augment
-from harness.augment import Recipe, each
-from harness.batches import Data
-from harness.errors import UserError, guard
-from harness.images import ArraySource, FileSource, Geometry
-from harness.layouts import (
+from ballot.data import augment
+from ballot.data.augment import Recipe, each
+from ballot.data.batches import Data
+from ballot.data.images import ArraySource, FileSource, Geometry
+from ballot.data.layouts import (
     GROUPS,
     LABELS,
     PATHS,
@@ -36,13 +35,14 @@ from harness.layouts import (
     side_folders,
     sorted_classes,
 )
-from harness.prepare import examine, make_data
-from harness.registry import Registry
-from harness.splits import split_single
-from harness.tables import Problem, Table, first_few, list_images, subfolders
+from ballot.data.prepare import examine, make_data
+from ballot.data.splits import split_single
+from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
+from ballot.errors import UserError, guard
+from ballot.registry import Registry
 
 if TYPE_CHECKING:
-    from harness.config import Config
+    from ballot.config.schema import Config
 
 DATASETS = Registry("dataset")
 AUGMENTATIONS = Registry("augmentation")
@@ -469,8 +469,8 @@ def torchvision_dataset(name: str) -> Any:
     """Any classification data set of torchvision, by the name of its class."""
     from torchvision import datasets
 
-    from harness.benchmarks import read_torchvision
-    from harness.registry import Entry
+    from ballot.data.torchvision_sets import read_torchvision
+    from ballot.registry import Entry
 
     def build(data_dir: Path | None, *, download: bool = False, **args: Any) -> Table:
         return read_torchvision(getattr(datasets, name), data_dir, download=download, args=args)
@@ -564,9 +564,11 @@ def main(argv: list[str] | None = None) -> int:
     """Print what a folder of images is; draw samples; look after the cache."""
     import logging
 
-    from harness.config import build_parser, merge, parse_command_line, read_config_files
-    from harness.describe import clean_cache, describe, draw_sheet
-    from harness.plugins import load_plugins
+    from ballot.config.command_line import build_parser, parse_command_line
+    from ballot.config.files import read_config_files
+    from ballot.config.layers import merge
+    from ballot.data.preview import clean_cache, describe, draw_sheet
+    from ballot.registry import load_plugins
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")

@@ -10,13 +10,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from harness.config import Parser
-from harness.errors import UserError, guard
-from harness.members import VALIDATION, find_files, is_validation, run_of
-from harness.poll import VoteOptions, check_options
-from harness.tally import run_vote
-from harness.tally_table import format_table
-from harness.vote import METHODS, METRICS
+from ballot.config.command_line import Parser
+from ballot.errors import UserError, guard
+from ballot.runs.folder import VALIDATION, is_validation, run_of
+from ballot.vote.combine import METHODS, METRICS
+from ballot.vote.members import find_files
+from ballot.vote.selection import VoteOptions, check_options
+from ballot.vote.table import format_table
+from ballot.vote.tally import run_vote
 
 
 def build_parser() -> Parser:
@@ -95,7 +96,7 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
 
 def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
-    from harness import finalize  # what a search takes, a vote of files does not
+    from ballot.search import finalize  # what a search takes, a vote of files does not
 
     check_options(options)
     count, folds = asked["finalize"], asked["folds"]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.errors import UserError
-from harness.registry import Registry
+from ballot.errors import UserError
+from ballot.registry import Registry
 
 CRITERIA = Registry("criterion")
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import UserError, suggest
-from harness.registry import Entry, Registry
+from ballot.errors import UserError, suggest
+from ballot.registry import Entry, Registry
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from harness.errors import UserError, guard
-from harness.layers import blocks
-from harness.registry import Entry, Registry
-from harness.weights import (
+from ballot.errors import UserError, guard
+from ballot.registry import Entry, Registry
+from ballot.training.blocks import blocks
+from ballot.training.weights import (
     WeightsUnavailable,
     cached_weights,
     check_reachable,

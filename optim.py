@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.errors import UserError
-from harness.layers import blocks
-from harness.registry import Entry, Registry
+from ballot.errors import UserError
+from ballot.registry import Entry, Registry
+from ballot.training.blocks import blocks
 
 log = logging.getLogger(__name__)
 

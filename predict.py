@@ -13,21 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from ballot.config.command_line import Parser
+from ballot.data.augment import Recipe
+from ballot.data.batches import Data
+from ballot.data.images import cpu_count
+from ballot.data.prepare import make_recipes
+from ballot.errors import UserError, guard
+from ballot.prediction import soup, tta
+from ballot.prediction.checkpoints import Checkpoint, find_electorate
+from ballot.prediction.export import check_exportable, check_wish, export
+from ballot.prediction.inputs import Images, find_images
+from ballot.prediction.predictor import Answers, Predictor, decoded, load_predictor, predict
+from ballot.registry import load_plugins
+from ballot.training import process
+from ballot.vote.ballots import write_ballot
+from ballot.vote.combine import METRICS
+from ballot.wording import few
 from dataset import AUGMENTATIONS, load_data
-from harness import runtime, soup, tta
-from harness.augment import Recipe
-from harness.ballots import few, write_ballot
-from harness.batches import Data
-from harness.checkpoints import Checkpoint, find_electorate
-from harness.config import Parser
-from harness.errors import UserError, guard
-from harness.export import check_exportable, check_wish, export
-from harness.images import cpu_count
-from harness.inputs import Images, find_images
-from harness.plugins import load_plugins
-from harness.predictor import Answers, Predictor, decoded, load_predictor, predict
-from harness.prepare import make_recipes
-from harness.vote import METRICS
 from model import create_model
 
 CHECKED = 64  # of the images given, those on which an exported file is compared
@@ -92,9 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     predictor = load(asked)
     if asked.export or images is None:
         return write_export(asked, predictor, images)
-    device = runtime.pick_device(asked.device)
+    device = process.pick_device(asked.device)
     answers = predict(predictor, images.paths, device=device, batch_size=asked.batch_size,
-                      workers=asked.workers, amp=runtime.pick_amp(asked.amp, device),
+                      workers=asked.workers, amp=process.pick_amp(asked.amp, device),
                       views=views)  # fmt: skip
     return conclude(asked, predictor, images, answers)
 
@@ -119,7 +121,7 @@ def load(asked: argparse.Namespace) -> Predictor:
     electorate, notes = find_electorate(Path(asked.model), allow_missing=asked.allow_missing)
     for note in notes:
         say(f"note: {note}")
-    device = torch.device("cpu") if asked.export else runtime.pick_device(asked.device)
+    device = torch.device("cpu") if asked.export else process.pick_device(asked.device)
     return load_predictor(electorate, build, show, device)
 
 
@@ -195,7 +197,7 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
 
 def write_soups(asked: argparse.Namespace) -> int:
     """Average what can be averaged, and say for each group of runs what it gained."""
-    out, device = Path(asked.out), runtime.pick_device(asked.device)
+    out, device = Path(asked.out), process.pick_device(asked.device)
     runs = [path for path in map(Path, [asked.model, *asked.input]) if path.suffix != ".csv"]
     candidates, notes = soup.find_candidates(dict.fromkeys(runs))  # outputs/* has ballots too
     for note in notes:
@@ -210,7 +212,7 @@ def write_soups(asked: argparse.Namespace) -> int:
         made = soup.make_soup(
             group, name, out, build=build, load=lambda saved: data_of(saved, asked.data_dir),
             metric=asked.metric, seed=asked.seed, device=device,
-            amp=runtime.pick_amp(asked.amp, device), batch_size=asked.batch_size,
+            amp=process.pick_amp(asked.amp, device), batch_size=asked.batch_size,
         )  # fmt: skip
         print(soup.worded(made))
     if not cooked:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config import Parser
-from harness.errors import UserError, guard
-from harness.report import Pictures, make_report, render, write_pngs
-from harness.report_data import Trial, find_trials
-from harness.report_facts import differences
-from harness.report_pictures import as_address, sheet_address
+from ballot.config.command_line import Parser
+from ballot.errors import UserError, guard
+from ballot.report.page import Pictures, make_report, render, write_pngs
+from ballot.report.pictures import as_address, sheet_address
+from ballot.report.statistics import differences
+from ballot.report.trials import Trial, find_trials
 
 SIDE = 160  # pixels of a picture at most
 
@@ -105,8 +105,9 @@ def _examine(trial: Trial) -> tuple[Any, Any]:
     """Return the run's data, examined, and its configuration."""
     import dataclasses
 
+    from ballot.config.files import read_config_file
+    from ballot.config.layers import merge
     from dataset import AUGMENTATIONS, examine, find_table
-    from harness.config import merge, read_config_file
 
     config, _ = merge([read_config_file(trial.folder / "config.json")])
     # A report never downloads, and never runs the plugins of a run that somebody sent.

@@ -14,29 +14,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import deploy, experiment, overview, remote, remote_preflight, searches
-from harness import preflight as check
-from harness.artifacts import read_result
-from harness.budget import BEGIN_S, Budget, how_time_cut, time_before
-from harness.config import Parser
-from harness.errors import UserError
-from harness.errors import guard as guarded
-from harness.experiment import TrialRecord, read_trials
-from harness.finalize import is_final
-from harness.follow import End, Plan, follow
-from harness.launch import manager_environment, resumed_plan
-from harness.machines import Link, has_terminal
-from harness.members import ballots_of, run_of
-from harness.nni_config import seconds_of
-from harness.poll import VoteOptions
-from harness.problems import listed, note
-from harness.remote_preflight import Reach
-from harness.report import try_report
-from harness.results import Results, searched_values
-from harness.searches import Search
-from harness.tally import VoteReport, run_vote
-from harness.tally_table import format_table
-from harness.watch import Trouble
+from ballot.config import trial_command
+from ballot.config.command_line import Parser
+from ballot.engines.nni import experiment, manager, processes, remote
+from ballot.engines.nni.config import seconds_of
+from ballot.engines.nni.database import read_trials
+from ballot.engines.nni.experiment import Search
+from ballot.errors import UserError
+from ballot.errors import guard as guarded
+from ballot.machines import setup
+from ballot.machines.ssh import Link, has_terminal
+from ballot.preflight import examine, machines
+from ballot.preflight.machines import Reach
+from ballot.problems import listed, note
+from ballot.report.page import try_report
+from ballot.runs.folder import ballots_of, read_result, run_of
+from ballot.runs.results import Results, searched_values
+from ballot.runs.trials import TrialRecord
+from ballot.search.finalize import is_final
+from ballot.search.plan import Plan, manager_environment, outputs_of, resumed_plan
+from ballot.search.status import list_lines, status_lines
+from ballot.search.supervise import End, follow
+from ballot.search.time_budget import BEGIN_S, Budget, how_time_cut, time_before
+from ballot.search.trouble import Trouble
+from ballot.vote.selection import VoteOptions
+from ballot.vote.table import format_table
+from ballot.vote.tally import VoteReport, run_vote
 
 BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
 MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
@@ -50,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     began = time.time()
     args = build_parser().parse_args(argv)
     if args.list:
-        print("\n".join(overview.list_lines(searches.known_searches())))
+        print("\n".join(list_lines(experiment.known_searches())))
         return 0
     if args.status is not None:
-        print("\n".join(overview.status_lines(named_search(args.status, args.config))))
+        print("\n".join(status_lines(named_search(args.status, args.config))))
         return 0
     if args.stop is not None:
         return stop_searches(args.stop)
@@ -135,7 +138,7 @@ def preflight(args: Any) -> Plan | None:
     path, width = Path(args.config), shutil.get_terminal_size((100, 24)).columns - 1
     reach = reach_machines(args)
     with passing_words(f"checking {path} ..."):
-        found = check.examine(path, functools.partial(limits_of, args), port=args.port,
+        found = examine.examine(path, functools.partial(limits_of, args), port=args.port,
                               guarded=not args.no_guard, probe=not args.no_probe,
                               reach=reach, warm_start=args.warm_start)  # fmt: skip
     if len(found.errors) == 1:
@@ -154,7 +157,7 @@ def preflight(args: Any) -> Plan | None:
 def reach_machines(args: Any) -> Reach:
     """Connect to the machines of a search, and set them up where the command line says so."""
     path, wants = Path(args.config), args.install or args.sync_data is not None
-    found = remote_preflight.reach(
+    found = machines.reach(
         path, accept_new_host_keys=args.accept_new_host_keys, ssh_config=args.ssh_config,
         interactive=has_terminal(), skip_bad=args.skip_bad_machines)  # fmt: skip
     if wants and not found.machines and not found.problems:
@@ -162,10 +165,10 @@ def reach_machines(args: Any) -> Reach:
                         "others")  # fmt: skip
     if args.install:
         requirements = Path(__file__).with_name("requirements.txt")
-        found.problems += deploy.install(found.links, requirements)
+        found.problems += setup.install(found.links, requirements)
     if args.sync_data is not None:
-        local, there = remote_preflight.data_folders(path, args.sync_data)
-        found.problems += deploy.sync_data(found.links, local, there)
+        local, there = machines.data_folders(path, args.sync_data)
+        found.problems += setup.sync_data(found.links, local, there)
     return found
 
 
@@ -181,14 +184,14 @@ def passing_words(text: str) -> Iterator[None]:
             print("\r\x1b[K", end="", flush=True)
 
 
-def plan_of(found: check.Found, links: list[Link]) -> Plan:
+def plan_of(found: examine.Found, links: list[Link]) -> Plan:
     """Make the plan of a search that nothing is wrong with."""
     config, local = found.config, found.told.platform == "local"
     if local:
-        config.trial_command = experiment.with_own_interpreter(config.trial_command)
+        config.trial_command = trial_command.with_own_interpreter(config.trial_command)
     if links:
         remote.prepare(config, links)
-    outputs = overview.outputs_of(config.trial_command, found.told.code, elsewhere=not local)
+    outputs = outputs_of(config.trial_command, found.told.code, elsewhere=not local)
     limit = config.max_experiment_duration
     return Plan(config, config.trial_command, outputs, config.max_trial_number,
                 seconds_of(limit, str(found.path)) if limit else None, config.trial_concurrency,
@@ -220,7 +223,7 @@ def begin(plan: Plan, args: Any) -> Search:
         raise UserError(f"{folder}: cannot be written, where the results are to stand")
     print(f"starting NNI for {args.config} ...", flush=True)
     extra = manager_environment(plan, guarded=not args.no_guard, public=args.public)
-    search = experiment.start(plan.config, args.port, extra)
+    search = manager.start(plan.config, args.port, extra)
     search.write_note(config=str(Path(args.config).resolve()), folder=str(Path.cwd()),
                       vote_dir=str(Path(args.vote_dir or "ensemble").absolute()),
                       guarded=not args.no_guard, public=args.public,
@@ -231,8 +234,8 @@ def begin(plan: Plan, args: Any) -> Search:
 def named_search(wanted: str, config: str | None) -> Search:
     """Return the search of an id, or the newest of a configuration or of this folder."""
     if wanted:
-        return searches.find_search(wanted)
-    return searches.newest_search(Path(config).resolve() if config else None)
+        return experiment.find_search(wanted)
+    return experiment.newest_search(Path(config).resolve() if config else None)
 
 
 def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budget]:
@@ -279,7 +282,7 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
     args.no_guard = args.no_guard or not note.get("guarded", True)
     args.public = args.public or note.get("public", False)
     extra = manager_environment(plan, guarded=not args.no_guard, public=args.public)
-    return experiment.resume(found, args.port, extra), plan, budget
+    return manager.resume(found, args.port, extra), plan, budget
 
 
 def replacing_those_that_never_ran(
@@ -303,11 +306,11 @@ def replacing_those_that_never_ran(
 def stop_searches(wanted: str) -> int:
     """Stop one search, or all that search.py started and that run."""
     if wanted == "all":
-        found = [s for s in searches.known_searches() if s.note() and s.manager()]
+        found = [s for s in experiment.known_searches() if s.note() and s.manager()]
     else:
-        found = [searches.find_search(wanted)]
+        found = [experiment.find_search(wanted)]
     for search in found:
-        if search.manager() is None and not searches.belonging(search.id, search.folder):
+        if search.manager() is None and not processes.belonging(search.id, search.folder):
             print(f"search {search.id} does not run")
             continue
         print(f"stopping search {search.id}: its trials write what they have ...", flush=True)
@@ -362,7 +365,7 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
     if best := results.best(own):
         names, values = searched_values(best), results.values_of(best)
-        typed = experiment.typed_command(
+        typed = trial_command.typed_command(
             plan.command, {key: values.get(key, value) for key, value in names.items()}
         )
         print(f"the best trial by hand: {typed}")

@@ -24,28 +24,26 @@ import numpy as np
 import torch
 
 from assembly import build_state, choose_metrics, configure, shaped, try_configurations
+from ballot.config.command_line import build_parser, parse_command_line
+from ballot.config.files import read_config_files
+from ballot.config.layers import Layer, environment_layer
+from ballot.config.schema import Config
+from ballot.data.batches import Data, Fold, Subset
+from ballot.engines.nni import trial as trial_module
+from ballot.engines.nni.trial import Trial, current_trial, warn_if_unguarded
+from ballot.errors import CannotWrite, TrialFailed, UserError, guard
+from ballot.gpus import choose_device, on_several
+from ballot.runs.files import read_rows, replacing, write_json, write_rows
+from ballot.runs.folder import Run, open_run, run_name
+from ballot.training import loop, process, run_log, signals, tensor_files
+from ballot.training.group import Group, joined, launched
+from ballot.training.profiler import Clock
+from ballot.training.provenance import machine_facts
+from ballot.training.state import Goal, TrainState
+from ballot.training.trackers import TensorBoard, log_best, sending
+from ballot.vote.ballots import write_answers as write_submission
+from ballot.vote.ballots import write_ballot
 from dataset import load_data
-from harness import artifacts, engine, logs, runtime, tuner
-from harness.artifacts import Run
-from harness.ballots import write_answers as write_submission
-from harness.ballots import write_ballot
-from harness.batches import Data, Fold, Subset
-from harness.config import (
-    Config,
-    Layer,
-    build_parser,
-    environment_layer,
-    parse_command_line,
-    read_config_files,
-)
-from harness.devices import choose_device, on_several
-from harness.engine import Goal, TrainState
-from harness.errors import CannotWrite, TrialFailed, UserError, guard
-from harness.profile import Clock
-from harness.provenance import machine_facts
-from harness.runtime import Group
-from harness.tracking import TensorBoard, log_best, sending
-from harness.tuner import Trial
 from metrics import Metrics
 from model import model_spec, unfreeze
 
@@ -94,17 +92,17 @@ class Outcome:
 def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
     # First of all: NNI gives its parameters to whoever asks; of several processes the first asks.
-    trial = tuner.current_trial() if runtime.launched()[0] == 0 else tuner.Trial()
-    runtime.setup_logging()
-    logs.keep_early()
-    with runtime.joined() as group:
+    trial = current_trial() if launched()[0] == 0 else trial_module.Trial()
+    process.setup_logging()
+    run_log.keep_early()
+    with joined() as group:
         trial = group.share(trial)
         return run_alone_or_together(argv, trial if group.is_main else trial.mute(), group)
 
 
 def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) -> int:
     """Read what is wanted, and run it."""
-    tuner.warn_if_unguarded(trial)
+    warn_if_unguarded(trial)
     layers, said = read_layers(argv)
     if said.probe:
         return try_configurations(layers, Path(said.probe))
@@ -115,11 +113,11 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     if group.size == 1:
         spread(config, trial, sys.argv[1:] if argv is None else argv)
     try:
-        with runtime.stop_on_signals(group.size):
+        with signals.stop_on_signals(group.size):
             return run_trial(config, origin, trial, group)
-    except runtime.Stopped as stopped:  # before training: waiting for a GPU, reading the data
+    except signals.Stopped as stopped:  # before training: waiting for a GPU, reading the data
         if trial.under_nni:  # which takes any other end for a failure
-            runtime.die_of(stopped.signum)
+            signals.die_of(stopped.signum)
         raise
 
 
@@ -140,7 +138,7 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
     command_line, said = parse_command_line(parser, argv)
     files = read_config_files(said.config)
     for line in (line for layer in files for line in layer.notes):
-        if runtime.launched()[0] == 0:
+        if launched()[0] == 0:
             print(line, file=sys.stderr)
     return [environment_layer(os.environ), *files, command_line], said
 
@@ -150,10 +148,10 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     wanted = "cuda" if "," in config.device else config.device  # of torchrun's, each takes its own
     lease = choose_device(wanted, trials_per_gpu=config.trials_per_gpu,
                           among_trials=trial.under_nni and group.size == 1)  # fmt: skip
-    device = runtime.pick_device(lease.name, group)
-    amp = runtime.pick_amp(config.amp, device)
+    device = process.pick_device(lease.name, group)
+    amp = process.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
-    log_setup = logs.read_log_config(config.log_config)
+    log_setup = run_log.read_log_config(config.log_config)
     spec = model_spec(config.model, config.model_args)
     data = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
     folder, resume = group.share(choose_folder(config, trial))
@@ -162,9 +160,9 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
         state = make_state(config, data, data.folds[0], device, amp, group)
     facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
              "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
-    with artifacts.open_run(folder, resume=resume, facts=facts, writes=group.is_main) as run:
+    with open_run(folder, resume=resume, facts=facts, writes=group.is_main) as run:
         if run.writes:
-            logs.log_to(folder, log_setup)
+            run_log.log_to(folder, log_setup)
         job = Job(config, origin, trial, run, data, metrics, goal, group, device, amp)
         describe(job)
         with sending(folder, config.tracker if run.writes else (), trial.experiment):
@@ -195,7 +193,7 @@ def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
     wanted = config.run_name or trial.name
     if config.resume == "auto" and wanted is None:
         raise UserError("resume: auto continues a trial of a search or a --run_name; name the run")
-    name = artifacts.run_name(wanted, config.model, config.criterion)
+    name = run_name(wanted, config.model, config.criterion)
     return Path(config.out_dir) / name, config.resume == "auto"
 
 
@@ -204,8 +202,8 @@ def describe(job: Job) -> None:
     run, data, name = job.run, job.data, device_name(job.device)
     values = asdict(job.config)
     if run.writes:
-        artifacts.write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
-        artifacts.write_rows(run.folder / "split.csv", data.split_rows())
+        write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
+        write_rows(run.folder / "split.csv", data.split_rows())
     run.begin(status="running", reason=None, score=None, epochs=0,
               epochs_planned=job.config.epochs * len(data.folds), device=name,
               classes=list(data.classes), image_size=data.image_size, data=data.name,
@@ -240,12 +238,12 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
         if config.profile and job.run.writes:
             state.clock = Clock(job.device, folder / "trace.json")
         if config.deterministic:
-            runtime.be_deterministic()
+            process.be_deterministic()
         outcome.reason = learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
     except RuntimeError as error:
-        if not runtime.lacks_determinism(error):
+        if not process.lacks_determinism(error):
             raise
         outcome = Outcome("failed", reason=f"deterministic: {str(error).split('.')[0]}")
     except CannotWrite as error:
@@ -254,7 +252,7 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
         log.error("%s; the trial ends with what it has", error)
         (folder / "last.pt").unlink(missing_ok=True)  # room for the answers
         outcome = Outcome("done" if (folder / "best.pt").exists() else "failed", reason=str(error))
-    except runtime.Stopped as stopped:
+    except signals.Stopped as stopped:
         reason = job.group.dissolve(stopped.signum) or str(stopped)
         outcome = Outcome("stopped", reason=reason, signum=stopped.signum)
         log.warning("stopped by %s", reason)
@@ -276,7 +274,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     """
     config, goal = job.config, job.goal
     history: list[dict[str, Any]]
-    history = [row for row in artifacts.read_rows(folder / "history.csv")
+    history = [row for row in read_rows(folder / "history.csv")
                if int(row["epoch"]) <= state.epoch]  # fmt: skip
     for row in history:  # NNI forgets what an interrupted trial had reported
         job.trial.report_epoch(float(row[goal.name]))
@@ -305,7 +303,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
                             "seconds": round(time.monotonic() - began, 3),
                             "images_per_second": round(trained.images_per_second, 1)})  # fmt: skip
             if job.run.writes:
-                artifacts.write_rows(folder / "history.csv", history)
+                write_rows(folder / "history.csv", history)
                 state.save(folder / "last.pt")  # last: a resumed run starts from what this says
             if board:
                 board.log_steps(first_step, trained.step_losses, trained.step_lrs)
@@ -345,16 +343,16 @@ def tracker(job: Job, folder: Path, state: TrainState) -> Any:
     return TensorBoard(folder / "tensorboard", state.step, shown, job.goal.name)
 
 
-def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, dict[str, float]]:
+def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict[str, float]]:
     """Train on every row once, then score the epoch on the validation rows."""
     config, group = job.config, job.group
     # Dropout of several processes is not the same one repeated.
-    runtime.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
+    process.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
     batches = fold.train.batches(config.batch_size, device=job.device, epoch=state.epoch,
                                  train=True, seed=config.seed,
                                  part=(group.rank, group.size))  # fmt: skip
     with progress_bar(config, state, len(fold.train)) as bar:
-        trained = engine.train_one_epoch(state, shaped(state, batches), bar)
+        trained = loop.train_one_epoch(state, shaped(state, batches), bar)
     with state.clock.part("validation"):
         seen = predict(job, state, fold.val, state.criterion)
     scores = {"train_loss": trained.loss, "val_loss": seen.loss}
@@ -370,19 +368,19 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[engine.Epoch, di
 
 def predict(
     job: Job, state: TrainState, subset: Subset, criterion: torch.nn.Module | None = None
-) -> engine.Predictions:
+) -> loop.Predictions:
     """Predict a subset's rows in their order."""
     group = job.group
     batches = subset.batches(job.config.batch_size, device=job.device,
                              part=(group.rank, group.size))  # fmt: skip
-    return engine.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
+    return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
 
 def progress_bar(config: Config, state: TrainState, total: int) -> Any:
     """Return an epoch's bar where a person watches, lines where they are asked for, or nothing."""
     if config.log_every:
-        return logs.StepLines(config.log_every, state.epoch + 1, total)
-    if not runtime.on_terminal():
+        return run_log.StepLines(config.log_every, state.epoch + 1, total)
+    if not process.on_terminal():
         return nullcontext()
     from tqdm import tqdm
 
@@ -397,7 +395,7 @@ def save_weights(job: Job, path: Path, state: TrainState, scores: dict[str, floa
              "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
              "epoch": state.epoch, "scores": scores,
              "start": state.start}  # fmt: skip
-    engine.save_tensors(path, {"model": state.scored.state_dict(), "about": json.dumps(about)})
+    tensor_files.save_tensors(path, {"model": state.scored.state_dict(), "about": json.dumps(about)})
 
 
 def epoch_line(config: Config, row: dict[str, Any], scores: dict[str, float], best: bool) -> str:
@@ -410,7 +408,7 @@ def epoch_line(config: Config, row: dict[str, Any], scores: dict[str, float], be
 def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Outcome) -> Outcome:
     """Predict validation and test rows with the best epoch's weights."""
     job.group.wait()
-    saved = engine.load_tensors(folder / "best.pt", job.device)
+    saved = tensor_files.load_tensors(folder / "best.pt", job.device)
     state.scored.load_state_dict(saved["model"])
     about = json.loads(saved["about"])  # an epoch that was better may not have been written
     outcome.epochs, outcome.best_epoch = state.epoch, about["epoch"] - 1
@@ -442,7 +440,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
         job.trial.report_final(score, failed=last.status == "failed")
     say_the_end(job, last)
     if last.status == "stopped":
-        runtime.die_of(last.signum)
+        signals.die_of(last.signum)
     return 1 if last.status == "failed" and not job.trial.under_nni else 0
 
 
@@ -483,7 +481,7 @@ def hand_over(job: Job) -> None:
         return
     for path in sorted(job.run.folder.rglob("best.pt")):
         fold = "" if path.parent == job.run.folder else f"-{path.parent.name}"
-        with artifacts.replacing(Path(job.config.model_dir, f"{job.run.name}{fold}.pt"), "wb") as f:
+        with replacing(Path(job.config.model_dir, f"{job.run.name}{fold}.pt"), "wb") as f:
             f.write(path.read_bytes())
 
 

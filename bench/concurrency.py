@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.cores import count_cores, threads_each  # noqa: E402 - no installed package
+from ballot.cpus import count_cores, threads_each  # noqa: E402 - no installed package
 
 TRIALS = 4  # of each round
 
@@ -29,7 +29,7 @@ TRIALS = 4  # of each round
 def trials_an_hour(out: Path, at_once: int, threads: int, epochs: int) -> float:
     """Run trials, so many at once, and return their rate."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "BALLOT_PRELOAD": "60"}
-    words = ["-m", "harness.preload", "train.py", "--no_tensorboard", "--epochs", str(epochs)]
+    words = ["-m", "ballot.preload", "train.py", "--no_tensorboard", "--epochs", str(epochs)]
 
     def begin(number: int) -> subprocess.Popen:
         name = ["--out_dir", str(out), "--run_name", f"{time.time_ns()}-{number}"]

@@ -21,9 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ballot.config.schema import Config
+from ballot.data.batches import Subset
 from dataset import load_data
-from harness.batches import Subset
-from harness.config import Config
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 64

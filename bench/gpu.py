@@ -25,10 +25,11 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from data import MEAN, STD, make_images, row  # noqa: E402 - beside this file
 
 from assembly import build_state, shaped  # noqa: E402 - the repository is no installed package
+from ballot.config.schema import Config  # noqa: E402
+from ballot.training import loop  # noqa: E402
+from ballot.training.blocks import ordered  # noqa: E402
+from ballot.training.process import pick_amp  # noqa: E402
 from dataset import load_data  # noqa: E402
-from harness import engine, runtime  # noqa: E402
-from harness.config import Config  # noqa: E402
-from harness.layers import ordered  # noqa: E402
 
 # Network, side, batch, whether in channels-last order
 CASES = (("Efficientnet_b4", 380, 64), ("timm:convnext_tiny", 224, 128))
@@ -63,7 +64,7 @@ def measure_training(
                         std=STD, model=name, image_size=size, batch_size=batch, pretrained="no",
                         augmentation_args={"flip": 0.5}, channels_last=last)  # fmt: skip
         data = load_data(config, input_size=size)
-        amp = runtime.pick_amp("bf16", device)
+        amp = pick_amp("bf16", device)
         runs[last] = (data.folds[0].train, build_state(config, data, data.folds[0], device, amp))
     images = torch.randn(batch, 3, size, size, device=device)
     targets = torch.randint(0, 2, (batch,), device=device)
@@ -71,7 +72,7 @@ def measure_training(
     def cached(last: bool, epoch: int) -> float:
         rows, state = runs[last]
         batches = rows.batches(batch, device=device, epoch=epoch, train=True)
-        return engine.train_one_epoch(state, shaped(state, batches)).images_per_second
+        return loop.train_one_epoch(state, shaped(state, batches)).images_per_second
 
     def bare(last: bool) -> float:
         rows, state = runs[last]

@@ -26,8 +26,8 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from data import make_images  # noqa: E402 - beside this file
 
-from harness.cores import count_cores  # noqa: E402 - the repository is no installed package
-from harness.experiment import read_trials  # noqa: E402
+from ballot.cpus import count_cores  # noqa: E402 - the repository is no installed package
+from ballot.engines.nni.database import read_trials  # noqa: E402
 
 AT_ONCE, TRIALS = 2, 4
 
@@ -45,7 +45,7 @@ def trials_an_hour(home: Path, photos: Path, plain: bool, epochs: int, port: int
         "trialConcurrency": AT_ONCE, "tuner": {"name": "Random"},
         "trainingService": {"platform": "local"},
         "trialCommand": f"python3 {words}off" if plain
-                        else f"python3 -m harness.preload {words}{home.parent}/cache",
+                        else f"python3 -m ballot.preload {words}{home.parent}/cache",
     }  # fmt: skip
     (home / "config.yml").write_text(yaml.safe_dump(config))
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30"}

@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.config import Parser  # noqa: E402
-from harness.errors import UserError, guard  # noqa: E402
+from ballot.config.command_line import Parser  # noqa: E402
+from ballot.errors import UserError, guard  # noqa: E402
 
 SPLITS = {"MaskBaseDataset": "random rows", "MaskSplitByProfileDataset": "by person"}
 SPACE = {

@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.experiment import read_trials  # noqa: E402 - the repository is no installed package
+from ballot.engines.nni.database import read_trials  # noqa: E402 - the repository is no installed package
 
 # Writes down when this process took its first step.
 PLUGIN = """
@@ -50,7 +50,7 @@ def search(home: Path, trials: int, preloaded: bool, port: int) -> list[dict[str
     (home / "plugin.py").write_text(PLUGIN.format(folder=str(steps)))
     space = {"lr": {"_type": "uniform", "_value": [0.001, 0.002]}}
     (home / "search_space.json").write_text(json.dumps(space))
-    how = "-m harness.preload " if preloaded else ""
+    how = "-m ballot.preload " if preloaded else ""
     config = {
         "searchSpaceFile": "search_space.json", "trialCodeDirectory": str(ROOT),
         "experimentWorkingDirectory": str(home / "nni"), "maxTrialNumber": trials,

@@ -35,9 +35,10 @@ from data import MEAN, STD, make_images, row  # noqa: E402 - beside this file
 from steps import step_of  # noqa: E402
 
 from assembly import build_state, shaped  # noqa: E402 - the repository is no installed package
+from ballot.config.schema import Config  # noqa: E402
+from ballot.training import loop  # noqa: E402
+from ballot.training.process import seed_everything  # noqa: E402
 from dataset import load_data  # noqa: E402
-from harness import engine, runtime  # noqa: E402
-from harness.config import Config  # noqa: E402
 from model import create_model  # noqa: E402
 
 # Network, side of the images, batch, photos of an epoch (quick, full)
@@ -63,15 +64,15 @@ class Ours:
     def train(self) -> int:
         """Train an epoch as train.py does."""
         self.epochs += 1
-        runtime.seed_everything(0, self.epochs)
+        seed_everything(0, self.epochs)
         batches = self.fold.train.batches(self.config.batch_size, epoch=self.epochs, train=True)
-        engine.train_one_epoch(self.state, shaped(self.state, batches))
+        loop.train_one_epoch(self.state, shaped(self.state, batches))
         return len(self.fold.train)
 
     def predict(self) -> int:
         """Predict the rows held out."""
         batches = self.fold.val.batches(self.config.batch_size)
-        engine.predict(self.state.scored, shaped(self.state, batches), None, self.state.criterion)
+        loop.predict(self.state.scored, shaped(self.state, batches), None, self.state.criterion)
         return len(self.fold.val)
 
 

@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.config import Config  # noqa: E402 - the repository is no installed package
-from harness.report import make_report, render  # noqa: E402
+from ballot.config.schema import Config  # noqa: E402 - the repository is no installed package
+from ballot.report.page import make_report, render  # noqa: E402
 
 SEARCH = "benchmrk"
 CLASSES = ("cat", "dog", "owl")

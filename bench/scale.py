@@ -36,8 +36,8 @@ Task = Callable[[Path, int], Callable[[], Any]]  # makes what it works on, retur
 
 def listing(folder: Path, size: int) -> Callable[[], Any]:
     """List class folders of empty files, in order, checked and fingerprinted."""
+    from ballot.data.audit import check_table
     from dataset import class_folders
-    from harness.audit import check_table
 
     for number in range(10):
         (folder / f"class{number}").mkdir()
@@ -56,7 +56,7 @@ def splitting(_folder: Path, size: int) -> Callable[[], Any]:
     """Split rows of five to a group into folds, and single rows by their labels."""
     import numpy as np
 
-    from harness.splits import natural_groups, split_folds, split_single
+    from ballot.data.splits import natural_groups, split_folds, split_single
 
     labels = np.random.default_rng(0).integers(0, 10, size)
     people = [f"p{row // 5}" for row in range(size)]
@@ -73,9 +73,9 @@ def caching(folder: Path, size: int) -> Callable[[], Any]:
     """Build the cache of photos of 384x512 at 64 pixels."""
     from data import make_images
 
+    from ballot.data.image_cache import prepare
+    from ballot.data.images import Geometry
     from dataset import class_folders
-    from harness.cache import prepare
-    from harness.images import Geometry
 
     make_images(folder / "images", 50)
     photos = sorted((folder / "images").rglob("*.jpg"))
@@ -92,7 +92,7 @@ def caching(folder: Path, size: int) -> Callable[[], Any]:
 
 def records_of(size: int) -> list[Any]:
     """Return what NNI's database says of the runs of `make_runs`."""
-    from harness.experiment import TrialRecord
+    from ballot.runs.trials import TrialRecord
 
     return [TrialRecord(f"t{k:05d}", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
             for k in range(size)]  # fmt: skip
@@ -100,7 +100,7 @@ def records_of(size: int) -> list[Any]:
 
 def tabulating(folder: Path, size: int) -> Callable[[], Any]:
     """Read the results of a search's trials, and write its table."""
-    from harness.results import Results
+    from ballot.runs.results import Results
     from report import SEARCH, make_runs
 
     make_runs(folder / "outputs", size)
@@ -129,11 +129,13 @@ def make_database(folder: Path, size: int, epochs: int = 30) -> None:
 
 def watching(folder: Path, size: int) -> Callable[[], Any]:
     """Watch a search for one round, in which one more trial has ended: tables, time and disk."""
-    from harness.budget import Budget
-    from harness.experiment import Records
-    from harness.follow import Chores, Pace, Plan, Screen
-    from harness.results import Results
-    from harness.searches import Search
+    from ballot.engines.nni.database import Records
+    from ballot.engines.nni.experiment import Search
+    from ballot.runs.results import Results
+    from ballot.search.plan import Plan
+    from ballot.search.screen import Pace, Screen
+    from ballot.search.supervise import Chores
+    from ballot.search.time_budget import Budget
     from report import SEARCH, make_runs
 
     make_runs(folder / "outputs", size)
@@ -162,7 +164,7 @@ def suggesting(folder: Path, size: int) -> Callable[[], Any]:
     """Let the tuner suggest a trial and take its result, where it knows of so many."""
     import nni
 
-    from harness.tpe import Tuner
+    from ballot.tuning.tpe import Tuner
 
     os.chdir(folder)  # where it writes down what it knows
     tuner = Tuner(seed=0)
@@ -190,7 +192,7 @@ def suggesting(folder: Path, size: int) -> Callable[[], Any]:
 
 def reporting(folder: Path, size: int) -> Callable[[], Any]:
     """Make the report of a search, and write its page."""
-    from harness.report import make_report, render
+    from ballot.report.page import make_report, render
     from report import make_runs
 
     make_runs(folder / "outputs", size)
@@ -201,9 +203,9 @@ def voting(folder: Path, size: int, select: str | None = None) -> Callable[[], A
     """Average the test predictions of all trials, or choose among them first."""
     import numpy as np
 
-    from harness.ballots import write_ballot
-    from harness.poll import VoteOptions
-    from harness.tally import run_vote
+    from ballot.vote.ballots import write_ballot
+    from ballot.vote.selection import VoteOptions
+    from ballot.vote.tally import run_vote
 
     rng = np.random.default_rng(0)
     ids, names = [f"img{row}.jpg" for row in range(FEW)], [str(k) for k in range(10)]

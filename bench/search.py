@@ -37,9 +37,9 @@ from nni.algorithms.hpo.tpe_tuner import TpeTuner  # noqa: E402
 from nni.assessor import AssessResult  # noqa: E402
 from nni.common.hpo_utils import format_parameters, format_search_space  # noqa: E402
 
-from harness import parzen  # noqa: E402 - the repository is no installed package
-from harness.halving import Assessor  # noqa: E402
-from harness.tpe import Tuner  # noqa: E402
+from ballot.tuning import parzen  # noqa: E402 - the repository is no installed package
+from ballot.tuning.asha import Assessor  # noqa: E402
+from ballot.tuning.tpe import Tuner  # noqa: E402
 
 TABLE = ROOT / "bench" / "curves.csv"
 FIRST = 3  # of 15 epochs: what the assessor takes by itself, and the best Medianstop here

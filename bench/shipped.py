@@ -33,7 +33,7 @@ def configuration(plain: bool, home: Path) -> dict[str, Any]:
                "experimentWorkingDirectory": str(home / "nni")}  # fmt: skip
     command = config["trialCommand"]
     if plain:
-        command = command.replace("-m harness.preload ", "")
+        command = command.replace("-m ballot.preload ", "")
         config["tuner"] = {"name": "TPE", "classArgs": {"optimize_mode": "maximize"}}
         del config["assessor"]
     else:

@@ -28,9 +28,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.experiment import read_trials  # noqa: E402 - the repository is no installed package
+from ballot.engines.nni.database import read_trials  # noqa: E402 - the repository is no installed package
 
-COMMAND = ("python3 -m harness.preload train.py --resume auto --epochs 1 --dataset dummy "
+COMMAND = ("python3 -m ballot.preload train.py --resume auto --epochs 1 --dataset dummy "
            "--dataset_args.rows 40 --image_size 16 --no_tensorboard")  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def roles(home: Path) -> dict[str, psutil.Process]:
             for role, mark in (
                 ("manager", "main.js"),
                 ("tuner", "--exp_params"),
-                ("preloader", "harness.preloader"),
+                ("preloader", "ballot.preload.server"),
                 ("search.py", "search.py"),
             ):
                 if mark in line and not line.startswith(("sh ", "/bin/sh ", "bash ")):
@@ -82,7 +82,7 @@ def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], in
         "searchSpaceFile": "search_space.json", "trialCodeDirectory": str(ROOT),
         "experimentWorkingDirectory": str(home / "nni"), "maxTrialNumber": trials,
         "trialConcurrency": 2, "trainingService": {"platform": "local"},
-        "tuner": {"className": "harness.tpe.Tuner", "codeDirectory": str(ROOT),
+        "tuner": {"className": "ballot.tuning.tpe.Tuner", "codeDirectory": str(ROOT),
                   "classArgs": {"optimize_mode": "maximize"}},
         "trialCommand": f"{COMMAND} --out_dir {home}/outputs",
     }  # fmt: skip

@@ -21,8 +21,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.layers import arrange, ordered
-from harness.runtime import has_bfloat16
+from ballot.training.blocks import arrange, ordered
+from ballot.training.process import has_bfloat16
 from model import create_model
 from optim import create_optimizer
 

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness import vote  # noqa: E402 - the repository is no installed package
-from harness.ballots import write_ballot  # noqa: E402
+from ballot.vote import combine  # noqa: E402 - the repository is no installed package
+from ballot.vote.ballots import write_ballot  # noqa: E402
 
 CLASSES = 18
 
@@ -31,11 +31,11 @@ OURS = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
 import numpy as np
-from harness.ballots import read_ballot
-from harness.members import name_members
-from harness.poll import VoteOptions
-from harness.tally import TestFiles
-from harness.vote import Recipe, combine
+from ballot.vote.ballots import read_ballot
+from ballot.vote.members import name_members
+from ballot.vote.selection import VoteOptions
+from ballot.vote.tally import TestFiles
+from ballot.vote.combine import Recipe; from ballot.vote.combine import combine
 def mean(files):
     members = name_members([Path(f) for f in files], None)
     first = read_ballot(files[0])
@@ -153,7 +153,7 @@ def make_members(members: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     values = np.empty((members, rows, CLASSES))
     for number in range(members):
         noise = random.normal(size=shared.shape) * random.uniform(0.5, 1.2)
-        values[number] = vote.softmax(2 * (shared + noise))
+        values[number] = combine.softmax(2 * (shared + noise))
     return values, targets
 
 
@@ -179,17 +179,17 @@ def measure_greedy(full: bool, rounds: int) -> list[dict[str, Any]]:
     """Choose greedily; the naive way is measured over fewer steps, for it takes minutes."""
     members, rows, steps = (50, 20_000, 10) if full else (12, 3_000, 3)
     values, targets = make_members(members, rows)
-    same = naive_greedy(values, targets, steps) == vote.greedy(values, targets, steps=steps)
+    same = naive_greedy(values, targets, steps) == combine.greedy(values, targets, steps=steps)
     assert same, "the two ways choose differently"
     what = f"greedy, {members} members, {rows:,} rows, {CLASSES} classes"
     short = compare(
         f"{what}, {steps} steps, the same choice (s)",
-        timed(lambda: vote.greedy(values, targets, steps=steps)),
+        timed(lambda: combine.greedy(values, targets, steps=steps)),
         timed(lambda: naive_greedy(values, targets, steps)),
         1 if full else rounds,
     )
-    whole = statistics.median(timed(lambda: vote.greedy(values, targets))() for _ in range(rounds))
-    alone = {"what": f"{what}, {vote.STEPS} steps (s)", "ours": whole}
+    whole = statistics.median(timed(lambda: combine.greedy(values, targets))() for _ in range(rounds))
+    alone = {"what": f"{what}, {combine.STEPS} steps (s)", "ours": whole}
     return [short, {**alone, "other": None, "ratio": None, "spread": None}]
 
 

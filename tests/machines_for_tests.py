@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.machines import Machine
+from ballot.machines.machine import Machine
 
 USER, UID = "ann", 4711
 TOOLS = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "ssh-agent")

@@ -40,7 +40,7 @@ def write_config(home, epochs=2, **more):
     config = {
         "experimentName": "test",
         "searchSpaceFile": "search_space.json",
-        "trialCommand": f"python3 -m harness.preload train.py --resume auto --epochs {epochs} "
+        "trialCommand": f"python3 -m ballot.preload train.py --resume auto --epochs {epochs} "
         f"--out_dir {home}/outputs --no_tensorboard",
         "trialCodeDirectory": str(ROOT),
         "experimentWorkingDirectory": str(home / "nni"),

@@ -16,16 +16,16 @@ WITHOUT_TORCH = ["search", "collect", "ensemble", "report"]
 # Each outside system has one door.
 DOORS = {
     "nni": {
-        "harness/tuner.py",
-        "harness/experiment.py",
-        "harness/nni_config.py",
-        "harness/tpe.py",
-        "harness/halving.py",
+        "ballot/engines/nni/trial.py",
+        "ballot/engines/nni/manager.py",
+        "ballot/engines/nni/config.py",
+        "ballot/tuning/tpe.py",
+        "ballot/tuning/asha.py",
     },
-    "mlflow": {"harness/tracking.py"},
-    "wandb": {"harness/tracking.py"},
-    "torch.utils.tensorboard": {"harness/tracking.py"},
-    "torch.distributed": {"harness/runtime.py"},
+    "mlflow": {"ballot/training/trackers.py"},
+    "wandb": {"ballot/training/trackers.py"},
+    "torch.utils.tensorboard": {"ballot/training/trackers.py"},
+    "torch.distributed": {"ballot/training/process.py"},
 }
 
 FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "harness").glob("*.py")])

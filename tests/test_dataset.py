@@ -7,9 +7,9 @@ import pytest
 import torch
 from images_for_tests import SHARED, class_folders, mask_competition, photo, save, table
 
+from ballot.config.schema import Config
+from ballot.errors import UserError
 from dataset import AUGMENTATIONS, DATASETS, find_table, load_data, main, recognise
-from harness.config import Config
-from harness.errors import UserError
 
 
 def load(root=None, **options):
@@ -400,7 +400,7 @@ def test_the_script_ends_in_a_line_not_a_traceback(capsys, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "mask_people").is_dir(), reason="the real images are not here")
 def test_no_person_is_on_both_sides_for_fifty_seeds_and_every_fold(tmp_path):
-    from harness.prepare import make_split
+    from ballot.data.prepare import make_split
 
     root = str(SHARED / "mask_people")
     rows = find_table(Config(data_dir=root)).in_order()

@@ -32,7 +32,7 @@ def test_what_is_copied_is_there_and_not_ignored():
     copied = [rest.split()[:-1] for word, rest in instructions() if word == "COPY"]
     for name in [name for names in copied for name in names if name != "."]:
         assert (ROOT / name).exists() and not ignored(name), name
-    needed = [*ROOT.glob("*.py"), ROOT / "harness", ROOT / "configs", ROOT / "search_space.json"]
+    needed = [*ROOT.glob("*.py"), ROOT / "ballot", ROOT / "configs", ROOT / "search_space.json"]
     assert not [path.name for path in needed if ignored(path.name)]
     for name in ("outputs", ".venv", ".git", "data"):
         assert ignored(name), name

@@ -20,10 +20,10 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
 import ensemble
-from harness import vote
-from harness.poll import VoteOptions
-from harness.tally import run_vote
-from harness.tally_table import format_table
+from ballot.vote import combine
+from ballot.vote.selection import VoteOptions
+from ballot.vote.table import format_table
+from ballot.vote.tally import run_vote
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = [f"digit {k}" for k in range(10)]
@@ -158,7 +158,7 @@ def test_a_submission_keeps_the_order_that_the_data_ask_for(digits, in_tmp):
     assert pd.read_csv("ensemble/submission.csv")["ImageID"].tolist() == wanted
 
 
-@pytest.mark.parametrize("method", vote.METHODS)
+@pytest.mark.parametrize("method", combine.METHODS)
 @pytest.mark.parametrize("select", [None, "best:2"])
 def test_shuffled_rows_columns_and_files_change_nothing_to_the_last_bit(
     digits, in_tmp, method, select
@@ -192,7 +192,7 @@ def test_greedy_weighs_by_validation_and_its_gain_is_of_rows_it_did_not_see(digi
     frames = [pd.read_csv(digits.folder / m.name / "val.csv") for m in report.members]
     values = np.stack([frame.sort_values("id")[CLASSES].to_numpy() for frame in frames])
     labels = frames[0].sort_values("id")["label"].map(CLASSES.index).to_numpy()
-    counts = np.array(vote.greedy(values, labels))
+    counts = np.array(combine.greedy(values, labels))
     assert [m.weight for m in report.members] == (counts / counts.sum()).tolist()
 
 
@@ -495,7 +495,7 @@ def test_scores_of_validation_rows_are_those_that_numpy_gives(digits):
     best = sorted(sorted(alone), key=lambda name: -alone[name])
     assert {m.name for m in report.members if m.weight} == set(best[:2])
     held = np.zeros(len(places), dtype=bool)
-    parts = vote.split_parts(list(digits.ids[places]), truth, None, 5, 0)
+    parts = combine.split_parts(list(digits.ids[places]), truth, None, 5, 0)
     for part in range(5):  # the two that are best elsewhere answer here
         rows, rest = parts == part, parts != part
         elsewhere = {n: (p[rest].argmax(1) == truth[rest]).mean() for n, p in values.items()}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.engine import save_tensors
-from harness.errors import CannotWrite
+from ballot.errors import CannotWrite
+from ballot.training.tensor_files import save_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,8 +25,8 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_leaves_the_old_one(tmp_path)
     path = tmp_path / "best.pt"
     save_tensors(path, {"a": torch.ones(3)})
     code = (
-        "import torch; from harness.engine import save_tensors; from pathlib import Path\n"
-        "from harness.errors import CannotWrite\n"
+        "import torch; from ballot.training.tensor_files import save_tensors; from pathlib import Path\n"
+        "from ballot.errors import CannotWrite\n"
         "try:\n"
         f"    save_tensors(Path({str(path)!r}), {{'a': torch.zeros(100_000)}})\n"
         "except CannotWrite as error:\n"
@@ -78,7 +78,7 @@ def test_a_trial_that_can_keep_nothing_says_so_in_one_line(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_given_up_in_one_line(tmp_path):
     code = (
-        "import logging, pathlib, sys; from harness import logs, runtime\n"
+        "import logging, pathlib, sys; from ballot.training import run_log as logs; from ballot.training import process as runtime\n"
         "runtime.setup_logging(); logs.keep_early(); log = logging.getLogger('t')\n"
         "log.info('early ' * 30)\n"
         f"logs.log_to(pathlib.Path({str(tmp_path)!r}))\n"

@@ -19,14 +19,17 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ballot.config import search_space
+from ballot.config.files import read_config_files
+from ballot.config.layers import Layer, merge
+from ballot.config.schema import FIELDS, Config
+from ballot.engines.nni.config import outline, read_content
+from ballot.engines.nni.database import read_trials
+from ballot.errors import UserError
+from ballot.report.trials import find_trials
+from ballot.training.tensor_files import load_tensors, save_tensors
+from ballot.vote.ballots import read_ballot
 from dataset import find_table
-from harness import nni_config, space
-from harness.ballots import read_ballot
-from harness.config import FIELDS, Config, Layer, merge, read_config_files
-from harness.engine import load_tensors, save_tensors
-from harness.errors import UserError
-from harness.experiment import read_trials
-from harness.report_data import find_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 MORE = int(os.environ.get("FUZZ") or 1)
@@ -132,7 +135,7 @@ def test_mutated_configurations_of_a_search_are_outlined_or_refused(tmp_path_fac
     path = tmp_path_factory.getbasetemp() / "search.yml"
     path.write_bytes(mutated((ROOT / name).read_bytes(), random.Random(seed)))
     try:
-        _, problems = nni_config.outline(nni_config.read_content(path), path)
+        _, problems = outline(read_content(path), path)
     except UserError as error:
         one_line(error)
         return
@@ -148,13 +151,13 @@ def test_mutated_configurations_of_a_search_are_outlined_or_refused(tmp_path_fac
         "_value": VALUES})),
     st.dictionaries(st.text(max_size=8), VALUES)))  # fmt: skip
 def test_any_search_space_is_taken_or_its_faults_are_listed(found):
-    problems = space.find_problems(found, "space.json", ours=False)
+    problems = search_space.find_problems(found, "space.json", ours=False)
     for problem in problems:
         assert isinstance(problem, UserError)
         one_line(problem)
     if not problems:
-        assert space.count(found) >= 0
-        for values in (*space.corners(found), *space.each_component(found)):
+        assert search_space.count(found) >= 0
+        for values in (*search_space.corners(found), *search_space.each_component(found)):
             assert set(values) == set(found)
 
 
@@ -313,6 +316,6 @@ def test_a_configuration_cannot_build_objects(tmp_path):
     with pytest.raises(UserError):
         read_config_files([tmp_path / "a.yaml"])
     with pytest.raises(UserError):
-        nni_config.read_content(tmp_path / "a.yaml")
+        read_content(tmp_path / "a.yaml")
     assert not (tmp_path / "ran").exists()
     assert yaml.safe_load("a: 1") == {"a": 1}

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from harness.errors import UserError
+from ballot.errors import UserError
 from loss import CRITERIA, create_criterion, criterion_entrypoint, is_criterion
 
 NAMES = CRITERIA.names()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from harness.errors import UserError
+from ballot.errors import UserError
 from metrics import METRICS, create_metrics, lower_is_better
 
 NAMES = METRICS.names(families=False)

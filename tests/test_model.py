@@ -9,8 +9,8 @@ import torchvision
 from torch import nn
 
 import model as catalogue
-from harness.errors import UserError
-from harness.weights import WeightsUnavailable
+from ballot.errors import UserError
+from ballot.training.weights import WeightsUnavailable
 from model import (
     MODELS,
     create_model,

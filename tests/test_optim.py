@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from harness.errors import UserError
+from ballot.errors import UserError
 from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler, param_groups
 
 TORCH = OPTIMIZERS.names(families=False)

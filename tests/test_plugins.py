@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT
 from torch.nn import functional as F
 
+from ballot.errors import UserError
+from ballot.registry import load_plugins
 from dataset import AUGMENTATIONS
-from harness.errors import UserError
-from harness.plugins import load_plugins
 from loss import CRITERIA, create_criterion
 from model import MODELS, create_model, model_spec
 

@@ -14,13 +14,14 @@ from PIL import Image, ImageOps
 from trained_for_tests import coloured, copy_run, run
 
 import predict
-from harness import engine, tta
-from harness.checkpoints import checkpoints_of, read_checkpoint
-from harness.errors import UserError
-from harness.images import Geometry, decode_file
-from harness.poll import VoteOptions
-from harness.predictor import decoded
-from harness.tally import run_vote
+from ballot.data.images import Geometry, decode_file
+from ballot.errors import UserError
+from ballot.prediction import tta
+from ballot.prediction.checkpoints import checkpoints_of, read_checkpoint
+from ballot.prediction.predictor import decoded
+from ballot.training import tensor_files
+from ballot.vote.selection import VoteOptions
+from ballot.vote.tally import run_vote
 
 SMALL = ("--epochs", 1, "--image_size", 16)
 
@@ -260,12 +261,12 @@ def test_a_fold_that_is_gone_is_missed(trained, tmp_path):
 
 def other_checkpoint(trained, tmp_path, **changes) -> Path:
     """The first run's checkpoint, saying something else of itself."""
-    saved = engine.load_tensors(trained.one / "best.pt")
+    saved = tensor_files.load_tensors(trained.one / "best.pt")
     about = json.loads(saved["about"])
     about["config"].update(changes.pop("config", {}))
     about.update(changes)
     path = tmp_path / "other.pt"
-    engine.save_tensors(path, {**saved, "about": json.dumps(about)})
+    tensor_files.save_tensors(path, {**saved, "about": json.dumps(about)})
     return path
 
 
@@ -287,7 +288,7 @@ def test_a_foreign_or_older_checkpoint_is_one_line(trained, tmp_path, capsys, ch
     (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
     if changes.get("config", 0) is None:
         path = tmp_path / "other.pt"
-        engine.save_tensors(path, {"model": {}, "about": "{}"})
+        tensor_files.save_tensors(path, {"model": {}, "about": "{}"})
     else:
         path = other_checkpoint(trained, tmp_path, **changes)
     assert predict.main([str(path), str(trained.data / "test"), "--out", "out.csv"]) == 2

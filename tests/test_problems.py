@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.errors import UserError
-from harness.problems import Problem, as_problem, listed, note
+from ballot.errors import UserError
+from ballot.problems import Problem, as_problem, listed, note
 
 
 @pytest.mark.parametrize(

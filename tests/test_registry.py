@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.errors import UserError, guard, suggest
-from harness.registry import Entry, Registry
+from ballot.errors import UserError, guard, suggest
+from ballot.registry import Entry, Registry
 
 
 @pytest.fixture

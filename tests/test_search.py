@@ -24,7 +24,7 @@ from searches_for_tests import (
 from trained_for_tests import coloured
 
 import predict
-from harness import experiment
+from ballot.engines.nni import database
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert "3/3 trials done" in said and "best single" in said and "vote" in said
-    trials = experiment.read_trials(only_experiment(home))
+    trials = database.read_trials(only_experiment(home))
     assert [trial.status for trial in trials] == ["SUCCEEDED"] * 3
     for trial in trials:  # what NNI was told is what the trial's own files say
         run = next(home.glob(f"outputs/*-{trial.id}"))
@@ -127,8 +127,8 @@ def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
     )
     code = str(Path(__file__).resolve().parents[1])
     write_config(home, epochs=15, maxTrialNumber=9, trialConcurrency=1,
-                 tuner={"className": "harness.tpe.Tuner", "codeDirectory": code},
-                 assessor={"className": "harness.halving.Assessor", "codeDirectory": code,
+                 tuner={"className": "ballot.tuning.tpe.Tuner", "codeDirectory": code},
+                 assessor={"className": "ballot.tuning.asha.Assessor", "codeDirectory": code,
                            "classArgs": {"start_step": 1}})  # fmt: skip
     process = search(home, "--config", "config.yml", "--no_probe")
     said = process.communicate(timeout=300)[0]
@@ -138,7 +138,7 @@ def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
     assert sorted(rows) == sorted(rates), "each configuration once, and then no more"
     assert [rows[rate]["status"] for rate in (1e-7, 1e-8, 1e30)] == ["stopped", "stopped", "failed"]
     assert rows[0.001]["run"].split("-")[1] == "000" and rows[0.001]["status"] == "done"
-    for trial in experiment.read_trials(only_experiment(home)):
+    for trial in database.read_trials(only_experiment(home)):
         row = next(row for row in rows.values() if trial.id in row["run"])
         assert trial.final == float(row["score"] or 0.0)  # of a failed one a floor
         assert row["status"] != "stopped" or trial.status != "SUCCEEDED"
@@ -161,7 +161,7 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
     assert done.returncode == 0, done.stdout + done.stderr
     folder, deadline = only_experiment(home), time.monotonic() + 200
     while time.monotonic() < deadline:
-        trials = experiment.read_trials(folder)
+        trials = database.read_trials(folder)
         if len(trials) == 2 and all(trial.has_ended for trial in trials):
             break
         time.sleep(0.5)

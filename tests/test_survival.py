@@ -19,7 +19,7 @@ from searches_for_tests import (
     write_config,
 )
 
-from harness import experiment
+from ballot.engines.nni import database
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ def test_after_ctrl_c_a_search_goes_on_and_can_be_extended(home):
     assert_whole(home, before, trials=3)
     went_on = resumed_at(home)
     assert len(went_on) == 2 and all(epoch >= 3 for epoch in went_on.values())
-    numbers = [trial.sequence for trial in experiment.read_trials(only_experiment(home))]
+    numbers = [trial.sequence for trial in database.read_trials(only_experiment(home))]
     assert numbers == [0, 1, 2]
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ballot.data.augment import Recipe, flip
+from ballot.data.images import Geometry
 from dataset import AUGMENTATIONS
-from harness.augment import Recipe, flip
-from harness.images import Geometry
 from loss import CRITERIA
 from model import MODELS
 

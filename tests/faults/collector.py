@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from tests.test_experiment import database, given
 
 import collect
 from tests.faults import far
 from tests.faults.processes import damaged, start
 from tests.faults.scenarios import FAULTS, Scene
-from tests.test_experiment import database, given
 
 ID, TRIALS = "ended001", "abc"
 OUT_DIR = '"$HOME/nni-experiments/$NNI_EXP_ID/outputs"'

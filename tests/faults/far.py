@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from harness.experiment import free_port
-from harness.machines import Machine
+from ballot.engines.nni.manager import free_port
+from ballot.machines.machine import Machine
 from tests.machines_for_tests import UID, USER, Lab, make_key, sshd_program, why_not
 
 LOOPBACK = """ListenAddress 127.0.0.1

@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 
 import search
-from harness import searches
-from harness.errors import UserError
+from ballot.engines.nni import experiment
+from ballot.errors import UserError
 from tests.faults import scenarios
 from tests.faults.processes import Child, start
 from tests.faults.scenarios import Scene
@@ -37,13 +37,13 @@ from tests.searches_for_tests import (
 )
 
 RATES = [0.003, 0.01, 0.03]
-TUNER = {"className": "harness.tpe.Tuner", "codeDirectory": str(ROOT),
+TUNER = {"className": "ballot.tuning.tpe.Tuner", "codeDirectory": str(ROOT),
          "classArgs": {"optimize_mode": "maximize", "seed": 0}}  # fmt: skip
-TRIAL = ("python3 -m harness.preload train.py --resume auto --epochs 12 --dataset dummy "
+TRIAL = ("python3 -m ballot.preload train.py --resume auto --epochs 12 --dataset dummy "
          "--dataset_args.rows 80 --image_size 16 --batch_size 32 --no_tensorboard")  # fmt: skip
 # By what the parts of a search are known in the list of processes, and for about how long each is
 # there. The preloader's name is also that of the trials that it forks.
-PARTS = {"main.js": 6.0, "--exp_params": 6.0, "train.py": 2.0, "harness.preloader": 2.0}
+PARTS = {"main.js": 6.0, "--exp_params": 6.0, "train.py": 2.0, "ballot.preload.server": 2.0}
 
 
 class SmallSearch(Scene):
@@ -57,7 +57,7 @@ class SmallSearch(Scene):
 
     def fresh(self, name: str | None = None) -> Path:
         """Return a folder with a configuration, while nothing of an earlier search runs."""
-        self.end_all(but="harness.preloader")
+        self.end_all(but="ballot.preload.server")
         place = super().fresh(name)
         space = {"lr": {"_type": "choice", "_value": RATES}}
         (place / "search_space.json").write_text(json.dumps(space))
@@ -70,7 +70,7 @@ class SmallSearch(Scene):
         os.environ.update(environment(self.home))
         words = ["--config", "config.yml", "--no_probe"]
         with contextlib.suppress(UserError):
-            words = ["--resume", searches.newest_search(None).id]
+            words = ["--resume", experiment.newest_search(None).id]
         return search.main([*words, "--port", "19200"])
 
     def read(self, place: Path) -> dict[str, str]:
@@ -99,7 +99,7 @@ class SmallSearch(Scene):
         """Go on, demand the undisturbed result, and that nothing runs any more."""
         super().finish(place)
         deadline = time.monotonic() + 10
-        while left := [word for word in PARTS if word != "harness.preloader"
+        while left := [word for word in PARTS if word != "ballot.preload.server"
                        and process_of(self.home, word)]:  # fmt: skip
             assert time.monotonic() < deadline, f"{left} still run"
             time.sleep(0.1)

@@ -1,0 +1,151 @@
+"""The command line of a script: a flag for each field of `Config`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import typing
+from typing import Any
+
+from ballot.config.files import _literal
+from ballot.config.layers import Layer
+from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
+from ballot.errors import UserError, suggest
+
+# Flags that people have in their fingers.
+SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s and which takes `--batch-size` as `--batch_size`."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"command line: {message}; {self.prog} --help lists what there is")
+
+    def parse_args(self, argv=None, namespace=None):
+        """Parse `argv`; an unknown flag is a `UserError` with the nearest valid one."""
+        known, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            self.refuse(unknown[0])
+        return known
+
+    def refuse(self, word: str) -> typing.NoReturn:
+        """Raise the `UserError` for a word that no flag takes."""
+        if not word.startswith("-"):
+            raise UserError(f"command line: {word!r} belongs to no flag; {self.prog} --help")
+        flags = [f for action in self._actions for f in action.option_strings]
+        name = word.split("=")[0].lstrip("-").replace("-", "_")
+        if name in SYNONYMS and f"--{SYNONYMS[name]}" in flags:
+            hint = f"; did you mean '--{SYNONYMS[name]}'?"
+        else:
+            hint = suggest(f"--{name}", flags)
+        raise UserError(f"command line: unknown flag {word!r}{hint}")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Spell flags with underscores before argparse sees them; values stay as they are."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([_snake(word) for word in words], namespace)
+
+
+def _snake(word: str) -> str:
+    if not word.startswith("--") or word == "--":
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def build_parser(prog: str, description: str) -> Parser:
+    """Derive the command line from `Config`: a flag a field, in the groups of the fields."""
+    parser = Parser(
+        prog=prog, usage=f"{prog} [options]", description=description, allow_abbrev=False
+    )
+    parser.add_argument("--config", "-c", action="append", default=[], metavar="FILE",
+                        help="JSON or YAML file with any of the options below; may be repeated")  # fmt: skip
+    parser.add_argument("--print_config", action="store_true",
+                        help="print every value and where it comes from, and stop")  # fmt: skip
+    parser.add_argument("--probe", metavar="FILE", help=argparse.SUPPRESS)  # for ballot.preflight.examine
+    groups: dict[str, Any] = {}
+    for name, f in FIELDS.items():
+        group = groups.setdefault(f.metadata["group"], None)
+        if group is None:
+            group = groups[f.metadata["group"]] = parser.add_argument_group(f.metadata["group"])
+        _add_flag(group, name, f)
+    return parser
+
+
+def _add_flag(group: Any, name: str, f: dataclasses.Field) -> None:
+    kind, _ = _kind(TYPES[name])
+    shown = getattr(Config(), name)
+    if isinstance(shown, tuple):
+        shown = " ".join(map(str, shown)) or "none"
+    text = f.metadata["help"]
+    if kind is not bool:
+        text += f" (default: {'none' if shown in (None, {}) else shown})"
+    text = text.replace("%", "%%")
+    quiet = {"default": argparse.SUPPRESS, "help": text, "dest": name}
+    if kind is bool:
+        yes, no = dict(quiet), {**quiet, "help": f"do not {text}"}
+        (yes if getattr(Config(), name) else no)["help"] = argparse.SUPPRESS
+        group.add_argument(f"--{name}", action="store_true", **yes)
+        group.add_argument(f"--no_{name}", action="store_false", **no)
+        return
+    many = kind is Any or typing.get_origin(kind) is tuple
+    item = typing.get_args(kind)[0] if typing.get_args(kind) else kind
+    metavar = {int: "N", float: "X", dict: "JSON"}.get(item, "TEXT")
+    if "choices" in f.metadata and not many:
+        metavar = "|".join(f.metadata["choices"])
+    flags = (f"--{name}", *SHORT.get(name, ()))
+    group.add_argument(*flags, metavar=metavar, **quiet, **({"nargs": "+"} if many else {}))
+
+
+def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, argparse.Namespace]:
+    """Return the layer of the command line and what else it says (`config`, `print_config`, `probe`).
+
+    `--optimizer_args.momentum 0.9` and `--optimizer.momentum 0.9` set one argument.
+    """
+    known, rest = parser.parse_known_args(argv)
+    values = {k: _parse(k, v) for k, v in vars(known).items() if k in FIELDS}
+    words = iter(rest)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        head = flag[2:].partition(".")[0]
+        if not flag.startswith("--") or not ({head, f"{head}_args"} & set(DICT_FIELDS)):
+            parser.refuse(word)
+        if "." not in flag:
+            parser.refuse(word)
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"command line: {flag} needs a value")
+        values[flag[2:]] = _literal(value)
+    return Layer("command line", values), known
+
+
+def _parse(key: str, text: Any) -> Any:
+    """Read the words of a flag as its field's type; what cannot be read is left to `convert`."""
+    kind, optional = _kind(TYPES[key])
+    if isinstance(text, str) and optional and text.lower() in ("none", "null"):
+        return None
+    if kind is dict:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"command line: --{key} is no JSON ({error}); as in --{key} '{{\"name\": 0.2}}'"
+            ) from None
+    if kind in (int, float):
+        return _number(text)
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is float:
+        return [_number(word) for word in text]
+    return text
+
+
+def _number(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,111 @@
+"""Configuration files: JSON and YAML, read without surprises."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ballot.config.layers import Layer
+from ballot.config.templates import translate
+from ballot.errors import UserError
+
+MANY = 100_000  # values in a YAML file
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def read_config_file(path: str | Path) -> Layer:
+    """Read a JSON or YAML file of options; anything else is a `UserError` that names it."""
+    return read_config_files([path])[0]
+
+
+def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
+    """Read files of options, ours or another template's; the parts of one project are one layer."""
+    layers: list[Layer] = []
+    parts: list[tuple[str, dict[str, Any]]] = []
+    place = 0
+    for path in paths:
+        values = _read_values(Path(path))
+        kind = translate.recognise(values)
+        if kind == "parts":
+            parts, place = [*parts, (str(path), values)], len(layers)
+        elif kind:
+            layers.append(Layer(str(path), *translate.translate([(str(path), values)], kind)))
+        else:
+            layers.append(Layer(str(path), values))
+    if parts:
+        name = " + ".join(name for name, _ in parts)
+        layers.insert(place, Layer(name, *translate.translate(parts, "parts")))
+    return layers
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"{path}: cannot be read ({reason})") from None
+    yaml = path.suffix in (".yml", ".yaml")
+    values = _decoded(parse_yaml(text, path)) if yaml else parse_json(text, path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}; options stand in an object")
+    if set(values) == {"values", "origin"}:  # a run's config.json
+        values = values["values"]
+    return values
+
+
+def _decoded(node: Any) -> Any:
+    """Read what YAML leaves as text and people mean as numbers: 1e-3, and (32, 32)."""
+    if isinstance(node, dict):
+        return {key: _decoded(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_decoded(value) for value in node]
+    if isinstance(node, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", node):
+        return float(node)
+    if isinstance(node, str) and re.fullmatch(r"\([-+.,\deE\s]+\)", node):
+        return [_literal(word.strip()) for word in node[1:-1].split(",") if word.strip()]
+    return node
+
+
+def parse_json(text: str, path: str | Path) -> Any:
+    """Parse JSON; a mistake is a `UserError` with the line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: is no JSON; {error.msg} at {where}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise UserError(f"{path}: is no JSON that can be read; {error}") from None
+
+
+def parse_yaml(text: str, path: str | Path) -> Any:
+    """Parse YAML (plain data only); a mistake is a `UserError` with the line."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: is no YAML; {reason}{where}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise UserError(f"{path}: is no YAML that can be read; {error}") from None
+    # An alias costs nothing to read, but whoever walks through may never come to an end.
+    waiting, seen = [value], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > MANY:
+            raise UserError(f"{path}: holds itself, or more than {MANY:,} values")
+        if isinstance(node, (dict, list)):
+            waiting += node.values() if isinstance(node, dict) else node
+    return value

@@ -1,0 +1,229 @@
+"""Every hyperparameter, declared once: a field of `Config` is a flag, a key of a config file, a key of a search space and a column of the results, all spelt alike."""
+
+from __future__ import annotations
+
+import math
+import operator
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ballot.errors import UserError, suggest
+
+# A component is chosen by name and made with `<component>_args`.
+COMPONENTS = ("dataset", "augmentation", "model", "criterion", "optimizer", "scheduler")
+
+# Arguments that a nested form puts inside a component, although they are fields of their own.
+OWN_FIELDS = {
+    "optimizer": ("lr", "weight_decay"),
+    "scheduler": ("warmup_epochs",),
+    "model": ("pretrained",),
+    "augmentation": ("image_size", "mean", "std"),
+}
+
+# What people type first when they come from elsewhere: only ever used to suggest the right name.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "resize": "image_size",
+    "img_size": "image_size",
+    "num_epochs": "epochs",
+    "loss": "criterion",
+    "arch": "model",
+    "lr_scheduler": "scheduler",
+    "num_workers": "workers",
+    "output_dir": "out_dir",
+    "name": "run_name",
+    "fp16": "amp",
+    "valid_ratio": "val_ratio",
+}
+
+LIMITS = {
+    "low": ("at least", operator.ge),
+    "above": ("greater than", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
+
+
+def option(default: Any, text: str, group: str, **limits: Any) -> Any:
+    """Declare a field of `Config`: its default, its help and its limits.
+
+    Limits are `choices`, `low` (>=), `above` (>), `high` (<=) and `below` (<).
+    """
+    metadata = {"help": text, "group": group, **limits}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One trial's settings; immutable, and complete in the run folder's `config.json`."""
+
+    # fmt: off
+    # What is learnt
+    data_dir: str | None = option(None, "folder of labelled images; none stands for scikit-learn's digits", "data")
+    dataset: str = option("auto", "layout of the data; auto recognises it from the folder", "data")
+    dataset_args: dict = option({}, "arguments of the data set", "data")
+    classification: str = option("multi", "mask competition: the joint label or one attribute of it", "data", choices=("multi", "mask", "gender", "age"))
+    path_column: str | None = option(None, "CSV layout: column of the image paths", "data")
+    label_column: str | None = option(None, "CSV layout: column of the labels", "data")
+    group_column: str | None = option(None, "CSV layout: column of the groups that must not be torn apart", "data")
+    split_column: str | None = option(None, "CSV layout: column that says train, val or test", "data")
+    download: bool = option(False, "let torchvision download a data set that is not on disk", "data")
+    val_ratio: float = option(0.2, "share of the training rows (or groups) held out for validation", "data", above=0, below=1)
+    folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
+    fold: int | None = option(None, "the one fold to train, counted from 0; none trains all of them", "data", low=0)
+    strict: bool = option(False, "make an error of every warning about the data", "data")
+    # How it is shown
+    image_size: int | None = option(None, "side of the square images in pixels; none takes the data's or the model's", "images", low=4, high=4096)
+    augmentation: str = option("BaseAugmentation", "what is done to training images", "images")
+    augmentation_args: dict = option({}, "arguments of the augmentation", "images")
+    pipeline: dict = option({}, "transforms by their torchvision.transforms.v2 names, for each stage", "images")
+    mean: tuple[float, ...] | None = option(None, "mean of each channel for the normalisation, in 0..1", "images")
+    std: tuple[float, ...] | None = option(None, "standard deviation of each channel, in 0..1", "images", above=0)
+    sampler: str = option("shuffle", "order of the training rows; weighted draws rare classes more often", "images", choices=("shuffle", "weighted"))
+    cache: str = option("auto", "decoded images: auto, off, or the folder to keep them in", "images")
+    cache_limit: float = option(16.0, "largest decoded data set that is kept, in GiB", "images", low=0)
+    workers: int = option(2, "threads that decode images where there is no cache", "images", low=0, high=256)
+    # What learns
+    model: str = option("simple_cnn", "architecture; python model.py lists them", "model")
+    model_args: dict = option({}, "arguments of the architecture", "model")
+    pretrained: str = option("auto", "ImageNet weights: yes demands them, auto takes them where they can be had", "model", choices=("auto", "yes", "no"))
+    init_from: str | None = option(None, "run folder or state dict to start from", "model")
+    freeze: str | None = option(None, "layers that are not trained: backbone, or the first N blocks", "model")
+    unfreeze_epoch: int | None = option(None, "epoch from which frozen layers are trained too, counted from 0", "model", low=0)
+    ema: float = option(0.0, "decay of the averaged weights that are scored and kept; 0 is off", "model", low=0, below=1)
+    channels_last: bool | None = option(None, "keep image tensors in channels-last order; unless said, where it has been measured to be faster", "model")
+    compile: bool = option(False, "compile the model (torch.compile)", "model")
+    # What it minimises
+    criterion: str = option("cross_entropy", "loss function", "loss")
+    criterion_args: dict = option({}, "arguments of the loss function", "loss")
+    class_weights: str = option("none", "weight of each class in the loss; balanced is inverse to its count", "loss", choices=("none", "balanced"))
+    # How it gets there
+    epochs: int = option(30, "passes over the training rows", "training", low=1)
+    batch_size: int = option(64, "images a step", "training", low=1)
+    lr: float = option(1e-3, "learning rate", "training", above=0)
+    weight_decay: float = option(1e-2, "weight decay", "training", low=0)
+    optimizer: str = option("AdamW", "optimiser", "training")
+    optimizer_args: dict = option({}, "arguments of the optimiser", "training")
+    no_decay_norm: bool = option(False, "no weight decay on norms and biases", "training")
+    layer_decay: float = option(1.0, "factor of the learning rate from each layer to the one before it", "training", above=0, high=1)
+    clip_grad: float = option(0.0, "largest norm of the gradient; 0 is off", "training", low=0)
+    accum_steps: int = option(1, "parts that a batch is taken in, for less memory", "training", low=1)
+    scheduler: str = option("multistep", "schedule of the learning rate", "training")
+    scheduler_args: dict = option({}, "arguments of the schedule", "training")
+    warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from zero", "training", low=0)
+    time_limit: float = option(0.0, "seconds after which training ends with the best so far, earlier parts of the run included; 0 is none", "training", low=0)
+    early_stop: int = option(0, "epochs without a better monitored score after which training ends; 0 is never", "training", low=0)
+    monitor: str = option("val_acc", "score that is reported, kept and searched for; 'min val_loss' to minimise one", "training")
+    metrics: Any = option(("acc",), "scores of an epoch, by name", "training")
+    seed: int = option(42, "seed of the split, the weights and the order", "training", low=0, high=2**32 - 1)
+    split_seed: int | None = option(None, "seed of the split alone; none takes seed", "training", low=0, high=2**32 - 1)
+    # On what
+    device: str = option("auto", "cpu, cuda, cuda:N or N, mps, or auto for the best there is; 0,1 trains on two GPUs", "machine")
+    trials_per_gpu: int = option(1, "trials of a search that share a GPU, where NNI does not assign them", "machine", low=1)
+    deterministic: bool = option(False, "take only algorithms that give the same bits each time; slower on GPUs", "machine")
+    amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
+    profile: bool = option(False, "say where the second epoch went, and write a trace of the first one's steps", "machine")
+    # What stays
+    out_dir: str = option("outputs", "folder of the runs", "output")
+    model_dir: str | None = option(None, "folder that the best weights are copied to as well, as <run>.pt", "output")
+    run_name: str | None = option(None, "name of the run; none makes one", "output")
+    resume: str | None = option(None, "run folder to continue, or auto for this trial's own if it is there", "output")
+    save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0 keeps the best and the last alone", "output", low=0)
+    log_every: int = option(0, "steps between two lines of the log within an epoch; 0 is a line an epoch", "output", low=0)
+    log_config: str | None = option(None, "JSON file for logging.config.dictConfig; relative file names lie in the run folder", "output")
+    tensorboard: bool = option(True, "write TensorBoard files", "output")
+    tracker: tuple[str, ...] = option((), "where scores and files are sent to as well: mlflow, wandb", "output", choices=("tensorboard", "mlflow", "wandb"))
+    plugins: tuple[str, ...] = option((), "Python files that register models, losses or augmentations of your own", "output")
+
+
+TYPES = typing.get_type_hints(Config)
+FIELDS = {f.name: f for f in fields(Config)}
+DICT_FIELDS = tuple(name for name, kind in TYPES.items() if kind is dict)
+
+
+def check_key(key: str, source: str) -> str:
+    """Return the field that `key` names; an unknown one is a `UserError` with the nearest."""
+    name = key.replace("-", "_")
+    if name in FIELDS:
+        return name
+    if name in SYNONYMS:
+        raise UserError(f"{source}: unknown option {key!r}; did you mean {SYNONYMS[name]!r}?")
+    raise UserError(f"{source}: unknown option {key!r}{suggest(name, FIELDS)}")
+
+
+def convert(key: str, value: Any, source: str) -> Any:
+    """Give `value` the type of the field `key`, within its limits, or say what is wrong with it."""
+    kind, optional = _kind(TYPES[key])
+    if value is None and optional:
+        return None
+    try:
+        value = _coerce(kind, value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{source}: {key} is {value!r}; it takes {_describe(kind)}") from None
+    _check_limits(key, value, source)
+    if key == "device" and value.isdigit():  # as CUDA_VISIBLE_DEVICES and many scripts have it
+        return f"cuda:{value}"
+    return value
+
+
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        kinds = [a for a in typing.get_args(annotation) if a is not type(None)]
+        return kinds[0], True
+    return annotation, False
+
+
+def _coerce(kind: Any, value: Any) -> Any:
+    if kind is Any:
+        return tuple(value) if isinstance(value, list) else value
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            value = [value]
+        return tuple(_coerce(typing.get_args(kind)[0], item) for item in value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # a tuner's quniform gives 32.0
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return dict(value) if kind is dict else value
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "a list: each " + _describe(typing.get_args(kind)[0])
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return words.get(kind, "an object, as in {'name': value}")
+
+
+def _check_limits(key: str, value: Any, source: str) -> None:
+    limits = FIELDS[key].metadata
+    for word in value if isinstance(value, tuple) else (value,):
+        if "choices" in limits and word not in limits["choices"]:
+            raise UserError(f"{source}: {key} is {word!r}{suggest(word, limits['choices'])}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        for name, (words, holds) in LIMITS.items():
+            finite = isinstance(number, int) or math.isfinite(number)
+            if name in limits and not (finite and holds(number, limits[name])):
+                raise UserError(f"{source}: {key} is {value!r}; it must be {words} {limits[name]}")
+
+
+def parse_monitor(monitor: str, lower_is_better: bool) -> tuple[str, str]:
+    """Split `"min val_loss"` into `("val_loss", "min")`; without a word the metric decides."""
+    words = monitor.split()
+    if len(words) == 2 and words[0] in ("min", "max"):
+        return words[1], words[0]
+    if len(words) == 1:
+        return words[0], "min" if lower_is_better else "max"
+    raise UserError(f"monitor: {monitor!r} is not understood; as in 'val_acc' or 'min val_loss'")

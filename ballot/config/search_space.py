@@ -1,0 +1,197 @@
+"""Search spaces: checked against `Config`, counted, and their smallest and largest members."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ballot.config.layers import Layer, flatten
+from ballot.config.schema import COMPONENTS, OWN_FIELDS, convert
+from ballot.errors import UserError, suggest
+
+# How many numbers each type of NNI's search space takes.
+SPACE_TYPES = {
+    "choice": None, "randint": 2, "uniform": 2, "quniform": 3, "loguniform": 2, "qloguniform": 3,
+    "normal": 2, "qnormal": 3, "lognormal": 2, "qlognormal": 3,
+}  # fmt: skip
+BOUNDED = ("randint", "uniform", "quniform", "loguniform", "qloguniform")
+SPEC = '{"_type": "choice", "_value": [...]}'
+
+# What must be the same for all trials of a search, and why.
+FIXED = {
+    "monitor": "scores of different kinds cannot be compared",
+    "out_dir": "the vote looks for all trials in one folder",
+    "run_name": "NNI's trials are named by NNI",
+    "resume": "NNI's trials continue their own run",
+}
+ROWS = ("dataset", "data_dir", "val_ratio", "folds", "fold", "split_column", "group_column")
+
+
+def find_problems(space: Mapping[str, Any], source: str, *, ours: bool = True) -> list[UserError]:
+    """Return everything that is wrong with a search space, nested choices included.
+
+    `ours` says that its keys are options of train.py, and not those of a script of another.
+    """
+    found: list[UserError] = []
+    for key, spec in space.items():
+        try:
+            found += _problems_of(key, spec, source, ours)
+        except UserError as error:
+            found.append(error)
+    return list({str(error): error for error in found}.values())
+
+
+def _problems_of(key: str, spec: Any, source: str, ours: bool) -> list[UserError]:
+    if not is_spec(spec):
+        raise UserError(f"{source}: {key} is no range; write {key}: {SPEC}")
+    kind, values = spec["_type"], spec["_value"]
+    if kind not in SPACE_TYPES:
+        raise UserError(f"{source}: {key} has type {kind!r}{suggest(kind, SPACE_TYPES)}")
+    if key in FIXED and ours:
+        raise UserError(f"{source}: {key} is searched, but {FIXED[key]}; fix it in trialCommand")
+    _check_values(key, kind, values, source)
+    candidates = values if kind == "choice" else values[:2] if kind in BOUNDED else values[:1]
+    inner = [len(v) - 1 if isinstance(v, Mapping) and "_name" in v else -1 for v in candidates]
+    if max(inner) > 0 and min(inner) < 0:
+        raise UserError(f"{source}: {key} mixes names and nested options, which NNI hands over "
+                        'unsampled; write every name as {"_name": ...}')  # fmt: skip
+    found: list[UserError] = []
+    for value in candidates if ours else ():
+        try:
+            found += _problems_of_candidate(key, value, source)
+        except UserError as error:
+            found.append(error)
+            if kind != "choice":
+                break
+    return found
+
+
+def _check_values(key: str, kind: str, values: Any, source: str) -> None:
+    wanted = SPACE_TYPES[kind]
+    if not isinstance(values, list) or not values or (wanted and len(values) != wanted):
+        raise UserError(
+            f"{source}: {key} ({kind}) takes {wanted or 'one or more'} values in a list"
+        )
+    if kind == "choice":
+        return
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise UserError(f"{source}: {key} ({kind}) takes numbers, not {values}")
+    if kind in BOUNDED and values[0] >= values[1]:
+        raise UserError(
+            f"{source}: {key} goes from {values[0]} to {values[1]}; put the lower first"
+        )
+    if "log" in kind and kind in BOUNDED and values[0] <= 0:
+        raise UserError(f"{source}: {key} ({kind}) must start above 0")
+    if kind.startswith("q") and values[2] <= 0:
+        raise UserError(f"{source}: {key} ({kind}) has steps of {values[2]}; make them above 0")
+
+
+def _problems_of_candidate(key: str, value: Any, source: str) -> list[UserError]:
+    if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
+        found: list[UserError] = []
+        for inner, spec in value.items():
+            if inner == "_name":
+                continue
+            if not is_spec(spec):
+                right = f'{{"_type": "choice", "_value": [{spec!r}]}}'
+                raise UserError(f"{source}: {key}.{inner} is fixed to {spec!r}, on which NNI's "
+                                f"tuner dies; write {right}")  # fmt: skip
+            own = inner in OWN_FIELDS.get(key, ())
+            found += find_problems({inner if own else f"{key}_args.{inner}": spec}, source)
+        return found
+    for name, part in flatten(Layer(source, {key: value})):
+        if "." not in name:
+            convert(name, part, source)
+    return []
+
+
+def is_spec(value: Any) -> bool:
+    """Tell whether a value is a range to search: an object with `_type` and `_value`."""
+    return isinstance(value, Mapping) and "_type" in value and "_value" in value
+
+
+def count(space: Mapping[str, Any]) -> float:
+    """Return how many configurations a valid search space holds; `inf` where one is continuous."""
+    return math.prod(_count_of(spec) for key, spec in space.items() if key != "_name")
+
+
+def _count_of(spec: Mapping[str, Any]) -> float:
+    kind, values = spec["_type"], spec["_value"]
+    if kind == "choice":
+        return sum(count(v) if isinstance(v, Mapping) and "_name" in v else 1 for v in values)
+    if kind == "randint":
+        return values[1] - values[0]
+    if kind == "quniform":
+        low, high, step = values
+        return len({min(max(k * step, low), high)
+                    for k in range(round(low / step), round(high / step) + 1)})  # fmt: skip
+    return math.inf
+
+
+def corners(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the smallest configuration, then the largest one for each choice of `model`.
+
+    In a tuner's own form. Every number is at its low or its high end, where one more part of a
+    batch makes for less memory, and not more.
+    """
+    models = space.get("model", {}).get("_value", [None])
+    largest = []
+    for model in models:
+        narrowed = dict(space)
+        if model is not None:
+            narrowed["model"] = {"_type": "choice", "_value": [model]}
+        largest.append(_at_end(narrowed, high=True))
+    return [_at_end(space, high=False), *largest]
+
+
+def each_component(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return configurations in which every choice of a component stands once, low and high."""
+    base, found = _at_end(space, high=False), []
+    for key in COMPONENTS:
+        if key not in space or space[key]["_type"] != "choice":
+            continue
+        for value, high in itertools.product(space[key]["_value"], (False, True)):
+            made = {**base, key: _inner(value, high)}
+            if made not in found:
+                found.append(made)
+    return found
+
+
+def _at_end(space: Mapping[str, Any], *, high: bool) -> dict[str, Any]:
+    return {key: _end_of(spec, high != (key == "accum_steps")) for key, spec in space.items()}
+
+
+def _end_of(spec: Mapping[str, Any], high: bool) -> Any:
+    kind, values = spec["_type"], spec["_value"]
+    if kind == "choice":
+        numbers = all(isinstance(v, (int, float)) for v in values)
+        chosen = (max if high else min)(values) if numbers else values[0]
+        return _inner(chosen, high)
+    if kind == "randint":
+        return values[1] - 1 if high else values[0]
+    if kind not in BOUNDED:  # without ends: the middle
+        middle = math.exp(values[0]) if "log" in kind else values[0]
+        return round(middle / values[2]) * values[2] if kind.startswith("q") else middle
+    end = values[1] if high else values[0]
+    if kind.startswith("q"):
+        end = min(max(round(end / values[2]) * values[2], values[0]), values[1])
+    return end
+
+
+def _inner(value: Any, high: bool) -> Any:
+    if not isinstance(value, Mapping) or "_name" not in value:
+        return value
+    rest = {key: spec for key, spec in value.items() if key != "_name"}
+    return {"_name": value["_name"], **_at_end(rest, high=high)}
+
+
+def keys_of(space: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every option that the search space sets, those of nested choices too."""
+    for key, spec in space.items():
+        yield key
+        for value in spec["_value"] if spec["_type"] == "choice" else ():
+            if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
+                own = OWN_FIELDS.get(key, ())
+                yield from (k if k in own else f"{key}_args.{k}" for k in value if k != "_name")

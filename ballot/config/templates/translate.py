@@ -1,0 +1,318 @@
+"""Configurations of other PyTorch templates, recognised by their shape and read as our own.
+
+parts      model, data and environment in one JSON file or in three
+template   config.json with arch, data_loader, trainer and the like
+yaml       nested upper-case YAML over defaults: TRAIN.LR, DATA.DATASET_TYPE, MODEL_TYPE
+
+What a key becomes is told; what has no counterpart is named. docs/moving.md has the tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ballot.config.templates import vocabulary
+from ballot.config.templates.reading import Reading, settle
+from ballot.errors import UserError, suggest
+
+TEMPLATES = {
+    "parts": "a project of three parts (model, data, environment)",
+    "template": "a project of the config.json template",
+    "yaml": "a project of upper-case YAML",
+}
+MOST_GPUS = 64  # of one machine: a list of them is written out
+PARTS = ("model", "data", "env", "environment")
+# Keys that only a project of three parts has, at the top of a file or of a part.
+MARKS = {"backbone", "head", "cls_head", "loss_cls", "num_class", "evaluation", "train", "val",
+         "validation", "dummy", "train_freq", "val_freq", "start_epoch", "distributed",
+         "world_size", "dist_url", "dist_backend"}  # fmt: skip
+STAGES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    "test": "test",
+}
+
+# Sections that are a component: a name, or {"type": name, "args": {...}}.
+COMPONENTS = {
+    **dict.fromkeys(("arch", "model", "model_type", "network", "net"), "model"),
+    **dict.fromkeys(("backbone",), "backbone"),
+    **dict.fromkeys(("head", "cls_head"), "head"),
+    **dict.fromkeys(("optimizer", "optim", "optimizer_type"), "optimizer"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "scheduler_type"), "scheduler"),
+    **dict.fromkeys(("loss", "loss_cls", "criterion", "loss_fn", "loss_type"), "criterion"),
+    **dict.fromkeys(
+        ("dataset", "data_loader", "dataset_type", "dataset_name", "datamodule"), "dataset"
+    ),
+}
+# Fields that may stand inside a component; whatever else stands there is an argument of it.
+INSIDE = {
+    "model": {"image_size", "init_from"},
+    "backbone": {"image_size", "init_from"},
+    "head": set(),
+    "optimizer": {"lr", "weight_decay"},
+    "scheduler": {"warmup_epochs"},
+    "criterion": set(),
+}
+# Arguments that upper-case YAML lets stand beside the component's name.
+LOOSE = {
+    **dict.fromkeys(("momentum", "nesterov", "betas", "amsgrad"), "optimizer"),
+    **dict.fromkeys(("gamma", "step_size", "milestones", "t_max", "eta_min"), "scheduler"),
+    **dict.fromkeys(("label_smoothing", "class_weight"), "criterion"),
+    **dict.fromkeys(("dropout", *vocabulary.MODEL_ARGS), "model"),
+}
+
+
+def recognise(values: Mapping[str, Any]) -> str | None:
+    """Name the template that a configuration is written for; None for our own words."""
+    if any(re.fullmatch(r"[A-Z][A-Z0-9_]+", str(key)) for key in values):
+        return "yaml"
+    if any(isinstance(values.get(key), Mapping) for key in ("trainer", "arch", "data_loader")):
+        return "template"
+    inner = [part for key, part in values.items() if key in PARTS and isinstance(part, Mapping)]
+    inner = [part for part in inner if part.get("type") != "backbone_head"]  # ours, nested
+    if MARKS & {str(key) for part in (values, *inner) for key in part}:
+        return "parts"
+    return None
+
+
+def translate(
+    files: Sequence[tuple[str, Mapping[str, Any]]], kind: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read the files of one project; return values in our words, and the lines to be told."""
+    reading = Reading(" + ".join(name for name, _ in files), kind)
+    for _, values in files:
+        walk(reading, values, (), None)
+    settle(reading)
+    return reading.values, notes(reading)
+
+
+def notes(reading: Reading) -> tuple[str, ...]:
+    """Return the mapping, a line a key, and one line of what was lost."""
+    lines = [f"{reading.source}: {TEMPLATES[reading.kind]}, read as"]
+    wide = min(max((len(old) for old, _ in reading.told), default=0), 60)
+    lines += [f"  {old:<{wide}} -> {new}" for old, new in reading.told]
+    if reading.lost:
+        why = {reason: [o for o, r in reading.lost.items() if r == reason]
+               for reason in sorted(set(reading.lost.values()))}  # fmt: skip
+        named = [
+            ", ".join(olds) + (f" ({reason})" if reason else "") for reason, olds in why.items()
+        ]
+        lines.append(f"warning: {reading.source}: without a counterpart: {'; '.join(named)}")
+    return tuple(lines)
+
+
+def walk(
+    reading: Reading, node: Mapping[str, Any], path: tuple[str, ...], owner: str | None
+) -> None:
+    """Read a section: each key as a component, by its rule, as a field, or as an argument."""
+    for key, value in node.items():
+        here, leaf = (*path, str(key)), str(key).lower()
+        old, new = ".".join(here), vocabulary.FIELD_OF.get(leaf)
+        if owner and leaf in ("type", "name", "_name") and isinstance(value, str):
+            reading.hold(owner, old, value)
+        elif owner and leaf == "args":
+            if not isinstance(value or {}, Mapping):
+                raise UserError(f"{reading.source}: {old} is {value!r}; arguments are an object")
+            walk(reading, value or {}, here, owner)
+        elif leaf in COMPONENTS and isinstance(value, Mapping):
+            walk(reading, value, here, COMPONENTS[leaf])
+        elif leaf in COMPONENTS and (isinstance(value, str) or value is None):
+            if value:
+                reading.hold(COMPONENTS[leaf], old, value)
+        elif owner in INSIDE and (leaf not in RULES or owner == "scheduler"):
+            if new in INSIDE[owner]:
+                reading.put(new, value, old, value)
+            else:
+                reading.args.setdefault(owner, {})[leaf] = (old, value)
+        elif leaf in RULES:
+            RULES[leaf](reading, here, value)
+        elif isinstance(value, Mapping):
+            walk(reading, value, here, owner)
+        else:
+            leaf_alone(reading, here, value)
+
+
+def leaf_alone(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    """Read a key that is neither a section nor inside of a component with arguments."""
+    old, leaf = ".".join(path), path[-1].lower()
+    new = vocabulary.FIELD_OF.get(leaf)
+    if new == "data_dir" and leaf in ("root", "path") and not _of_data(path):
+        new = None
+    if new and stage_of(path) in ("val", "test"):
+        reading.lose(old, vocabulary.TAKEN)
+    elif leaf in LOOSE:
+        reading.args.setdefault(LOOSE[leaf], {})[leaf] = (old, value)
+    elif new in ("early_stop", "save_period", "log_every"):  # a count, or off
+        count = value if isinstance(value, int) and value > 0 else 0
+        reading.put(new, int(count), old, value)
+    elif new == "val_ratio" and not (isinstance(value, float) and 0 < value < 1):
+        reading.lose(old, "val_ratio is a share above 0 and below 1")
+    elif new and value in (None, ""):
+        reading.same(old, value)
+    elif new == "out_dir":
+        reading.hold("out_dir", old, value)
+    elif new:
+        reading.put(new, value, old, value)
+    elif leaf in vocabulary.WITHOUT:
+        reading.lose(old, vocabulary.WITHOUT[leaf])
+    else:
+        near = suggest(leaf, [*vocabulary.FIELD_OF, *RULES, *COMPONENTS]).removeprefix("; ")
+        reading.lose(old, near if near.startswith("did you mean") else "")
+
+
+def _of_data(path: tuple[str, ...]) -> bool:
+    return any(part.lower().startswith("data") for part in path[:-1])
+
+
+def stage_of(path: tuple[str, ...]) -> str | None:
+    """Name the stage of whose section `path` is a part."""
+    return next((STAGES[part.lower()] for part in path[:-1] if part.lower() in STAGES), None)
+
+
+def _metrics(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    old, stage = ".".join(path), stage_of(path)
+    if not value:
+        return reading.same(old, value)
+    if isinstance(value, Mapping) and {str(key).lower() for key in value} <= set(STAGES):
+        ours: Any = {STAGES[str(key).lower()]: vocabulary.metrics(part) for key, part in value.items()}
+    else:
+        ours = vocabulary.metrics(value)
+        if stage and reading.kind == "parts":
+            others = reading.values.setdefault("metrics", {})
+            if not isinstance(others, dict):
+                raise UserError(f"{reading.source}: {old} is of one stage, and "
+                                f"{reading.said['metrics']} of all; leave one out")  # fmt: skip
+            others[stage] = ours
+            reading.said.setdefault("metrics", old)
+            return reading.told.append((f"{old} = {value!r}", f"metrics.{stage} = {ours!r}"))
+    reading.put("metrics", tuple(ours) if isinstance(ours, list) else ours, old, value)
+
+
+def _monitor(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    old = ".".join(path)
+    if value in (None, "", "off"):
+        return reading.lose(old, "one score is always watched: val_acc by default")
+    reading.put("monitor", vocabulary.monitor(str(value)), old, value)
+
+
+def _pipeline(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    old, where = ".".join(path), f"{reading.source}: {'.'.join(path)}"
+    if not value:
+        return reading.same(old, value)
+    by_prefix = STAGES.get(path[-1].lower().partition("_")[0])
+    if isinstance(value, Mapping) and {str(key).lower() for key in value} <= set(STAGES):
+        for key, part in value.items():
+            stage = STAGES[str(key).lower()]
+            reading.hold(f"pipeline {stage}", f"{old}.{key}", vocabulary.pipeline(part, where))
+    else:
+        stage = by_prefix or stage_of(path) or "train"
+        reading.hold(f"pipeline {stage}", old, vocabulary.pipeline(value, where))
+
+
+def _processors(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    """How many GPUs, or which: `n_gpu`, `gpu`, `devices`, `accelerator`."""
+    old, leaf = ".".join(path), path[-1].lower()
+    named = leaf in ("gpu", "gpu_id", "device")
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    if value in (None, "", "auto") or (value == 1 and not named):
+        reading.put("device", "auto", old, value)
+    elif value in ("gpu", "cpu", "cuda", "mps"):
+        reading.put("device", "cuda" if value == "gpu" else value, old, value)
+    elif isinstance(value, int) and named:
+        reading.put("device", f"cuda:{value}", old, value)
+    elif value == 0:
+        reading.put("device", "cpu", old, value)
+    elif isinstance(value, list) and value:
+        reading.put("device", ",".join(map(str, value)), old, value)
+    elif isinstance(value, int) and 1 < value <= MOST_GPUS:
+        reading.put("device", ",".join(map(str, range(value))), old, value)
+    else:
+        reading.put("device", str(value), old, value)
+
+
+def _precision(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    plain = {"true": "auto", "false": "off"}.get(str(value).lower(), str(value).split("-")[0])
+    ours = {"16": "fp16", "32": "off", "64": "off"}.get(plain, plain)
+    reading.put("amp", ours, ".".join(path), value)
+
+
+def _pretrained(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    if isinstance(value, str) and value not in ("", "auto", "yes", "no"):
+        return reading.put("init_from", value, ".".join(path), value)
+    ours = value if value in ("auto", "yes", "no") else "yes" if value else "no"
+    reading.put("pretrained", ours, ".".join(path), value)
+
+
+def _resume(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    if not value:
+        return reading.same(".".join(path), value)
+    reading.put("resume", value, ".".join(path), value)
+
+
+def _start(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    if value:
+        return reading.lose(".".join(path), vocabulary.WITHOUT["start_epoch"])
+    reading.same(".".join(path), value)
+
+
+def _classes(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    reading.hold("classes", ".".join(path), value)
+
+
+def _channels(reading: Reading, path: tuple[str, ...], value: Any) -> None:  # noqa: ARG001
+    reading.lose(".".join(path), vocabulary.WITHOUT["in_channel"])
+
+
+def _dummy(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    if not value:
+        return reading.same(".".join(path), value)
+    reading.hold("dummy", ".".join(path), True)
+
+
+def _name(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    reading.hold("name", ".".join(path), value)
+
+
+def _tracker(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+    """`logger: mlflow`, `use_wandb: true`, or a section `MLFLOW` with its address."""
+    old, leaf = ".".join(path), path[-1].lower()
+    named = [name for name in ("mlflow", "wandb") if name in leaf]
+    wanted = [str(name).lower() for name in (value if isinstance(value, list) else [value])]
+    if isinstance(value, Mapping):
+        low = {str(key).lower(): part for key, part in value.items()}
+        on = next((low[key] for key in ("enable", "enabled", "use") if key in low), True)
+        for key in value:
+            if str(key).lower() not in ("enable", "enabled", "use"):
+                reading.lose(f"{old}.{key}", "a tracker's own words are in its environment")
+    else:
+        on = bool(value)
+    chosen = (
+        named if named and on else [w for w in wanted if w in ("mlflow", "wandb", "tensorboard")]
+    )
+    before = reading.values.pop("tracker", ())
+    reading.put("tracker", tuple(dict.fromkeys((*before, *chosen))), old, value)
+
+
+RULES: dict[str, Callable[[Reading, tuple[str, ...], Any], None]] = {
+    **dict.fromkeys(("metrics", "metric", "evaluation", "eval_metrics"), _metrics),
+    "monitor": _monitor,
+    **dict.fromkeys(("transform_list", "transforms", "transform", "pipeline", "train_transforms",
+                     "val_transforms", "test_transforms", "train_transform", "val_transform",
+                     "train_pipeline", "val_pipeline", "test_pipeline", "train_transform_list",
+                     "val_transform_list", "test_transform_list"), _pipeline),
+    **dict.fromkeys(("n_gpu", "gpus", "num_gpus", "devices", "gpu", "gpu_id", "device",
+                     "accelerator"), _processors),
+    **dict.fromkeys(("precision", "amp", "fp16", "use_amp"), _precision),
+    "pretrained": _pretrained,
+    **dict.fromkeys(("resume", "resume_path"), _resume),
+    "start_epoch": _start,
+    **dict.fromkeys(("num_class", "num_classes", "n_classes", "classes"), _classes),
+    **dict.fromkeys(("in_channel", "in_channels"), _channels),
+    "dummy": _dummy,
+    **dict.fromkeys(("name", "experiment_name", "exp_name", "run_name"), _name),
+    **dict.fromkeys(("logger", "loggers", "tracker", "mlflow", "wandb", "use_mlflow", "use_wandb"),
+                    _tracker),
+}  # fmt: skip

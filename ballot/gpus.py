@@ -1,0 +1,206 @@
+"""GPUs that the trials of one host share: each takes a free one under a lock.
+
+NNI's own assignment counts wrongly where there is one GPU and knows nothing of other searches. Here
+a trial locks one of the files `<temporary folder>/ballot-<uid>/<gpu>.<slot>`; the kernel lets go of
+the lock when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ballot.errors import UserError
+
+log = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds between two looks for a free GPU
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device that this process may use."""
+
+    index: int  # among the visible ones, as in cuda:<index>
+    id: str  # the same in every process of the host, whatever CUDA_VISIBLE_DEVICES makes visible
+
+
+@dataclass
+class Lease:
+    """A device, and the lock that keeps it where it was taken among trials."""
+
+    name: str
+    descriptor: int = -1
+
+    def release(self) -> None:
+        """Let others have the device; the end of the process does so by itself."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def choose_device(name: str, *, trials_per_gpu: int, among_trials: bool) -> Lease:
+    """Return the device to use: what a person named, else a free GPU, else the best there is.
+
+    `among_trials` says that other trials of a search want GPUs too: NNI started this process.
+    Waits, and says so once, while all GPUs are taken.
+    """
+    if name != "auto" or not among_trials or assigned_by_nni():
+        return Lease(name)
+    gpus = visible_gpus()
+    if not gpus:
+        return Lease(name)
+    lease = take(gpus, trials_per_gpu, lock_folder(), memory_used)
+    import torch
+
+    torch.cuda.set_device(lease.name)  # what names no device shall not touch the first GPU
+    return lease
+
+
+def on_several(name: str, available: int, command: Sequence[str]) -> list[str] | None:
+    """Return the command that trains on all GPUs of a list such as `0,1`; None for one device.
+
+    `command` is this process's own; each GPU gets a process of torchrun's. Fewer GPUs than are
+    named (`available`) are a `UserError`.
+    """
+    gpus = name.split(",")
+    if len(gpus) == 1:
+        return None
+    if not all(gpu.isdigit() and int(gpu) < available for gpu in gpus):
+        raise UserError(f"device: {name!r} names {len(gpus)} GPUs; this machine has {available}, "
+                        "and auto takes what there is")  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc_per_node", str(len(gpus)), *command, "--device", "cuda"]
+
+
+def assigned_by_nni() -> bool:
+    """Tell whether NNI chose this trial's GPUs: its environment then differs from the manager's."""
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if mine is None:
+        return False
+    try:
+        # A preloaded trial was forked elsewhere, and has been told who its command's parent is.
+        parent = os.environ.get("BALLOT_PARENT", os.getppid())
+        pairs = Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return f"CUDA_VISIBLE_DEVICES={mine}".encode() not in pairs
+
+
+def visible_gpus() -> list[Gpu]:
+    """List the CUDA devices of this process; where they are told apart by it, by their UUID."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found.append(Gpu(index, str(getattr(facts, "uuid", None) or f"cuda{index}")))
+    return found
+
+
+def memory_used(gpu: Gpu) -> float:
+    """Return the share of the GPU's memory that is in use by anyone, 0 where nobody knows."""
+    try:
+        import pynvml  # comes with NNI; a look by CUDA itself would occupy memory on each GPU
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu.id.removeprefix('GPU-')}")
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except Exception:  # no NVML, or a device that it does not name so: only a preference is lost
+        return 0.0
+    return memory.used / memory.total
+
+
+def lock_folder() -> Path:
+    """Return this user's folder of locks, made for this user alone."""
+    folder = Path(tempfile.gettempdir(), f"ballot-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(f"{folder}: is not this user's own folder with mode 700; remove it")
+    return folder
+
+
+def take(
+    gpus: Sequence[Gpu],
+    slots: int,
+    folder: Path,
+    load: Callable[[Gpu], float] = memory_used,
+    poll: float = POLL,
+) -> Lease:
+    """Lock a slot of the GPU with the fewest trials, then the least load; wait for one to be free.
+
+    Each GPU has `slots` of them. Waiting is said once.
+    """
+    said = False
+    while True:
+        with _choosing(folder):
+            found = _best(gpus, slots, folder, load)
+        if found is not None:
+            return _held(*found)
+        if not said:
+            what = "the GPU is" if len(gpus) == 1 else f"all {len(gpus)} GPUs are"
+            log.warning("%s taken by other trials; waiting for one to end", what)
+            said = True
+        time.sleep(poll)
+
+
+@contextlib.contextmanager
+def _choosing(folder: Path) -> Iterator[None]:
+    """Let one process at a time count the trials on each GPU."""
+    descriptor = os.open(folder / "choosing", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _best(
+    gpus: Sequence[Gpu], slots: int, folder: Path, load: Callable[[Gpu], float]
+) -> tuple[Gpu, int] | None:
+    """Return the GPU to use and the descriptor of its locked slot, or None where all are taken."""
+    free: dict[Gpu, list[int]] = {}
+    for gpu in gpus:
+        locked = [_try_lock(folder / f"{gpu.id}.{slot}") for slot in range(slots)]
+        if descriptors := [d for d in locked if d is not None]:
+            free[gpu] = descriptors
+    if not free:
+        return None
+    best = min(free, key=lambda gpu: (-len(free[gpu]), load(gpu), gpu.index))
+    kept = free[best].pop(0)
+    for descriptor in [d for descriptors in free.values() for d in descriptors]:
+        os.close(descriptor)
+    return best, kept
+
+
+def _try_lock(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _held(gpu: Gpu, descriptor: int) -> Lease:
+    """Write down for people who holds the GPU, and keep the lock from outliving this process."""
+    lease = Lease(f"cuda:{gpu.index}", descriptor)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()} {os.environ.get('NNI_TRIAL_JOB_ID', '')}\n".encode())
+    # A forked child (a worker that decodes) would hold the lock on when this process is killed.
+    os.register_at_fork(after_in_child=lease.release)
+    return lease

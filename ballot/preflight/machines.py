@@ -1,0 +1,412 @@
+"""What is wrong with the machines of a search, found over ssh before anything starts."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import getpass
+import re
+import shlex
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ballot.config.schema import Config
+from ballot.config.trial_command import option_of, parse_command, read_options
+from ballot.engines.nni.config import Outline, outline, plain, read_content, uploaded
+from ballot.engines.nni.machine_list import NO_KEY, machines_of
+from ballot.errors import UserError
+from ballot.machines.machine import Machine
+from ballot.machines.sent import facts as facts_module
+from ballot.machines.sent.facts import expand, listing_digest
+from ballot.machines.ssh import Link, on_all, open_links
+from ballot.problems import Problem, as_problem
+from ballot.wording import size
+
+PYTHONS = ((3, 10), (3, 14))
+FOR_NNI = ("nni", "setuptools")
+FOR_TRIALS = (*FOR_NNI, "torch", "torchvision", "numpy", "scikit-learn", "pillow")
+LOW, FULL = 5e9, 200e6  # bytes of free disk: worth a word, and too few for a run folder
+CLOCK_S = 60.0
+FACTS_S = 180.0  # a listing of a million files on a slow disk, torch's first import
+SFTP_HELLO = b"\0\0\0\5\1\0\0\0\3"  # SSH_FXP_INIT, version 3
+GREETING = "ballot"
+INSTALL = "--install makes an environment with everything"
+KNOCK = """
+import socket
+with socket.create_connection(("127.0.0.1", args[0]), 10) as door:
+    print(json.dumps(door.recv(99).decode()))
+"""
+
+
+@dataclass
+class Reach:
+    """The machines of a search: the links that stand, and what was wrong with the others."""
+
+    machines: list[Machine] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    skip_bad: bool = False  # go on with those that nothing is wrong with
+
+    def close(self) -> None:
+        """Disconnect."""
+        for link in self.links:
+            link.close()
+
+
+def reach(
+    path: Path,
+    *,
+    accept_new_host_keys: bool = False,
+    ssh_config: str | None = None,
+    interactive: bool = False,
+    skip_bad: bool = False,
+) -> Reach:
+    """Open a link to each machine of a configuration; a search on this machine has none."""
+    told, _ = outline(read_content(path), path)
+    if told.platform != "remote":
+        return Reach()
+    options = [] if ssh_config is None else ["-F", str(Path(ssh_config).expanduser().absolute())]
+    if options and not Path(options[1]).is_file():
+        raise UserError(f"command line: ssh_config {ssh_config} is not there")
+    try:
+        machines = machines_of(told.content, path.parent)
+    except UserError as error:
+        return Reach(problems=[as_problem(error)])
+    links = [Link(machine, accept_new_host_keys, options) for machine in machines]
+    errors = open_links(links, interactive)
+    problems = [as_problem(error) for error in errors if error is not None]
+    problems += [Problem(link.name, news, fatal=False) for link in links for news in link.news]
+    standing = [link for link, error in zip(links, errors) if error is None]
+    return Reach(machines, standing, problems, skip_bad)
+
+
+def data_folders(path: Path, wanted: str) -> tuple[Path, str]:
+    """Return the folder of the data here, which `wanted` may name, and on the machines."""
+    told, _ = outline(read_content(path), path)
+    options, _ = read_options(parse_command(told.command, told.code), told.code, str(path))
+    there = needs_of(told.command, options.config).data
+    if not there:
+        raise UserError(f"{path}: trialCommand names no folder of data on the machines; as in "
+                        "--data_dir $HOME/data/digits")  # fmt: skip
+    own = wanted or (options.config and options.config.data_dir) or ""
+    return Path(told.code, Path(own).expanduser()), there
+
+
+def examine(
+    found: Reach, told: Outline, config: Config | None, guarded: bool
+) -> tuple[list[Problem], str]:
+    """Return what is wrong with the machines, and a line on what each one has."""
+    if not found.links:
+        return found.problems, ""
+    local = config.data_dir if config is not None else None
+    local = str(Path(told.code, Path(local).expanduser())) if local else ""
+    needs = needs_of(told.command, config)
+    problems, known = examine_machines(found.links, needs, local, guarded)
+    if needs.interpreter and "/" not in needs.interpreter and not guarded:
+        what = f"runs the {needs.interpreter} of each machine's PATH, whatever its pythonPath is"
+        remedy = 'name it, as in exec "$HOME/.ballot/venv/bin/python" train.py'
+        problems.append(Problem("trialCommand", what, remedy, fatal=False))
+    lines = [summary(name, said) for name, said in known.items()]
+    return [*found.problems, *problems], "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What trials need of every machine."""
+
+    interpreter: str  # as the trial command names it: $HOME and ~ are the machine's own
+    paths: Mapping[str, str]  # files and folders by the option that names them
+    data: str
+
+
+def needs_of(command: str, config: Config | None) -> Needs:
+    """Read them from the trial command; relative paths are in the folder that NNI uploads."""
+    paths = {}
+    for key in ("data_dir", "init_from") if config is not None else ():
+        path = option_of(command, f"--{key}", str(getattr(config, key) or ""))
+        if _is_theirs(path):
+            paths[key] = path
+    return Needs(trial_interpreter(command), paths, paths.get("data_dir", ""))
+
+
+def _is_theirs(path: str) -> bool:
+    return path.startswith(("/", "~", "$"))
+
+
+def trial_interpreter(command: str) -> str:
+    """Return the interpreter that a trial command runs, as it stands there, or nothing."""
+    with contextlib.suppress(ValueError):  # of quotation marks, which is said elsewhere
+        words = shlex.split(command)
+        return next((w for w in words if re.fullmatch(r"python[\d.]*", Path(w).name)), "")
+    return ""
+
+
+def command_problems(told: Outline, config: Config, where: str) -> list[Problem]:
+    """Return what is wrong with a trial command for other machines, without asking them."""
+    found = []
+    theirs, sent = needs_of(told.command, config).paths, None
+    for key, file in (("data_dir", config.data_dir), ("init_from", config.init_from),
+                      *(("plugins", file) for file in config.plugins)):  # fmt: skip
+        if file is None or key in theirs or (key == "plugins" and _is_theirs(file)):
+            continue
+        sent = uploaded(told.code) if sent is None else sent
+        top = Path(file).parts[0]
+        if not (told.code / file).exists():
+            found.append(Problem(where, f"{key}: {file} is not there, seen from {told.code}"))
+        elif sent and not {top, f"{top}/"} & set(sent):
+            what = f"{key}: {file} is not sent to the machines, because .nniignore names it"
+            remedy = f"give its place there, as in --{key} $HOME/{Path(file).name}"
+            found.append(Problem(where, what, remedy))
+    return found
+
+
+def examine_machines(
+    links: Sequence[Link], needs: Needs, local_data: str = "", guarded: bool = True
+) -> tuple[list[Problem], dict[str, Mapping[str, Any]]]:
+    """Check all machines at once; return problems, and what each machine said of itself."""
+    answers = on_all(links, lambda link: _examine(link, needs, guarded))
+    problems = [problem for found, _ in answers for problem in found]
+    known = {link.name: facts for link, (_, facts) in zip(links, answers) if facts}
+    if needs.data:
+        listings = {name: facts["data"] for name, facts in known.items()}
+        problems += data_problems(listings, needs.data, local_data)
+    return problems + differences(known), known
+
+
+def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Mapping[str, Any]]:
+    nnis = link.machine.interpreter
+    # Under the guard a bare python3 is that of pythonPath (ballot/machines/sent/runs.py).
+    is_bare = guarded and "/" not in needs.interpreter
+    trials = nnis if is_bare else needs.interpreter or nnis
+    problems: list[Problem] = []
+    said: Mapping[str, Any] = {}
+    try:
+        problems += sftp_problems(link, fatal=not guarded)
+        before = time.time()
+        said = ask(link, trials, "trialCommand", FOR_TRIALS, list(needs.paths.values()), needs.data)
+        problems += facts_problems(link.name, said, needs, (before + time.time()) / 2)
+        problems += tunnel_problems(link, trials)
+        if Path(nnis).parent != Path(trials).parent:
+            keeper = ask(link, nnis, "pythonPath", FOR_NNI, [], "")
+            problems += version_problems(link.name, keeper, FOR_NNI)
+    except UserError as error:
+        problems.append(as_problem(error))
+    if (link.machine.python or "").startswith("~"):
+        what = f"NNI does not expand the ~ of pythonPath {link.machine.python}"
+        problems.append(Problem(link.name, what, "write $HOME instead"))
+    return problems, said
+
+
+def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
+    """Return `facts(*args)` as an interpreter of a machine says; `place` is where it is named."""
+    source = Path(facts_module.__file__).read_text(encoding="utf-8")
+    source += "\nprint(json.dumps(facts(*args)))"
+    try:
+        return link.python(source, *args, interpreter=interpreter, timeout=FACTS_S)
+    except UserError as error:
+        if "there is no interpreter" not in str(error):
+            raise
+        raise UserError(f"{error}, which {place} names; --install makes one in ~/.ballot/venv, or "
+                        f"correct {place}") from None  # fmt: skip
+
+
+def facts_problems(name: str, said: Mapping[str, Any], needs: Needs, now: float) -> list[Problem]:
+    """Turn what a machine said of itself into problems; `now` is our clock as it answered."""
+    found = version_problems(name, said, FOR_TRIALS)
+    free = said["free"]
+    if free < FULL:
+        what = f"its disk is full: {size(free)} are free in {said['home']}"
+        found.append(Problem(name, what, "make room there"))
+    elif said["unwritable"]:
+        what = f"nothing can be written in {' and '.join(said['unwritable'])}"
+        found.append(Problem(name, what, "look at its disk, quota and permissions"))
+    elif free < LOW:
+        what = f"only {size(free)} of disk are free in {said['home']}"
+        found.append(Problem(name, what, "a run folder with its checkpoints takes up to 1 GB",
+                             fatal=False))  # fmt: skip
+    for key, path in needs.paths.items():
+        if path in said["missing"]:
+            remedy = "--sync_data copies it there" if key == "data_dir" else "copy it there"
+            found.append(Problem(name, f"{key}: {path} is not there", remedy))
+    if abs(said["time"] - now) > CLOCK_S:
+        way = "ahead" if said["time"] > now else "behind"
+        what = f"its clock is {abs(said['time'] - now):.0f} s {way}"
+        found.append(Problem(name, what, "set up NTP there", fatal=False))
+    return found + _gpu_problems(name, said)
+
+
+def _gpu_problems(name: str, said: Mapping[str, Any]) -> list[Problem]:
+    gpus = said["gpus"]
+    if gpus and said["cuda"] is False:
+        what = f"has {len(gpus)} GPU{'s' * (len(gpus) > 1)}, but its torch " \
+               f"{said['packages'].get('torch')} cannot use any"  # fmt: skip
+        return [Problem(name, what, "install a torch for its driver, or update the driver", False)]
+    if gpus and all(total - used < total / 2 for _, total, used in gpus):
+        what = f"its GPUs are in use: at most {size(max(t - u for _, t, u in gpus))} are free"
+        return [Problem(name, what, "nvidia-smi shows there who uses them", fatal=False)]
+    return []
+
+
+def version_problems(name: str, said: Mapping[str, Any], wanted: Sequence[str]) -> list[Problem]:
+    """Return what an interpreter lacks."""
+    have, python = said["packages"], tuple(said["python"][:2])
+    if not PYTHONS[0] <= python < PYTHONS[1]:
+        what = f"its Python {python[0]}.{python[1]} is not one of 3.10 to 3.13"
+        return [Problem(name, what, "install another one there")]
+    missing = [package for package in wanted if not have.get(package)]
+    if missing:
+        what = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed there"
+        return [Problem(name, what, INSTALL)]
+    found = []
+    if have["nni"] != "3.0" or not said["whole"]:
+        what = f"nni {have['nni']}{'' if said['whole'] else ', and not all of it,'} is installed " \
+               "there, 3.0 is needed"  # fmt: skip
+        found.append(Problem(name, what, INSTALL))
+    if int(have["setuptools"].partition(".")[0]) >= 81:
+        what = f"setuptools {have['setuptools']} is installed there, but NNI needs one before 81"
+        found.append(Problem(name, what, INSTALL))
+    return found
+
+
+def data_problems(
+    listings: Mapping[str, Sequence[Any] | None], path: str, local: str
+) -> list[Problem]:
+    """Compare the data of the machines, which must be the same, and ours, which may be others."""
+    there = {name: found for name, found in listings.items() if found}
+    if not there:
+        return []
+    digest = Counter(listing[2] for listing in there.values()).most_common(1)[0][0]
+    usual = next(name for name, listing in there.items() if listing[2] == digest)
+    found = []
+    for name, listing in there.items():
+        if listing[2] != digest:
+            what = f"the data in {path} are not those of {usual}: {_told(listing, there[usual])}"
+            found.append(
+                Problem(
+                    name, what, "--sync_data copies what is missing; delete there what is too much"
+                )
+            )
+    mine = listing_digest(expand(local)) if local else None
+    if not found and mine and mine[2] != digest:
+        what = f"the data in {path} are not those in {local} here: {_told(there[usual], mine)}"
+        found.append(Problem(usual, what, "--sync_data copies what differs", fatal=False))
+    return found
+
+
+def _told(one: Sequence[Any], other: Sequence[Any]) -> str:
+    """Say how two listings differ."""
+    if one[:2] == other[:2]:
+        return f"as many files and bytes ({one[0]:,}, {size(one[1])}), by other names or sizes"
+    return f"{one[0]:,} files ({one[1]:,} bytes) instead of {other[0]:,} ({other[1]:,})"
+
+
+def differences(known: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """Say where machines have different versions of what computes."""
+    found = []
+    for package in ("torch", "torchvision", "numpy"):
+        have = {name: facts["packages"].get(package) for name, facts in known.items()}
+        if len(set(have.values()) - {None}) > 1:
+            what = ", ".join(f"{version} on {name}" for name, version in have.items())
+            what = f"is not the same everywhere ({what})"
+            remedy = "the same values then give slightly other scores"
+            found.append(Problem(package, what, remedy, fatal=False))
+    return found
+
+
+def summary(name: str, said: Mapping[str, Any]) -> str:
+    """Say in a line what a machine has."""
+    gpus = Counter(gpu[0] for gpu in said["gpus"])
+    least = min((total - used for _, total, used in said["gpus"]), default=0)
+    cards = ", ".join(f"{count} x {gpu}" for gpu, count in gpus.items())
+    cards = f"{cards} ({size(least)} free)" if cards else "no GPU"
+    python = ".".join(map(str, said["python"][:2]))
+    return f"{name}: {cards}, {size(said['free'])} of disk free, Python {python}, " \
+           f"torch {said['packages'].get('torch')}"  # fmt: skip
+
+
+def sftp_problems(link: Link, fatal: bool) -> list[Problem]:
+    """Say hello to the sftp server, through which NNI as it ships sends the code."""
+    answer = link.subsystem("sftp", SFTP_HELLO)
+    if answer[4:5] == b"\2":
+        return []
+    if words := answer.decode("utf-8", "replace").split():
+        what = f"its login shell prints {words[0][:20]!r} where sftp should speak"
+        remedy = "let ~/.bashrc there print nothing without a terminal"
+        return [Problem(link.name, what, remedy, fatal)]
+    remedy = "its sshd_config needs: Subsystem sftp internal-sftp"
+    return [Problem(link.name, "has no sftp, through which NNI sends the code", remedy, fatal)]
+
+
+def tunnel_problems(link: Link, interpreter: str) -> list[Problem]:
+    """Lead a port there to us, and let a program there knock at it."""
+    with _greeter() as own, link.way_back(own) as port:
+        if port is None:
+            return [Problem(link.name, "its sshd leads no port back to this machine",
+                            "it needs: AllowTcpForwarding remote")]  # fmt: skip
+        with contextlib.suppress(UserError):
+            if link.python(KNOCK, port, interpreter=interpreter, timeout=30) == GREETING:
+                return []
+    return [Problem(link.name, "cannot reach this machine through a tunnel",
+                    "look for what filters the loopback there")]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _greeter() -> Iterator[int]:
+    """Greet whoever connects to a port of ours, and return it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    guest, _ = server.accept()
+                    with guest:
+                        guest.sendall(GREETING.encode())
+
+        threading.Thread(target=greet, daemon=True).start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+
+
+def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
+    filled = copy.deepcopy(dict(content))
+    service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)
+    entries: Any = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict):
+            key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
+            if key is None or not Path(folder, Path(str(entry[key])).expanduser()).is_file():
+                entry[key or ("sshKeyPath" if service is filled else "sshKeyFile")] = NO_KEY
+            if not any(plain(k) in ("user", "username") for k in entry):
+                entry["username" if service is filled else "user"] = getpass.getuser()
+    return filled
+
+
+def leave_out(config: Any, found: Reach, problems: Sequence[Problem]) -> list[Problem]:
+    """Take bad machines out of NNI's configuration where that is wanted and others remain.
+
+    Returns the problems that are left to say.
+    """
+    names = {machine.name for machine in found.machines}
+    bad = {problem.where for problem in problems if problem.fatal} & names
+    if not found.skip_bad or bad == names:
+        return list(problems)
+    machines = config.training_service.machine_list
+    config.training_service.machine_list = [
+        entry for entry, machine in zip(machines, found.machines) if machine.name not in bad
+    ]
+    for link in found.links:
+        if link.name in bad:
+            link.close()
+    found.links = [link for link in found.links if link.name not in bad]
+    return [replace(p, remedy="it is left out", fatal=False) if p.where in bad else p
+            for p in problems]  # fmt: skip

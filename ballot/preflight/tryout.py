@@ -1,0 +1,264 @@
+"""One batch of a search's smallest and largest configuration, in the trial's own interpreter.
+
+The other side of it is `ballot.training.probe`. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ballot.config.search_space import corners, each_component
+from ballot.config.trial_command import TrialCommand
+from ballot.cpus import count_cores
+from ballot.problems import Problem, as_problem
+from ballot.search.time_budget import USEFUL, seconds_for_trials
+from ballot.wording import size, span
+
+PATIENCE = 180.0  # seconds until a tryout is ended: a first look at many images takes its time
+MODELS = 6  # of which the largest configuration is tried
+REPORTING = (
+    5.0  # seconds a trial takes for what is not tried: NNI, TensorBoard, the next one's turn
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A configuration to try: what it is to a person, a tuner's values, and whether to train."""
+
+    name: str
+    values: dict[str, Any]
+    steps: bool
+
+
+@dataclass
+class Tryout:
+    """A process that tries configurations while others are being checked."""
+
+    items: list[Item]
+    process: subprocess.Popen
+    folder: tempfile.TemporaryDirectory
+    began: float = field(default_factory=time.monotonic)
+
+    def finish(self) -> Answers:
+        """Wait for it, and return what it said of each configuration."""
+        late = False
+        try:
+            self.process.wait(max(0.0, self.began + PATIENCE - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            late = True
+        self.end()
+        answers: dict[int, dict[str, Any]] = {}
+        for line in Path(self.folder.name, "out").read_text(errors="replace").splitlines():
+            if line.startswith('{"probe": '):
+                answer = json.loads(line)
+                answers[answer["probe"]] = answer
+        words = Path(self.folder.name, "err").read_text(errors="replace").strip().splitlines()
+        self.folder.cleanup()
+        return Answers(self.items, answers, self.process.returncode, words[-1:], late)
+
+    def end(self) -> None:
+        """End it and what it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found out about each configuration, and how the process ended."""
+
+    items: list[Item]
+    facts: Mapping[int, Mapping[str, Any]]
+    status: int
+    last_words: list[str]
+    late: bool
+
+    @property
+    def measured(self) -> list[Mapping[str, Any]]:
+        """The answers with times."""
+        return [facts for facts in self.facts.values() if "step" in facts]
+
+    @property
+    def aim(self) -> tuple[str, str] | None:
+        """The monitored score as the trial understands it, and `max` or `min`."""
+        known = [facts for facts in self.facts.values() if "mode" in facts]
+        return (known[0]["monitor"], known[0]["mode"]) if known else None
+
+    @property
+    def gpus(self) -> int:
+        """How many CUDA devices the trial saw."""
+        return max((facts["gpus"] for facts in self.measured), default=0)
+
+
+def what_to_try(space: Mapping[str, Any], *, train: bool) -> list[Item]:
+    """Return the corners of a valid search space, and each component that it names."""
+    smallest, *largest = corners(space)
+    items = [Item("the smallest configuration", smallest, train)]
+    for values in largest[:MODELS]:
+        if values != smallest:
+            model = values.get("model")
+            model = model["_name"] if isinstance(model, Mapping) else model
+            whose = f" of {model}" * (len(largest) > 1)
+            items.append(Item(f"the largest configuration{whose}", values, train))
+    tried = [item.values for item in items if train]
+    rest = [values for values in each_component(space) if values not in tried]
+    return items + [Item("a choice of the search space", values, False) for values in rest]
+
+
+def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int) -> Tryout:
+    """Begin to try the configurations as trials of the search would run."""
+    folder = tempfile.TemporaryDirectory(prefix="ballot-check-")
+    wanted = Path(folder.name, "wanted.json")
+    wanted.write_text(json.dumps([{"values": i.values, "steps": i.steps} for i in items]))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("NNI_")}
+    environment = {"OMP_NUM_THREADS": str(threads), **inherited, **command.environment}
+    with Path(folder.name, "out").open("w") as out, Path(folder.name, "err").open("w") as err:
+        process = subprocess.Popen(command.probe(wanted), cwd=code, env=environment, stdout=out,
+                                   stderr=err, stdin=subprocess.DEVNULL,
+                                   start_new_session=True)  # fmt: skip
+    return Tryout(list(items), process, folder)
+
+
+def problems_of(found: Answers, where: str, source: str) -> list[Problem]:
+    """Turn what went wrong into problems: `where` is the configuration, `source` the space."""
+    problems: dict[str, Problem] = {}
+    for number, item in enumerate(found.items):
+        facts = found.facts.get(number)
+        if facts is None:
+            problems.setdefault("", _unanswered(found, number, item, where))
+            break
+        for problem in _problems_of(facts, number, item, where, source):
+            problems.setdefault(f"{problem.what}", problem)
+        for warning in facts["warnings"]:
+            problems.setdefault(warning, Problem("train.py", warning, fatal=False))
+    return [problem for problem in problems.values() if problem.what]
+
+
+def _problems_of(
+    facts: Mapping[str, Any], number: int, item: Item, where: str, source: str
+) -> list[Problem]:
+    if "error" in facts:
+        return [_placed(facts["error"], where, source)]
+    if "failed" in facts:  # the search goes on without such a one: it is reported with a floor
+        what = f"{item.name} would fail ({facts['failed']})"
+        return [Problem(source, what, "make batch_size or image_size smaller", fatal=number == 0)]
+    if facts.get("parts", 1) > 1:
+        what = f"{item.name} takes a batch in {facts['parts']} parts to fit into memory"
+        return [Problem(source, what, "it gives the same result, more slowly", fatal=False)]
+    return []
+
+
+def _placed(error: str, where: str, source: str) -> Problem:
+    """Name the file that an error of a trial comes from."""
+    for prefix, place in (("tuner: ", source), ("command line: ", f"{where}: trialCommand")):
+        if error.startswith(prefix):
+            return as_problem(f"{place}: {error.removeprefix(prefix)}")
+    return as_problem(error if ": " in error else f"{where}: {error}")
+
+
+def _unanswered(found: Answers, number: int, item: Item, where: str) -> Problem:
+    if found.late:
+        what = f"{item.name} had not taken a step after {PATIENCE:.0f} s; it was not tried further"
+        return Problem(where, what, "--no_probe leaves this out", fatal=False)
+    if found.status == -signal.SIGKILL:
+        what = f"{item.name} was killed by the system, as it does when memory runs out"
+        return Problem(where, what, "make batch_size or image_size smaller", fatal=number == 0)
+    said = "".join(found.last_words).removeprefix("error: ") or f"exit status {found.status}"
+    if said.startswith("command line: "):
+        return as_problem(f"{where}: trialCommand: {said.removeprefix('command line: ')}")
+    return Problem(where, f"a trial does not start: {said}")
+
+
+def estimate(found: Answers, trials: int | None, at_once: int, limit: float | None) -> str:
+    """Say how many trials there will be in what time, and what one needs; or nothing."""
+    times = [seconds_of_trial(facts) for facts in found.measured]
+    if not times:
+        return ""
+    mean = sum(times) / len(times)
+    slots = min(at_once, trials or at_once)
+    crowded = 1.0 if found.gpus else max(1.0, slots / (os.cpu_count() or 1))
+    total = None if trials is None else math.ceil(trials / slots) * mean * crowded
+    usable = math.inf if limit is None else seconds_for_trials(limit)
+    if limit is not None and (total is None or total > usable):
+        rounds = usable / (mean * crowded)
+        if rounds < 1:
+            one = span(mean * crowded)
+            return (f"not one trial ends by itself in {span(limit)}: one takes {one}, so all are "
+                    "cut and vote with what they have")  # fmt: skip
+        # One that can do a good part of its epochs is begun, and cut at the end.
+        fitting = int(rounds + 1 - USEFUL) * slots
+        trials, total = min(trials or fitting, fitting), limit
+    if trials is None or total is None:
+        return ""
+    one = span(min(times)) if span(min(times)) == span(max(times)) else (
+        f"{span(min(times))} to {span(max(times))}")  # fmt: skip
+    peak = max(facts["peak"] for facts in found.measured)
+    kind = "GPU memory" if found.gpus else "memory"
+    return (f"about {trials} trial{'s' * (trials > 1)} in {span(total)}, {slots} at once: "
+            f"one takes {one} and {size(peak)} of {kind}")  # fmt: skip
+
+
+def seconds_of_trial(facts: Mapping[str, Any]) -> float:
+    """Return how long a trial takes: its start, its epochs and the prediction of its answers."""
+    batches, predict = facts["batches"], facts["predict"]
+    epoch = batches["train"] * facts["step"] + batches["val"] * predict
+    fold = facts["epochs"] * epoch + (batches["val"] + batches["test"]) * predict
+    beginning = facts["own_start"] + facts["ready"] + facts["first_step"] + REPORTING
+    return beginning + fold * facts["folds"]
+
+
+def memory_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
+    """Say where the trials that run at once need more memory than there is."""
+    peaks = [facts["peak"] for facts in found.measured]
+    if not peaks:
+        return []
+    if found.gpus:
+        have = found.measured[0].get("memory", math.inf)
+        need, kind = math.ceil(at_once / found.gpus) * max(peaks), "GPU memory"
+    else:
+        have, need, kind = available_memory(), at_once * max(peaks), "memory"
+    if need <= have:
+        return []
+    what = f"{at_once} of the largest trials at once need {size(need)} of {size(have)} {kind}"
+    return [Problem(source, what, "lower trialConcurrency", fatal=False)]
+
+
+def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
+    """Say how many trials this machine's cores carry, where others are to run at once.
+
+    One a core, as far as the memory goes: more of them would do no more in the same time, and half
+    as many leave cores idle (bench/concurrency.py). GPUs have a rule of their own.
+    """
+    if not found.measured or any(facts["device"] != "cpu" for facts in found.measured):
+        return []
+    cores, memory = count_cores(), available_memory()
+    peak = max(facts["peak"] for facts in found.measured)
+    number = max(1, int(min(cores, memory / peak)))
+    if at_once <= number < 2 * at_once:
+        return []
+    facts = [f"{cores} core{'s' * (cores > 1)}", f"a trial takes {size(peak)}"]
+    if memory < math.inf:
+        facts.insert(1, f"{size(memory)} of memory")
+    what = f"this machine carries {number} trial{'s' * (number > 1)} at once " \
+           f"({', '.join(facts)}), trialConcurrency is {at_once}"  # fmt: skip
+    gain = "does more in the same time" if at_once < number else "does as much"
+    return [Problem(source, what, f"--concurrency {number} {gain}", fatal=False)]
+
+
+def available_memory() -> float:
+    """Return the bytes that processes can still have here; unknown is `inf`."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf

@@ -1,0 +1,259 @@
+"""The report of a search: facts and figures put on one page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ballot.errors import UserError
+from ballot.report import figures, statistics
+from ballot.report.parallel_coordinates import parallel
+from ballot.report.trials import Found, Trial, find_trials
+from ballot.runs.files import replacing
+from ballot.wording import compact
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = "page.html.j2"
+PNG_WIDTH = 760  # pixels of a figure in a file, before it is drawn twice as fine
+MOST_ROWS = 1000  # of the table at once: a browser lays out each, seconds for ten thousand
+NARROW_PNG = 480  # of squares and single hyperparameters
+
+
+@dataclass
+class Pictures:
+    """Images as data addresses: of validation rows by id, and a sheet; or why there are none."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    sheet: str = ""
+    why_not: str = ""
+
+
+# Takes the run to show and the ids of its rows.
+FindPictures = Callable[[Trial, Sequence[str]], Pictures]
+
+
+@dataclass
+class Report:
+    """All that the page shows; a figure is a specification by name, a lack a sentence."""
+
+    found: Found
+    figures: dict[str, figures.Spec]
+    missing: dict[str, str]
+    context: dict[str, Any]
+
+
+def write_report(
+    outputs: Path,
+    out: Path,
+    *,
+    search: str | None = None,
+    vote_dir: Path | None = None,
+    pictures: FindPictures | None = None,
+) -> None:
+    """Write the page about the runs below `outputs`; what is missing is said on it.
+
+    Files may be written to meanwhile. No runs and a page that cannot be written are a `UserError`.
+    """
+    render(make_report(outputs, search=search, vote_dir=vote_dir, pictures=pictures), out)
+
+
+def try_report(outputs: Path, out: Path, **options: Any) -> bool:
+    """Write the page as `write_report` does, and never stop a search over it."""
+    try:
+        write_report(outputs, out, **options)
+    except UserError as error:
+        log.info("report: %s", error)
+        return False
+    except Exception:  # a search of a day is worth more than a page about it
+        log.warning("report: could not be written", exc_info=True)
+        return False
+    return True
+
+
+def make_report(
+    outputs: Path,
+    *,
+    search: str | None = None,
+    vote_dir: Path | None = None,
+    pictures: FindPictures | None = None,
+) -> Report:
+    """Read the runs and draw what they allow."""
+    found = find_trials(outputs, search)
+    report = Report(found, {}, {}, {})
+    _add_course(report)
+    _add_hyperparameters(report)
+    _add_vote(report, vote_dir or outputs.parent / "ensemble")
+    _add_best_run(report, pictures)
+    if counts := statistics.data_counts(found):
+        report.figures["counts"] = figures.class_counts(counts)
+    else:
+        report.missing["counts"] = "No run has left a split.csv."
+    report.context |= {"cost": statistics.cost(found), "params": found.params,
+                       "choice": _choice(len(found.trials), len(found.scored))}  # fmt: skip
+    return report
+
+
+def _choice(trials: int, scored: int) -> str:
+    """Say which of many trials the figures show."""
+    said = []
+    if trials > figures.FIRST + figures.MOST_CURVES:
+        said.append(f"curves of {figures.MOST_CURVES:,} of the others")
+    if scored > figures.MOST_DRAWN:
+        said.append(f"{figures.MOST_DRAWN:,} trials in each other figure, half of them the best")
+    return f"Drawn are {' and '.join(said)}, chosen evenly." if said else ""
+
+
+def _add_course(report: Report) -> None:
+    found = report.found
+    rows = statistics.progress(found)
+    report.missing["best"] = "" if rows else "No trial has a score yet."
+    for against in ("trial", "minutes"):
+        if spec := figures.best_so_far(rows, found.monitor, against):
+            report.figures[f"best_{against}"] = spec
+    for name, metric in (("curves", found.monitor), ("losses", "val_loss")):
+        if metric == found.monitor and name == "losses":
+            continue
+        if spec := figures.curves(found, metric):
+            report.figures[name] = spec
+    if "curves" not in report.figures:
+        report.missing["curves"] = "No trial has finished an epoch."
+
+
+def _add_hyperparameters(report: Report) -> None:
+    found = report.found
+    rows, sentence = statistics.importance(found)
+    report.context["importance"] = sentence
+    names = [row["name"] for row in rows] or found.params
+    if rows:
+        report.figures["importance"] = figures.importances(rows[:20])
+    if spec := parallel(found, names):
+        report.figures["parallel"] = spec
+    else:
+        report.missing["parallel"] = "It takes two scored trials that differ in a hyperparameter."
+    report.context["against"] = []
+    if len(found.scored) > 1:
+        for number, name in enumerate(names[:12]):
+            key = f"against_{number}"
+            report.figures[key] = figures.score_against(found, name)
+            report.context["against"].append((key, name))
+
+
+def _add_vote(report: Report, folder: Path) -> None:
+    told, report.missing["vote"] = statistics.vote(report.found, folder)
+    report.context["vote"] = told
+    if told is None:
+        return
+    pairs, report.missing["agreement"] = statistics.agreement(told["members"])
+    if pairs:
+        report.figures["agreement"] = figures.agreement_square(pairs)
+
+
+def _add_best_run(report: Report, pictures: FindPictures | None) -> None:
+    run, report.missing["judged"] = statistics.judged(report.found)
+    wrong = [] if run is None else statistics.confident_errors(run)
+    report.context |= {"judged": run, "wrong": wrong}
+    shown = Pictures(why_not="Pictures were not asked for.")
+    if pictures is not None and (trial := _to_show(report.found, run)):
+        shown = pictures(trial, [row["id"] for row in wrong])
+    report.context["pictures"] = shown
+    if run is None:
+        return
+    rows, error = statistics.reliability(run)
+    report.figures["reliability"] = figures.reliability_line(rows)
+    if spec := figures.confusion_square(run):
+        report.figures["confusion"] = spec
+    else:
+        report.missing["confusion"] = f"{len(run.classes)} classes do not fit into a square."
+    report.context |= {
+        "calibration_error": error,
+        "classes": statistics.class_scores(run),
+        "accuracy": float((run.answers == run.targets).mean()),
+    }
+
+
+def _to_show(found: Found, run: statistics.Judged | None) -> Trial | None:
+    if run is not None:
+        return run.trial
+    return next(iter(t for t in [*found.scored, *found.trials] if t.values), None)
+
+
+def render(report: Report, out: Path) -> None:
+    """Write the page; everything that came from data is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {"compact": compact, "clock": clock, "share": share}
+    found = report.found
+    ordered = [*found.scored, *(t for t in found.trials if not t.rank)]
+    page = environment.get_template(TEMPLATE).render(
+        found=found, ordered=ordered, best=next(iter(found.scored), None),
+        figures=report.figures, missing=report.missing, vega=_vega() if report.figures else "",
+        made=time.strftime("%Y-%m-%d %H:%M"), most_rows=MOST_ROWS, **report.context,
+    )  # fmt: skip
+    with replacing(out) as file:
+        file.write(page)
+
+
+@functools.cache
+def _vega() -> str:
+    """Return Vega, Vega-Lite and their embedding as one script (BSD licence), made offline."""
+    import vl_convert
+    from markupsafe import Markup
+
+    # A script element ends at the first of these, wherever it stands.
+    script = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
+
+
+def clock(seconds: float | None) -> str:
+    """Write a time for a person."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def share(number: float | None) -> str:
+    """Write a share with three digits; nothing where it is not known."""
+    return "-" if number is None else f"{number:.3f}"
+
+
+def write_pngs(report: Report, folder: Path) -> list[Path]:
+    """Draw every figure into a file of its own, on white and twice as fine as on the page."""
+    import vl_convert
+
+    written = []
+    titles = dict(report.context["against"])  # on the page these stand above the figure
+    for name, spec in report.figures.items():
+        spec, path = copy.deepcopy(spec), folder / f"{name}.png"
+        narrow = name.startswith(("against", "confusion", "agreement", "reliability"))
+        width = NARROW_PNG if narrow else PNG_WIDTH
+        if "vega-lite" in spec["$schema"]:
+            spec |= {"width": width, "background": "white", "padding": 12}
+            if name in titles:
+                spec["encoding"]["x"]["title"] = titles[name]
+            image = vl_convert.vegalite_to_png(json.dumps(spec), scale=2)
+        else:
+            spec["signals"] = [s for s in spec["signals"] if s["name"] != "width"]
+            spec |= {"width": PNG_WIDTH, "background": "white"}
+            spec["autosize"] = "none"
+            image = vl_convert.vega_to_png(json.dumps(spec), scale=2)
+        with replacing(path, "wb") as file:
+            file.write(image)
+        written.append(path)
+    return written

@@ -1,0 +1,117 @@
+"""Files that are whole under their name: JSON and CSV, written beside it and moved there."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ballot.errors import CannotWrite, UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
+    """Open a temporary file that takes `path`'s place once it is written whole and on the disk.
+
+    A folder that is not there is made; what cannot be written is a `CannotWrite`.
+    """
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, mode, **text) as file:
+            os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CannotWrite(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; a number that is not finite becomes null, which is what JSON has for it."""
+    with replacing(path) as file:
+        json.dump(_finite(value), file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write dictionaries as CSV; the columns are those of the first row, then any later ones."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV that this module wrote; no file is no rows, and a row that is cut is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    return [row for row in rows if None not in row and None not in row.values()]
+
+
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; without a readable one the answer is empty."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def stamp(path: str | Path) -> tuple[int, ...] | None:
+    """Return what is another for another file, as `replacing` makes it; none where there is none.
+
+    A search asks this of thousands of files a second apart, and reads those that are others.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than the call
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a missing file is an empty one, a damaged one a `UserError`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); vote without this run") from None
+    return value if isinstance(value, dict) else {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; one that is missing, half written or no object is an empty one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,273 @@
+"""The table of a search: a row a trial, in `results.csv` beside the folder of the runs.
+
+A row is what the trial itself wrote down. NNI's records stand in only for what it could not write,
+because NNI ships with records that hold other trials' parameters (docs/nni.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ballot.config.layers import Layer, flatten
+from ballot.errors import UserError
+from ballot.runs.files import json_or_empty, replacing, stamp
+from ballot.runs.folder import read_result
+from ballot.runs.trials import NO_WORD, TrialRecord
+
+FACTS = ("run", "status", "reason", "score", "epochs", "seconds", "machine", "device")
+
+Row = dict[str, Any]
+
+
+class Results:
+    """The rows of one search, and the file that holds them beside those of other searches."""
+
+    def __init__(
+        self, search_id: str, outputs: Path, *, maximize: bool, words: Callable[[str], str]
+    ) -> None:
+        self.search_id = search_id
+        self.outputs = outputs
+        self.path = outputs.parent / "results.csv"
+        self.rows: list[Row] = []
+        self.maximize = maximize
+        self._words = words  # the last words of a trial that left nothing else
+        self._said: dict[str, str] = {}  # the same, once there were some
+        self._folders: dict[str, Path] = {}
+        self._known: dict[str, tuple[Any, Row]] = {}  # a trial's row, and what it was made of
+        self._searched: dict[str, None] = {}  # what the tuner has given to any of them
+        self._written: list[Row] | None = None
+        self._table = Lines(self.path)
+        self.reasons: dict[str, str] = {}  # of trials that this search.py ended itself
+
+    def update(self, trials: Sequence[TrialRecord], *, over: bool = False) -> list[Row]:
+        """Read what has changed, and write the file anew if a row did.
+
+        `over` says that nothing runs any more: what still says so was killed.
+        """
+        self.read(trials, over=over)
+        if self.rows != self._written:
+            self._write()
+            self._written = self.rows
+        return self.rows
+
+    def read(self, trials: Sequence[TrialRecord], *, over: bool) -> list[Row]:
+        """Read the rows without writing anything, and of trials anew only what has changed."""
+        self.rows = [self._row(trial, over) for trial in trials]
+        return self.rows
+
+    def folder_of(self, trial: TrialRecord) -> Path:
+        """Return the run folder of a trial, whether it is there or not."""
+        name = f"{self.search_id}-{trial.sequence:03d}-{trial.id}"
+        folder = self._folders.get(name)  # asked for each trial again and again
+        if folder is None:
+            folder = self._folders[name] = self.outputs / name
+        return folder
+
+    def result_of(self, trial: TrialRecord) -> dict[str, Any]:
+        """Return a trial's `result.json`; empty where there is none."""
+        return read_result(self.folder_of(trial))
+
+    def values_of(self, trial: TrialRecord) -> dict[str, Any]:
+        """Return every value that a trial had, by the names of flags."""
+        config = json_or_empty(self.folder_of(trial) / "config.json").get("values")
+        return spread(config) if config else searched_values(trial)
+
+    def best(self, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+        """Return the trial with the best score among those that did not fail."""
+        rows = {row["run"]: row for row in self.rows}
+        scored = [
+            (row["score"], trial) for trial in trials
+            if (row := rows.get(self.folder_of(trial).name))
+            and row["score"] is not None and row["status"] in ("done", "stopped")
+        ]  # fmt: skip
+        if not scored:
+            return None
+        return (max if self.maximize else min)(scored, key=lambda pair: pair[0])[1]
+
+    def _row(self, trial: TrialRecord, over: bool) -> Row:
+        """Return a trial's row: the same object again unless something of it has changed."""
+        folder = os.fspath(self.folder_of(trial))
+        made_of = (
+            over, trial.status, trial.final, trial.scores, trial.resumed, trial.ended,
+            trial.machine, trial.parameters, self.reasons.get(trial.id),
+            stamp(f"{folder}/result.json"), stamp(f"{folder}/config.json"),
+        )  # fmt: skip
+        known = self._known.get(trial.id)
+        if known is None or known[0] != made_of or known[1]["reason"] == NO_WORD:
+            known = self._known[trial.id] = made_of, self._make_row(trial, over)
+        return known[1]
+
+    def _make_row(self, trial: TrialRecord, over: bool) -> Row:
+        result = self.result_of(trial)
+        self._searched.update(dict.fromkeys(searched_values(trial)))
+        status, reason = how_it_goes(trial, result, over)
+        if status == "failed" and reason is None:
+            reason = self._last_words(trial)
+        if status in ("stopped", "failed"):
+            reason = self.reasons.get(trial.id, reason)
+        score = result.get("score")
+        if score is None and status != "failed":  # NNI has the floor that a failed one reported
+            reported = [trial.final] if trial.final is not None else trial.scores
+            score = (max if self.maximize else min)(reported, default=None)
+        seconds = result.get("seconds")
+        if seconds is None and trial.ended and trial.resumed:
+            seconds = round(trial.ended - trial.resumed, 3)
+        facts = (self.folder_of(trial).name, status, reason, score,
+                 result.get("epochs", len(trial.scores)), seconds,
+                 trial.machine or result.get("machine"), result.get("device"))  # fmt: skip
+        # Facts come last: the device that was asked for is not the one that it ran on.
+        return self.values_of(trial) | dict(zip(FACTS, facts))
+
+    def _last_words(self, trial: TrialRecord) -> str:
+        if trial.id not in self._said:
+            said = self._words(trial.id)
+            if said == NO_WORD:  # that of another machine may come yet
+                return said
+            self._said[trial.id] = said
+        return self._said[trial.id]
+
+    def _write(self) -> None:
+        """Put this search's rows in the place of its old ones; the other searches' stay."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path.parent):
+            others = self._table.others(f"{self.search_id}-")
+            rows = [*others, *self.rows]
+            columns = dict.fromkeys([*FACTS, *self._searched, *chain.from_iterable(rows)])
+            self._table.write(list(columns), rows)
+
+
+class Lines:
+    """A table that is written again and again, of which only what has changed is made anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: tuple[int, ...] | None = None  # of the file as it was left here
+        self._others: list[dict[str, str]] = []
+        self._columns: list[str] = []
+        self._lines: dict[int, tuple[Mapping[str, Any], str]] = {}  # a row and its line, by id()
+
+    def others(self, prefix: str) -> list[dict[str, str]]:
+        """Return the rows of runs that do not begin so; read only where the file is another one."""
+        if self._stamp is None or stamp(self.path) != self._stamp:
+            self._others = [
+                row for row in read_table(self.path) if not row["run"].startswith(prefix)
+            ]
+        return self._others
+
+    def write(self, columns: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the table; a row that is the same object as before is the same line."""
+        if columns != self._columns:
+            self._columns, self._lines = columns, {}
+        before, self._lines = self._lines, {}
+        for row in rows:
+            self._lines[id(row)] = before.get(id(row)) or (row, _line(columns, row))
+        with replacing(self.path) as file:
+            file.write(_heading(columns))
+            file.writelines(line for _, line in self._lines.values())
+        self._stamp = stamp(self.path)
+
+
+def how_it_goes(
+    trial: TrialRecord, result: Mapping[str, Any], over: bool
+) -> tuple[str, str | None]:
+    """Return a trial's status (waiting, running, done, stopped or failed) and the reason."""
+    said, reason = result.get("status"), result.get("reason")
+    if trial.status == "EARLY_STOPPED":
+        return "stopped", "ended early by the assessor"
+    if said in ("done", "failed") or (said == "stopped" and (over or trial.has_ended)):
+        return said, reason
+    if trial.status == "FAILED":
+        return "failed", None
+    if trial.status == "SUCCEEDED":
+        return "done", None
+    if trial.has_ended:
+        return "failed", "killed from outside before it could write"
+    if over:
+        return "stopped", "killed before it could write" if result else "ended before it began"
+    return ("running" if trial.status == "RUNNING" else "waiting"), None
+
+
+def searched_values(trial: TrialRecord) -> dict[str, Any]:
+    """Return what the tuner gave to a trial, by the names of flags."""
+    try:
+        return dict(flatten(Layer("tuner", trial.parameters)))
+    except UserError:  # posted through the portal; the trial itself refuses it
+        return {str(key): value for key, value in trial.parameters.items()}
+
+
+def spread(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spread the arguments of components: `optimizer_args.momentum` is a column of its own."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key.endswith("_args") and isinstance(value, Mapping):
+            flat.update({sys.intern(f"{key}.{name}"): part for name, part in value.items()})
+        else:
+            flat[sys.intern(key)] = value  # one text for the tables of thousands of trials
+    return flat
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV whose text is quoted and whose numbers are not; nothing is lost of either."""
+    with replacing(path) as file:
+        file.write(_heading(columns))
+        file.writelines(_line(columns, row) for row in rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read the rows that are there; a file of somebody else is not to be written over."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if not set(FACTS[:4]) <= set(reader.fieldnames or ()):
+        raise UserError(f"{path}: is no table of a search; move it, the results are to stand there")
+    return rows
+
+
+def _heading(columns: Sequence[str]) -> str:
+    return ",".join(map(_cell, columns)) + "\n"
+
+
+def _line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
+    return ",".join([_cell(row.get(column)) for column in columns]) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """Write a value so that it is read back the same, and text as text."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, (bool, int, float)):
+        return repr(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and _is_plain_number(text):  # of a row that was read
+        return text
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _is_plain_number(text: str) -> bool:
+    if text in ("True", "False"):
+        return True
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text)) and not text.startswith("+")
+    return False
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,287 @@
+"""The best configurations of a search once more: on every fold, each with a seed of its own.
+
+What is trained are further trials of the same search, on its machines and with its command; its
+tuner is not asked, and learns nothing of them. Whatever is there already is not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import math
+import statistics
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ballot.engines.nni import experiment, manager
+from ballot.engines.nni.database import read_trials
+from ballot.engines.nni.experiment import Search
+from ballot.errors import UserError
+from ballot.runs.files import read_json
+from ballot.runs.folder import ballots_of, run_of
+from ballot.runs.results import Results, searched_values
+from ballot.runs.trials import TrialRecord
+from ballot.search.plan import Plan, is_elsewhere, manager_environment, resumed_plan
+from ballot.search.supervise import End, follow
+from ballot.search.time_budget import Budget, usual_seconds
+from ballot.search.trouble import Trouble
+from ballot.wording import clock, short_value
+
+MARKS = {"fold", "folds", "split_seed"}  # no tuner gives all of them
+READY_S = 120.0  # for NNI and its tuner to be there
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A configuration that is to be trained on every fold; `score` is the search's own."""
+
+    name: str
+    score: float
+    parameters: dict[str, Any]  # as the tuner gave them
+    words: str  # the same for people
+    seed: int
+    split_seed: int
+
+    def on_fold(self, fold: int, folds: int) -> dict[str, Any]:
+        """Return the parameters of a trial: the same split for all folds, another seed for each."""
+        return {**self.parameters, "fold": fold, "folds": folds, "split_seed": self.split_seed,
+                "seed": (self.seed + 1 + fold) % 2**32}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A finalist's folds: their ballots and scores; `tied` with the best within its error."""
+
+    finalist: Finalist
+    ballots: list[Path]
+    scores: list[float]
+    tied: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean score of the folds."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the folds, nan of a single one."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
+
+
+def is_final(trial: TrialRecord) -> bool:
+    """Whether it was started here, and not by the search's tuner."""
+    return trial.parameters.keys() >= MARKS
+
+
+def choose_search(wanted: str | None, files: Sequence[Path]) -> tuple[Search, set[str] | None]:
+    """Return the search of an id, of the CSVs that are given, or the newest of this folder.
+
+    Beside it the names of the runs among which to choose; None stands for all.
+    """
+    if not files:
+        return experiment.find_search(wanted) if wanted else experiment.newest_search(None), None
+    told = {file: read_json(run_of(file) / "result.json").get("experiment")
+            for file in files}  # fmt: skip
+    known = {search for search in told.values() if search and search == (wanted or search)}
+    if len(known) != 1:
+        what = f"are of {len(known)} searches" if known else "are of no search"
+        raise UserError(f"--finalize: the files {what}; name one with --search")
+    search = known.pop()
+    return experiment.find_search(search), {run_of(f).name for f, of in told.items() if of == search}
+
+
+def choose(
+    results: Results, trials: Sequence[TrialRecord], count: int, among: Collection[str] | None
+) -> list[Finalist]:
+    """Return the best configurations by validation score, equal ones once."""
+    found: dict[str, Finalist] = {}
+    ballots = _ballots(results, trials)
+    for trial, row in zip(trials, results.rows):
+        folder = results.folder_of(trial)
+        whole = folder.name in ballots and (folder / "val.csv").is_file()
+        asked = among is None or folder.name in among
+        ended = row["status"] in ("done", "stopped") and row["score"] is not None
+        if not (whole and asked and ended) or is_final(trial):
+            continue
+        values = results.values_of(trial)
+        seed = values.get("seed") or 0
+        split = values.get("split_seed")
+        words = " ".join(f"{k}={short_value(v)}" for k, v in searched_values(trial).items())
+        this = Finalist(folder.name, row["score"], dict(trial.parameters), words, seed,
+                        seed if split is None else split)  # fmt: skip
+        key = json.dumps({k: v for k, v in trial.parameters.items() if k != "seed"}, sort_keys=True)
+        if key not in found or (this.score > found[key].score) == results.maximize:
+            found[key] = this
+    ranked = sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
+    if len(ranked) < count:
+        raise UserError(f"--finalize: search {results.search_id} has {len(ranked)} configurations "
+                        f"with a score and a whole CSV, not {count}")  # fmt: skip
+    return ranked[:count]
+
+
+@dataclass
+class Work:
+    """What is to be done: parameters that no trial has had, and trials that are to go on."""
+
+    missing: list[dict[str, Any]]
+    again: list[str]
+
+
+def find_work(
+    results: Results, trials: Sequence[TrialRecord], wanted: Sequence[Mapping[str, Any]]
+) -> Work:
+    """Compare what is wanted with the trials that there are; one that failed is tried anew."""
+    work, voted = Work([], []), _voted(results, trials)
+    for parameters in wanted:
+        same = [trial for trial in trials if trial.parameters == parameters]
+        if any(trial.id in voted for trial in same):
+            continue
+        halted = [trial.id for trial in same if not trial.has_ended]
+        if halted:
+            work.again.append(halted[0])
+        else:
+            work.missing.append(dict(parameters))
+    return work
+
+
+def _voted(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]:
+    """Return the ballots of trials that came to their end, by the trials' ids."""
+    ballots = _ballots(results, trials)
+    return {trial.id: ballots[name] for trial in trials
+            if (name := results.folder_of(trial).name) in ballots
+            and results.result_of(trial).get("status") == "done"}  # fmt: skip
+
+
+def _ballots(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]:
+    """Return what each run votes with, by its name."""
+    return {run_of(file).name: file for file in ballots_of(map(results.folder_of, trials))}
+
+
+def finalize(
+    search: Search, count: int, folds: int, *, among: Collection[str] | None, port: int
+) -> tuple[list[Standing], bool]:
+    """Train the `count` best configurations on `folds` folds, as far as that is not done.
+
+    Returns how they stand, and whether it was interrupted.
+    """
+    if search.manager() is not None:
+        raise UserError(f"search {search.id}: still runs; wait for its end, or end it with "
+                        f"search.py --stop {search.id}")  # fmt: skip
+    params, _ = search.profile()
+    if is_elsewhere(params) and not search.note().get("guarded", True):
+        raise UserError(f"search {search.id}: ran on other machines with --no_guard; its trials "
+                        "can be given anew only through the guard")  # fmt: skip
+    plan = resumed_plan(search, params)
+    results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
+    results.reasons.update(search.note().get("reasons", {}))
+    trials = read_trials(search.folder)
+    results.read(trials, over=True)
+    finalists = choose(results, trials, count, among)
+    wanted = [each.on_fold(k, folds) for each in finalists for k in range(folds)]
+    work = find_work(results, trials, wanted)
+    end = End()
+    if work.missing or work.again:
+        print(plan_line(search, plan, trials, work, len(wanted)), flush=True)
+        end = train(search, plan, results, trials, work, port)
+        trials = read_trials(search.folder)
+        results.update(trials, over=True)
+        if end.trouble is not None:
+            raise UserError(trouble_line(search, end.trouble))
+    return rank(results, trials, finalists, folds), end.interrupted
+
+
+def trouble_line(search: Search, trouble: Trouble) -> str:
+    """Say why it cannot go on, with the last words of what failed."""
+    said = search.last_words(trouble.trials[-1].id) if trouble.trials else search.tuner_words()
+    return (f"search {search.id}: {trouble.what}{f' ({said})' if said else ''}; mend it, and the "
+            "same command goes on from here")  # fmt: skip
+
+
+def plan_line(
+    search: Search, plan: Plan, trials: Sequence[TrialRecord], work: Work, wanted: int
+) -> str:
+    """Say how many trials there are to run, and about how long that takes."""
+    number = len(work.missing) + len(work.again)
+    usual, rounds = usual_seconds(trials), math.ceil(number / plan.concurrency)
+    time_needed = f", about {clock(usual * rounds)}" if usual else ""
+    there = f"; {wanted - number} of {wanted} are there" if wanted > number else ""
+    return f"search {search.id}: {number} more trials{time_needed}{there}"
+
+
+def train(
+    search: Search, plan: Plan, results: Results, trials: Sequence[TrialRecord], work: Work,
+    port: int,
+) -> End:  # fmt: skip
+    """Run the trials under a manager that asks no tuner (ballot/engines/nni/node/trials.js)."""
+    search.stop()  # what a dead manager left
+    most, public = len(trials) + len(work.missing), search.note().get("public", False)
+    extra = manager_environment(plan, guarded=True, public=public)
+    extra |= {"BALLOT_TRIALS": str(most), "BALLOT_AGAIN": ",".join(work.again)}
+    running = manager.resume(search, port, extra)
+    try:
+        post(running, work.missing)
+    except BaseException:
+        running.stop()
+        raise
+    budget = Budget(None, time.time())  # that of the search is past, and does not count here
+    halted = frozenset(t.id for t in trials if not t.has_ended and t.id not in work.again)
+    plan = dataclasses.replace(plan, max_trials=most, halted=halted)
+    return follow(running, plan, results, budget, guarded=True, public=public)
+
+
+def post(search: Search, parameters: Sequence[Mapping[str, Any]]) -> None:
+    """Hand trials to a manager as soon as it takes them."""
+    deadline = time.monotonic() + READY_S
+    while (answer := search.status())[0] in ("INITIALIZED", "SILENT"):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if answer[0] not in ("RUNNING", "NO_MORE_TRIAL"):
+        raise UserError(f"NNI: its manager takes no trials ({'; '.join(answer[1]) or answer[0]}); "
+                        f"see {search.folder / 'log'}")  # fmt: skip
+    for each in parameters:
+        try:
+            search.ask("POST", "trial-jobs", each)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"NNI: its manager did not take a trial ({error})") from None
+
+
+def rank(
+    results: Results, trials: Sequence[TrialRecord], finalists: Sequence[Finalist], folds: int
+) -> list[Standing]:
+    """Return the finalists that have results, the best mean first, and who is tied with it."""
+    standings, voted = [], _voted(results, trials)
+    for each in finalists:
+        parameters = [each.on_fold(k, folds) for k in range(folds)]
+        done = {trial.parameters["fold"]: trial for trial in trials
+                if trial.parameters in parameters and trial.id in voted}  # fmt: skip
+        ballots = [voted[done[k].id] for k in sorted(done)]
+        scores = [results.result_of(done[k])["score"] for k in sorted(done)]
+        if scores:
+            standings.append(Standing(each, ballots, scores))
+    standings.sort(key=lambda each: each.mean, reverse=results.maximize)
+    if not standings:
+        return []
+    best = standings[0]
+    error = best.deviation / math.sqrt(len(best.scores))
+    return [best, *(dataclasses.replace(each, tied=abs(each.mean - best.mean) <= error)
+                    for each in standings[1:])]  # fmt: skip
+
+
+def table(standings: Sequence[Standing], folds: int) -> list[str]:
+    """Return a line for each finalist: its folds' mean and deviation, and what it is."""
+    names = max(len(each.finalist.name) for each in standings)
+    lines = [f"{'configuration of':<{names}}  folds    mean      sd  in the search        votes as"]
+    for place, each in enumerate(standings):
+        word = "best" if place == 0 else "tied" if each.tied else ""
+        counted, voter = f"{len(each.scores)}/{folds}", run_of(each.ballots[0]).name
+        lines.append(f"{each.finalist.name:<{names}}  {counted:>5}"
+                     f"{each.mean:>8.4f}{each.deviation:>8.4f}{each.finalist.score:>15.4f}  "
+                     f"{word:<4}  {voter:<{names}}  {each.finalist.words}".rstrip())  # fmt: skip
+    if any(each.tied for each in standings):
+        lines.append("tied: within one standard error of the best's mean")
+    return lines

@@ -1,0 +1,134 @@
+"""Searches in words: a line for one that runs, a table of its trials, a list of them all."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ballot.engines.nni.database import read_trials
+from ballot.engines.nni.experiment import Search
+from ballot.engines.nni.remote import machine_states
+from ballot.errors import UserError
+from ballot.runs.results import Results, searched_values
+from ballot.runs.trials import TrialRecord
+from ballot.search.plan import is_elsewhere, is_maximized, outputs_of
+from ballot.wording import clock, short_value
+
+
+def count_line(
+    trials: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]], max_trials: int | None
+) -> str:
+    """Return how many trials have ended, how, and how many run."""
+    counts = Counter(row["status"] for row in rows)
+    ended = sum(trial.has_ended for trial in trials)
+    apart = [f"{counts[word]} {word}" for word in ("failed", "stopped") if counts[word]]
+    running = sum(trial.status == "RUNNING" for trial in trials)
+    most = max_trials and max(max_trials, len(trials))  # those of --finalize come on top
+    return (f"{ended}/{most or '?'} trials done"
+            + (f" ({', '.join(apart)})" if apart else "") + f", {running} running")  # fmt: skip
+
+
+def best_score(rows: Sequence[Mapping[str, Any]], maximize: bool) -> str:
+    """Return the best score so far, of trials that still run too."""
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    best = (max if maximize else min)(scores, default=None)
+    return "-" if best is None else format(best, ".4f")
+
+
+def time_left(
+    trials: Sequence[TrialRecord], max_trials: int | None, concurrency: int,
+    limit: float | None, now: float,
+) -> str:  # fmt: skip
+    """Estimate the time left from the mean time of the trials that have ended.
+
+    `limit` is what is left of the search's own time, if it has one.
+    """
+    times = [t.ended - t.resumed for t in trials if t.has_ended and t.ended and t.resumed]
+    if not times or not max_trials:
+        return "unknown time" if limit is None else f"at most {clock(limit)}"
+    mean = sum(times) / len(times)
+    spent = sum(min(mean, now - t.resumed) for t in trials if t.status == "RUNNING" and t.resumed)
+    left = ((max_trials - len(times)) * mean - spent) / min(concurrency, max_trials)
+    return f"about {clock(left if limit is None else min(left, limit))}"
+
+
+def results_of(search: Search) -> tuple[Results, list[TrialRecord], dict[str, Any]]:
+    """Return a search's table as far as it can be read, its trials and its configuration."""
+    params, _ = search.profile()
+    outputs = outputs_of(params["trialCommand"], params["trialCodeDirectory"],
+                         elsewhere=is_elsewhere(params))  # fmt: skip
+    maximize = is_maximized(params)
+    results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
+    results.reasons.update(search.note().get("reasons", {}))
+    trials = read_trials(search.folder)
+    results.read(trials, over=search.manager() is None)
+    return results, trials, params
+
+
+def state_of(search: Search, trials: Sequence[TrialRecord], max_trials: int | None) -> str:
+    """Return a word for how a search stands."""
+    status, _ = search.status()
+    if status == "GONE":
+        whole = sum(trial.has_ended for trial in trials) >= (max_trials or float("inf"))
+        return "done" if whole else "stopped"
+    return {"SILENT": "hangs", "DONE": "done", "ERROR": "error"}.get(status, "running")
+
+
+def list_lines(searches: Sequence[Search]) -> list[str]:
+    """Return a line for each search that search.py started, and how many others there are."""
+    ours = [search for search in searches if search.note()]
+    lines = []
+    for search in ours:
+        try:
+            results, trials, params = results_of(search)
+        except (UserError, KeyError):
+            lines.append(f"{search.id}  cannot be read; see {search.folder}")
+            continue
+        limit = params.get("maxTrialNumber")
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(search.began))
+        lines.append(f"{search.id}  {when}  {state_of(search, trials, limit):<8}"
+                     f"{count_line(trials, results.rows, limit)}, "
+                     f"best {best_score(results.rows, is_maximized(params))}  "
+                     f"{results.outputs}")  # fmt: skip
+    if others := len(searches) - len(ours):
+        lines.append(f"besides, {others} of NNI's experiments that search.py did not start "
+                     "(nnictl experiment list --all)")  # fmt: skip
+    return lines or ["no search has been started yet"]
+
+
+def status_lines(search: Search) -> list[str]:
+    """Return what is known of one search: how it stands, each trial, and where things are."""
+    results, trials, params = results_of(search)
+    limit = params.get("maxTrialNumber")
+    state = state_of(search, trials, limit)
+    where = f", {search.url}" if search.manager() else ""
+    lines = [f"search {search.id}: {state}{where}",
+             f"{count_line(trials, results.rows, limit)} | best "
+             f"{best_score(results.rows, is_maximized(params))}"]  # fmt: skip
+    lines += machine_lines(search, trials)
+    for trial, row in zip(trials, results.rows):
+        score = "-" if row["score"] is None else format(row["score"], ".4f")
+        seconds = "-" if row["seconds"] is None else clock(row["seconds"])
+        values = " ".join(f"{k}={short_value(v)}" for k, v in searched_values(trial).items())
+        reason = f"  ({row['reason']})" if row["reason"] else ""
+        lines.append(f"{trial.sequence:>4}  {trial.id}  {row['status']:<8}{score:>8}  "
+                     f"{row['epochs']:>4} epochs  {seconds:>7}  {values}{reason}")  # fmt: skip
+    lines.append(f"runs: {results.outputs}; table: {results.path}; NNI's files: {search.folder}")
+    if state in ("stopped", "error", "hangs"):
+        lines.append(f"continue with: python search.py --resume {search.id}")
+    return lines
+
+
+def machine_lines(search: Search, trials: Sequence[TrialRecord]) -> list[str]:
+    """Return a line for each machine of a search on others: how it is, and its trials."""
+    states = {state.name: state for state in machine_states(search.folder)}
+    lines = []
+    for name in dict.fromkeys([*states, *(t.machine for t in trials if t.machine)]):
+        counts = Counter(trial.status for trial in trials if trial.machine == name)
+        ended = sum(trial.has_ended for trial in trials if trial.machine == name)
+        how = f" {states[name].words}" if name in states and search.manager() else ""
+        waiting = f", {counts['WAITING']} to go on" if counts["WAITING"] else ""
+        lines.append(f"{name}{how}: {counts['RUNNING']} running, {ended} ended{waiting}")
+    return lines

@@ -1,0 +1,238 @@
+"""A search that runs: shown while it goes on, and stopped however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import signal
+import time
+from collections.abc import Collection, Iterator
+
+from ballot import wording
+from ballot.config import trial_command
+from ballot.engines.nni import guard
+from ballot.engines.nni.database import Records, read_trials
+from ballot.engines.nni.experiment import Search
+from ballot.engines.nni.remote import Fleet
+from ballot.errors import UserError
+from ballot.report.page import try_report
+from ballot.runs.disk import Pruner, shortage
+from ballot.runs.results import Results
+from ballot.runs.trials import TrialRecord
+from ballot.search.plan import Plan
+from ballot.search.screen import Pace, Screen
+from ballot.search.time_budget import OVER, Budget
+from ballot.search.trouble import Trouble, Watch, overdue
+
+PAGE_S = 60.0  # how often the report is brought up to date
+UPDATE_S = 2.0  # and the table
+NOTE_S = 5.0  # and what is known of the time
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How a search came to its end."""
+
+    trouble: Trouble | None = None
+    interrupted: bool = False
+    over: bool = False  # its time was
+
+
+def follow(
+    search: Search, plan: Plan, results: Results, budget: Budget, *, guarded: bool, public: bool
+) -> End:
+    """Watch a search until it ends, however that comes, and stop what is left of it."""
+    end, fleet = End(), Fleet.of(search, plan.links, plan.command, plan.outputs, plan.maximize)
+    with sigterm_as_interrupt():
+        try:
+            if search.manager() is not None:
+                if guarded:
+                    prove_guard(search, public, remote=fleet is not None)
+                print(f"search {search.id}: {search.url} until it ends", flush=True)
+                end = watch(search, plan, results, budget, fleet)
+        except KeyboardInterrupt:
+            end = End(interrupted=True)
+            print("\nstopping: the running trials write what they have ...", flush=True)
+        finally:
+            stop(search)
+            if budget.closed:  # for whatever goes on with it: the time that was really given
+                params, _ = search.profile()
+                search.change_profile({**params, "maxExperimentDuration": f"{budget.limit:g}s"})
+            search.amend_note(spent=budget.spent(time.time()), reasons=results.reasons)
+    if fleet is not None:
+        print("bringing the results home ...", flush=True)
+        print("".join(f"{line}\n" for line in bring_home(search, fleet)), end="")
+    return end
+
+
+def bring_home(search: Search, fleet: Fleet) -> list[str]:
+    """Bring the results home that are not; return what could not be, and how it can."""
+    try:
+        return fleet.finish(read_trials(search.folder))
+    except KeyboardInterrupt:
+        return [f"interrupted; bring the rest later: python collect.py {search.id}"]
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let a SIGTERM end the search as Ctrl-C does: trials write what they have, and vote."""
+
+    def interrupt(_signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(search: Search) -> None:
+    """Stop a search; a second Ctrl-C does not wait for the trials."""
+    try:
+        search.stop()
+    except KeyboardInterrupt:
+        print("\nended at once: trials keep what they wrote after their last epoch", flush=True)
+        search.kill()
+
+
+def prove_guard(search: Search, public: bool, *, remote: bool = False) -> None:
+    """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
+    wrong = guard.self_test(search.port or 0, search.prefix, public=public, remote=remote)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{wrong[0]}{more}; the search was stopped, --no_guard runs it all the same"
+        )
+
+
+def watch(
+    search: Search, plan: Plan, results: Results, budget: Budget, fleet: Fleet | None = None
+) -> End:
+    """Show how the search goes until its last trial has ended, or until it cannot go on."""
+    eye = Watch(search.id, time.time(), plan.may_wait)
+    screen, records = Screen(plan, budget), Records(search.folder)
+    chores = Chores(search, plan, results, budget, screen, fleet)
+    while True:
+        status, errors = search.status()
+        now, trials = time.time(), alive(records.read(), plan.halted)
+        chores.do(trials, now)
+        screen.show(trials, results, now)
+        if eye.is_done(status, trials, now):
+            screen.close()
+            return End()
+        if status == "STOPPING":  # by nnictl, the portal, or --stop
+            screen.close()
+            raise KeyboardInterrupt
+        if budget.left_for_trials(time.time()) <= 0:
+            running = [trial.id for trial in trials if not trial.has_ended]
+            results.reasons.update(dict.fromkeys(running, OVER))
+            screen.say(f"{OVER}: {len(running)} trials write what they have ...")
+            return End(over=True)
+        trouble = eye.look(status, errors, trials, lambda: search.tuner() is not None, now)
+        if trouble is not None and trouble.fatal:
+            screen.close()
+            return End(trouble)
+        if trouble is not None:
+            screen.say(f"{trouble.what}; {trouble.remedy}")
+        time.sleep(1)
+
+
+class Chores:
+    """What is to be done beside watching: files brought up to date, hanging trials, the time."""
+
+    def __init__(
+        self, search: Search, plan: Plan, results: Results, budget: Budget, screen: Screen,
+        fleet: Fleet | None = None,
+    ) -> None:  # fmt: skip
+        self._search, self._plan, self._results = search, plan, results
+        self._budget, self._screen, self._fleet = budget, screen, fleet
+        self._told = set(search.retries())
+        self._trial_limit = float(trial_command.option_of(plan.command, "--time_limit", "0")) or None
+        self._began = time.time()
+        self._table, self._note = Pace(UPDATE_S), Pace(NOTE_S)
+        self._page = Pace(PAGE_S, time.time())
+        keep = search.note().get("keep_checkpoints")
+        self._pruner = None if keep is None else Pruner(keep, maximize=plan.maximize)
+        self._ended, self._short = 0, False
+
+    def do(self, trials: list[TrialRecord], now: float) -> None:
+        """Do what is due."""
+        for trial in trials:
+            if trial.status == "RUNNING" and (trial.resumed or 0.0) > self._began:
+                self._results.reasons.pop(trial.id, None)  # why it was ended is past
+        if self._table.is_due(now):
+            with self._table:
+                self._results.update(trials)
+        if self._note.is_due(now):
+            with self._note:
+                self._search.amend_note(began=self._budget.began, spent=self._budget.spent(now))
+                if self._budget.limit is not None:
+                    self._budget.look([self._results.folder_of(trial) for trial in trials])
+        if self._fleet is not None:
+            self._fleet.bring(trials)
+            for line in self._fleet.news():
+                self._screen.say(line)
+        self._keep_time(trials, now)
+        self._end_what_hangs(trials, now)
+        self._keep_house(trials)
+        if self._page.is_due(now) and any(trial.scores for trial in trials) \
+                and self._budget.left_for_trials(now) > 2 * self._page.took + 1:  # fmt: skip
+            with self._page:
+                try_report(self._plan.outputs, self._plan.page, search=self._search.id)
+
+    def _keep_house(self, trials: list[TrialRecord]) -> None:
+        """Remove checkpoints that nobody wants, and say in time that the disk will be full."""
+        if sum(trial.has_ended for trial in trials) == self._ended:
+            return
+        ended = [self._results.folder_of(trial) for trial in trials if trial.has_ended]
+        self._ended, most = len(ended), self._plan.max_trials
+        if self._pruner is not None:
+            self._pruner.prune(ended)
+        said = shortage(self._plan.outputs, ended, None if most is None else most - len(ended))
+        if said and not self._short:
+            self._screen.say(f"warning: {said}")
+        self._short = bool(said)
+
+    def _keep_time(self, trials: list[TrialRecord], now: float) -> None:
+        """Let no trial begin that would be cut before it is of use."""
+        budget, most = self._budget, self._plan.max_trials
+        if budget.closed or not budget.is_too_late(trials, now) or len(trials) == most:
+            return
+        self._search.amend_note(max_duration=budget.limit)  # which NNI forgets now
+        try:
+            self._search.raise_limits({"maxExperimentDuration": "1s"})
+        except (OSError, http.client.HTTPException):
+            return  # it is asked again in a second
+        budget.closed = True
+        left = wording.clock(budget.left_for_trials(now))
+        self._screen.say(f"no further trial is begun: the {left} left are less than half of one")
+
+    def _end_what_hangs(self, trials: list[TrialRecord], now: float) -> None:
+        for trial_id, why in self._search.retries().items():
+            if trial_id not in self._told:
+                self._told.add(trial_id)
+                self._screen.say(f"trial {trial_id} {why}; it runs once more")
+        signs = signs_of_life(trials, self._results)
+        for trial in overdue(trials, self._trial_limit, signs, now):
+            self._screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
+            self._results.reasons[trial.id] = "hung: it was ended long after its time limit"
+            self._search.cancel(trial.id)
+
+
+def alive(trials: list[TrialRecord], halted: Collection[str]) -> list[TrialRecord]:
+    """Mark the trials as ended that an earlier part of the search left behind."""
+    for trial in trials:
+        if trial.id in halted:
+            trial.status = "USER_CANCELED"
+    return trials
+
+
+def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
+    """Return when each trial that runs last wrote its result, in seconds since the epoch."""
+    signs = {}
+    for trial in (trial for trial in trials if trial.status == "RUNNING"):
+        with contextlib.suppress(OSError):
+            signs[trial.id] = (results.folder_of(trial) / "result.json").stat().st_mtime
+    return signs

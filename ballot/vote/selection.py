@@ -1,0 +1,318 @@
+"""The validation side of a vote: the rows members share, the choice made on them, its honest score.
+
+A choice is fitted on one part of the rows and scored on another (cross-fitted), and so is the best
+single member that it is compared with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ballot.errors import UserError, suggest
+from ballot.vote import combine
+from ballot.vote.ballots import Ballot, check_same_classes, read_ballot
+from ballot.vote.members import Member
+from ballot.vote.truth import Knowledge
+from ballot.wording import few, short
+
+FEWEST_ROWS = 20  # a choice among members on fewer validation rows is a lottery
+MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
+
+
+@dataclass(frozen=True)
+class VoteOptions:
+    """What a vote is asked for: `select` greedy, best:N, all or None, `stack` logistic or None."""
+
+    out_dir: str = "ensemble"
+    method: str = "mean"
+    weights: Sequence[float] | None = None
+    select: str | None = None
+    bag: int = 1
+    stack: str | None = None
+    calibrate: bool = False
+    truth: str | None = None
+    group_folds: bool = False
+    metric: str = "acc"
+    seed: int = 0
+
+
+def check_options(options: VoteOptions) -> None:
+    """Refuse wishes that contradict one another, before any file is read."""
+    for name, value, choices in (
+        ("--method", options.method, combine.METHODS),
+        ("--metric", options.metric, combine.METRICS),
+        ("--stack", options.stack or "logistic", ("logistic",)),
+    ):
+        if value not in choices:
+            raise UserError(f"{name}: unknown {value!r}{suggest(value, choices)}")
+    select = options.select
+    if select is not None and not re.fullmatch(r"greedy|all|best:[1-9][0-9]*", select):
+        raise UserError(f"--select: {select!r} is not understood; greedy, best:N or all")
+    if options.bag < 1:
+        raise UserError(f"--bag: {options.bag} rounds; 1 or more")
+    if options.bag > 1 and select != "greedy":
+        raise UserError("--bag: rounds are of --select greedy; add it, or leave --bag out")
+    chosen = [n for n in ("weights", "select", "stack") if getattr(options, n) is not None]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; both decide the weights")
+    if options.stack and options.method != "mean":
+        raise UserError("--stack: does not go with --method; it learns its own combination")
+    if select == "greedy" and options.method == "geometric":
+        raise UserError("--select: greedy averages; it goes with --method mean, rank or hard")
+    if options.weights is not None and options.group_folds:
+        raise UserError("--weights: does not go with --group_folds, which joins files")
+
+
+@dataclass(frozen=True)
+class Poll:
+    """Validation rows that all of `members` (numbers) have: `values` `[M, N, C]`."""
+
+    members: list[int]
+    ids: list[str]
+    targets: np.ndarray
+    groups: list[str] | None
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Honest:
+    """Scores by `metric` on validation rows that took no part in any choice (cross-fitted).
+
+    `gain` is `vote - best_single` in the direction in which more is better; `error` is the
+    standard error of that difference over rows (None for a metric that is no mean of rows).
+    """
+
+    metric: str
+    rows: int
+    parts: int
+    best_single: float
+    vote: float
+    gain: float
+    error: float | None
+
+
+def read_poll(
+    members: Sequence[Member],
+    first: Ballot,
+    knowledge: Knowledge,
+    notes: list[str],
+    options: VoteOptions,
+) -> tuple[Poll | None, dict[int, dict[str, float]]]:
+    """Read the members' `val.csv` and keep the rows they have in common.
+
+    Returns the poll (None where there are no such rows) and each member's score on its own rows.
+    """
+    read = read_validations(members)
+    missing = [m.name for i, m in enumerate(members) if i not in read]
+    if missing and read:
+        notes.append(f"no validation predictions (val.csv): {few(missing)}")
+    if not read:
+        return None, {}
+    for ballot in read.values():
+        check_same_classes(ballot, first)
+    truth = agreed_labels(read.values())
+    common = set(truth).intersection(*{id(b.ids): b.ids for b in read.values()}.values())
+    own = {i: score_all(b.probs, numbers(b.labels or (), b.classes), options)
+           for i, b in read.items()}  # fmt: skip
+    if len(common) < max(len(b.ids) for b in read.values()):
+        notes.append(
+            f"validation rows differ between members: {len(common):,} of {len(truth):,} are common "
+            "to all" + (", scores are of these" if common else ", each score is of a member's own "
+            "rows; --group_folds joins the folds of one configuration")
+        )  # fmt: skip
+    if not common:
+        return None, own
+    ids, polled = sorted(common), list(read)
+    values = np.empty((len(read), len(ids), len(first.classes)))
+    order, rows = None, []
+    for place, number in enumerate(polled):
+        ballot = read.pop(number)  # let go as soon as it is copied
+        if ballot.ids is not order:
+            index = {name: row for row, name in enumerate(ballot.ids)}
+            order, rows = ballot.ids, [index[name] for name in ids]
+        values[place] = ballot.probs[rows]
+    groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
+    targets = numbers([truth[i] for i in ids], first.classes)
+    return Poll(polled, ids, targets, groups, values), own
+
+
+def agreed_labels(ballots: Iterable[Ballot]) -> dict[str, str]:
+    """Return the label of each validation row; two runs that differ in one are refused."""
+    truth: dict[str, str] = {}
+    before = None
+    for ballot in ballots:
+        if before is not None and ballot.ids is before.ids and ballot.labels is before.labels:
+            continue
+        before = ballot
+        for name, label in zip(ballot.ids, ballot.labels or (), strict=True):
+            if truth.setdefault(name, label) != label:
+                raise UserError(
+                    f"{ballot.path}: calls {short(name)} {short(label)} and another run "
+                    f"{short(truth[name])}; vote over runs of the same data"
+                )
+    return truth
+
+
+def numbers(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Class numbers `[N]` of class names."""
+    index = {name: number for number, name in enumerate(classes)}
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def read_validations(members: Sequence[Member]) -> dict[int, Ballot]:
+    """Read the members' validation rows by their numbers; what has none is left out.
+
+    Ids and labels that are those of the member before are the same lists: of a thousand members
+    they would take as much memory as the probabilities.
+    """
+    read: dict[int, Ballot] = {}
+    before: Ballot | None = None
+    for number, member in enumerate(members):
+        ballot = read_validation(member)
+        if ballot is None:
+            continue
+        if before is not None and (ballot.ids, ballot.labels) == (before.ids, before.labels):
+            ballot = replace(ballot, ids=before.ids, labels=before.labels)
+        read[number] = before = ballot
+    return read
+
+
+def read_validation(member: Member) -> Ballot | None:
+    """Read a member's validation rows; those of several folds are put together.
+
+    A row that several seeds have held out counts with their mean.
+    """
+    paths = [folder / "val.csv" for folder in member.folders]
+    if len(paths) < len(member.files) or not all(path.is_file() for path in paths):
+        return None
+    ballots = [read_ballot(path, labelled=True) for path in paths]
+    if len(ballots) == 1:
+        return ballots[0]
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    labels = agreed_labels(ballots)
+    for ballot in ballots:
+        check_same_classes(ballot, ballots[0])
+        for name, probs in zip(ballot.ids, ballot.probs, strict=True):
+            sums[name] = sums[name] + probs if name in sums else probs
+            counts[name] = counts.get(name, 0) + 1
+    ids = sorted(sums)
+    probs = np.array([sums[name] / counts[name] for name in ids])
+    return replace(ballots[0], ids=ids, probs=probs, labels=[labels[name] for name in ids])
+
+
+def score_all(probs: np.ndarray, targets: np.ndarray, options: VoteOptions) -> dict[str, float]:
+    """Score by accuracy, by the metric asked for, and by calibration where that is asked for."""
+    names = dict.fromkeys(("acc", options.metric))
+    scores = {name: combine.score(name, probs, targets) for name in names}
+    return {**scores, "ece": combine.ece(probs, targets)} if options.calibrate else scores
+
+
+def make_recipe(
+    members: Sequence[Member], poll: Poll | None, options: VoteOptions, notes: list[str]
+) -> combine.Recipe:
+    """Decide weights, temperatures and stacking for all members, from the validation rows."""
+    if options.select in (None, "all") and not options.stack and not options.calibrate:
+        return combine.Recipe(options.method, [m.weight for m in members])
+    wishes = {"--stack": options.stack, "--select": options.select, "--calibrate": True}
+    asked = next(name for name, wish in wishes.items() if wish)
+    if poll is None:
+        raise UserError(
+            f"{asked}: needs validation rows that all members predict; keep the run folders "
+            "(outputs/<run>/val.csv) beside the CSVs, join folds with --group_folds"
+        )
+    if len(poll.ids) < FEWEST_ROWS:
+        raise UserError(
+            f"{asked}: only {len(poll.ids)} validation rows are common to all members; "
+            f"it needs {FEWEST_ROWS}"
+        )
+    weights = [members[i].weight for i in poll.members]
+    fitted = fit_recipe(options, weights, poll.values, poll.targets)
+    if len(poll.members) == len(members):
+        return fitted
+    chooses = options.select not in (None, "all") or options.stack
+    left = [m.name for i, m in enumerate(members) if i not in set(poll.members)]
+    then = "and so left out" if chooses else "not calibrated"
+    notes.append(f"without validation rows, {then}: {few(left)}")
+    return spread(fitted, poll.members, [0.0 if chooses else m.weight for m in members])
+
+
+def spread(recipe: combine.Recipe, places: list[int], weights: list[float]) -> combine.Recipe:
+    """Put a recipe for some members into their places among all, whose default is `weights`."""
+    temperatures = None if recipe.temperatures is None else [1.0] * len(weights)
+    stack = recipe.stack
+    if stack is not None:
+        coef = np.zeros((len(weights), *stack.coef.shape[1:]))
+        coef[places] = stack.coef
+        stack = replace(stack, coef=coef)
+    for own, place in enumerate(places):
+        weights[place] = recipe.weights[own]
+        if temperatures is not None and recipe.temperatures is not None:
+            temperatures[place] = recipe.temperatures[own]
+    return combine.Recipe(recipe.method, weights, temperatures, stack)
+
+
+def fit_recipe(
+    options: VoteOptions, weights: list[float], values: np.ndarray, targets: np.ndarray
+) -> combine.Recipe:
+    """Fit temperatures and choose weights on these validation rows alone."""
+    temperatures = None
+    if options.calibrate:
+        temperatures = [combine.fit_temperature(member, targets) for member in values]
+        values = np.stack(
+            [combine.apply_temperature(m, t) for m, t in zip(values, temperatures, strict=True)]
+        )
+    if options.stack:
+        stack = combine.fit_stack(values, targets)
+        return combine.Recipe(options.method, [1.0] * len(values), temperatures, stack)
+    if options.select == "greedy":
+        if options.method != "mean":
+            values = np.stack([combine.transform(member, options.method) for member in values])
+        weights = combine.greedy(values, targets, options.metric, bags=options.bag, seed=options.seed)
+    elif options.select and options.select.startswith("best:"):
+        kept = best_members(options.metric, values, targets)[: int(options.select[5:])]
+        weights = [float(i in kept) for i in range(len(values))]
+    return combine.Recipe(options.method, weights, temperatures)
+
+
+def best_members(metric: str, values: np.ndarray, targets: np.ndarray) -> list[int]:
+    """Order members from the best to the worst on these rows."""
+    return combine.ranking(metric, [combine.score(metric, member, targets) for member in values])
+
+
+def parts_of(poll: Poll, options: VoteOptions) -> np.ndarray:
+    """Deal the rows into five parts, many rows into halves; groups are not torn apart."""
+    parts = 5 if len(poll.ids) < MANY_ROWS else 2
+    groups = poll.groups if poll.groups and len(set(poll.groups)) >= 2 * parts else None
+    return combine.split_parts(poll.ids, poll.targets, groups, parts, options.seed)
+
+
+def cross_fitted(
+    options: VoteOptions, weights: list[float], poll: Poll, parts: np.ndarray
+) -> np.ndarray:
+    """Predict every row by what was fitted on the other parts; without a fit, directly."""
+
+    def fit(values: np.ndarray, targets: np.ndarray) -> combine.Recipe:
+        return fit_recipe(options, weights, values, targets)
+
+    if options.select in (None, "all") and not options.stack and not options.calibrate:
+        return combine.combine(fit(poll.values, poll.targets), poll.values)
+    return combine.cross_fit(fit, poll.values, poll.targets, parts)
+
+
+def compare(
+    options: VoteOptions, poll: Poll, parts: np.ndarray, single: np.ndarray, voted: np.ndarray
+) -> Honest:
+    """Compare the best single member and a vote on rows that neither had been chosen on."""
+    metric, targets = options.metric, poll.targets
+    before, after = (combine.score(metric, probs, targets) for probs in (single, voted))
+    error = None
+    if metric == "acc":
+        each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
+        error = float(each.std(ddof=1) / np.sqrt(len(each)))
+    gain = before - after if metric in combine.LOWER_IS_BETTER else after - before
+    return Honest(metric, len(targets), int(parts.max()) + 1, before, after, gain, error)

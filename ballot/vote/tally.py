@@ -1,0 +1,432 @@
+"""The vote from files to answer: `run_vote` reads, chooses, combines, scores and writes.
+
+Validation files are read first, because weights come from them; then every test file is read
+once, one at a time, into one running sum.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ballot.errors import UserError, suggest
+from ballot.runs.files import write_json
+from ballot.runs.folder import is_validation
+from ballot.vote import combine
+from ballot.vote.ballots import (
+    Ballot,
+    check_same_classes,
+    looks_like_formula,
+    read_ballots,
+    rows_like,
+    write_answers,
+    write_ballot,
+)
+from ballot.vote.members import (
+    Member,
+    find_files,
+    group_folds,
+    name_members,
+    read_member,
+    status_of,
+)
+from ballot.vote.selection import (
+    FEWEST_ROWS,
+    Honest,
+    Poll,
+    VoteOptions,
+    check_options,
+    compare,
+    cross_fitted,
+    make_recipe,
+    parts_of,
+    read_poll,
+    score_all,
+)
+from ballot.vote.truth import Submission, find_submission, read_splits, read_truth
+from ballot.wording import few, natural, short
+
+LARGEST_HINT = 10**8  # numbers in memory (0.8 GB) for what nobody asked for
+
+
+@dataclass
+class MemberReport:
+    """One line of the table; scores by name, empty where they are not known."""
+
+    name: str
+    files: list[str]
+    weight: float | None
+    status: str | None = None
+    temperature: float | None = None
+    val: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class VoteReport:
+    """All that a vote found; `probs` is `[N, C]` in the order of `ids` and `classes`.
+
+    There are none of these where members vote on validation rows alone.
+    """
+
+    options: VoteOptions
+    ids: list[str]
+    classes: list[str]
+    probs: np.ndarray
+    members: list[MemberReport]
+    best_single: MemberReport | None = None
+    val: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    val_rows: int = 0
+    test_rows: int = 0
+    honest: Honest | None = None
+    greedy: Honest | None = None
+    notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
+    """Vote over the prediction CSVs `paths`, write the three files, and report.
+
+    Of the `val.csv` of runs without test rows it is the choice alone, and one file. Nothing is
+    written where anything is wrong (`UserError`).
+    """
+    check_options(options)
+    members, notes = gather(paths, options)
+    tested = has_test_rows(members, options)
+    check_out_dir(Path(options.out_dir), members)
+    members, statuses = drop_broken(members, notes)
+    first = read_member(members[0].files[0])  # its order is the answer's order
+    if not tested:
+        first = replace(first, ids=[], labels=None, probs=first.probs[:0])
+        notes.append(without_test_rows(options))
+    # Sums run in the order of names, so that the order of the files changes no bit.
+    by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
+    members, statuses = [members[i] for i in by_name], [statuses[i] for i in by_name]
+    submission, remarks = find_submission(members, first.classes)
+    notes += remarks
+    knowledge = read_splits(members)
+    poll, own = read_poll(members, first, knowledge, notes, options)
+    recipe = make_recipe(members, poll, options, notes)
+    targets = known_targets(first, knowledge.truth, submission, options)
+    test = TestFiles(members, first, targets, options)
+    probs = combine.combine(recipe, test)
+    rows = [
+        MemberReport(m.name, [str(f) for f in m.files], w, s, test=scores)
+        for m, w, s, scores in zip(members, shares(recipe), statuses, test.scores, strict=True)
+    ]
+    report = VoteReport(options, first.ids, first.classes, probs, rows, notes=notes)
+    report.test, report.test_rows = test.score(probs), int(test.known.sum())
+    score_validation(report, poll, own, recipe)
+    notes += test.notes()
+    write_vote(report, recipe, first.columns, submission)
+    return report
+
+
+def gather(paths: Sequence[str | Path], options: VoteOptions) -> tuple[list[Member], list[str]]:
+    """Return the members in the order given, and what has to be said about it."""
+    files, notes = find_files(paths)
+    members = name_members(files, options.weights)
+    if options.group_folds:
+        members = group_folds(members)
+        joined = [m.name for m in members if len(m.files) > 1]
+        notes.append(
+            f"joined: {len(files)} files into {len(members)} members"
+            if joined
+            else "--group_folds: no two files are folds or seeds of one configuration"
+        )
+    return members, notes
+
+
+def has_test_rows(members: Sequence[Member], options: VoteOptions) -> bool:
+    """Tell what the members predict: test rows, or validation rows alone."""
+    file = members[0].files[0]  # all are of one kind
+    if is_validation(file) and options.truth is not None:
+        raise UserError(f"--truth: knows test rows, and {file} has none; leave it out")
+    return not is_validation(file)
+
+
+def without_test_rows(options: VoteOptions) -> str:
+    """Say what a vote of validation rows is, and what its scores are worth."""
+    chosen = " and members chosen" if options.select not in (None, "all") or options.stack else ""
+    return (f"no test rows: scores are of the validation rows by which epochs were kept{chosen}; "
+            f"python predict.py {options.out_dir} IMAGES --out FILE applies the vote")  # fmt: skip
+
+
+def check_out_dir(folder: Path, members: Sequence[Member]) -> None:
+    """Refuse a folder whose files the vote would mix up with its members."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out_dir: {folder} is a file; name a folder")
+    for file in (f for member in members for f in member.files):
+        if file.resolve().parent == folder.resolve():
+            raise UserError(
+                f"--out_dir: {folder} holds the member {file.name}; write the vote elsewhere, "
+                "as in ensemble, or the next vote would count this one"
+            )
+
+
+def drop_broken(
+    members: list[Member], notes: list[str]
+) -> tuple[list[Member], list[str | None]]:  # fmt: skip
+    """Leave out runs that did not end well and have no whole CSV; name all that ended early."""
+    kept: list[Member] = []
+    statuses: list[str | None] = []
+    early: dict[str, list[str]] = {}
+    for member in members:
+        status = status_of(member)
+        if status in ("failed", "running", "stopped"):
+            try:
+                for file in member.files:
+                    read_member(file)
+            except UserError as error:
+                notes.append(f"left out: {member.name}, whose run is {status}: {error}")
+                continue
+            early.setdefault(status, []).append(member.name)
+        kept.append(member)
+        statuses.append(status)
+    for status, names in early.items():
+        notes.append(f"{status}, with a whole CSV, and counted: {few(names)}")
+    if not kept:
+        raise UserError(f"ensemble: no member is left; {notes[-1]}")
+    return kept, statuses
+
+
+def shares(recipe: combine.Recipe) -> list[float]:
+    """Each member's part of the vote; of a stack, its part of the absolute coefficients."""
+    sizes = recipe.weights
+    if recipe.stack is not None:
+        sizes = [float(np.abs(coef).sum()) for coef in recipe.stack.coef]
+    return [size / (sum(sizes) or 1.0) for size in sizes]
+
+
+def score_validation(
+    report: VoteReport, poll: Poll | None, own: dict[int, dict[str, float]], recipe: combine.Recipe
+) -> None:
+    """Score members, the best of them and the vote on validation rows, and judge the gain."""
+    options, rows = report.options, report.members
+    for number, row in enumerate(rows):
+        row.val = own.get(number, {})
+        if recipe.temperatures is not None:
+            row.temperature = recipe.temperatures[number]
+    if poll is not None:
+        report.val_rows = len(poll.ids)
+        for place, number in enumerate(poll.members):
+            rows[number].val = score_all(poll.values[place], poll.targets, options)
+    if judged := [i for i, row in enumerate(rows) if row.val]:
+        order = combine.ranking(options.metric, [rows[i].val[options.metric] for i in judged])
+        report.best_single = rows[judged[order[0]]]
+    voters = {i for i, row in enumerate(rows) if row.weight}
+    if poll is None or not voters <= set(poll.members):
+        return
+    if len(poll.ids) < FEWEST_ROWS:
+        weights = [recipe.weights[i] for i in poll.members]
+        probs = combine.combine(replace(recipe, weights=weights), poll.values)
+        report.val = score_all(probs, poll.targets, options)
+        return
+    judge(report, poll, recipe)
+
+
+def judge(report: VoteReport, poll: Poll, recipe: combine.Recipe) -> None:
+    """Score the vote, and what greedy would give, where they took no part in the choice."""
+    options = report.options
+    parts = parts_of(poll, options)
+    weights = [recipe.weights[i] for i in poll.members]
+    held = cross_fitted(options, weights, poll, parts)
+    report.val = score_all(held, poll.targets, options)
+    if options.calibrate:
+        report.val["ece_after"] = report.val.pop("ece")
+        for place, number in enumerate(poll.members):
+            member = replace(poll, values=poll.values[place : place + 1])
+            alone = replace(options, select=None, stack=None, weights=None)
+            probs = cross_fitted(alone, [1.0], member, parts)
+            report.members[number].val["ece_after"] = combine.ece(probs, poll.targets)
+    if len(poll.members) < 2:
+        return
+    best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
+    single = cross_fitted(best, weights, poll, parts)
+    report.honest = compare(options, poll, parts, single, held)
+    decided = options.select or options.stack or options.weights is not None
+    if decided or options.method == "geometric":
+        return
+    if poll.values.size > LARGEST_HINT:
+        report.notes.append("--select greedy: not tried unasked on so many validation predictions")
+        return
+    wish = replace(options, select="greedy")
+    report.greedy = compare(options, poll, parts, single, cross_fitted(wish, weights, poll, parts))
+
+
+def known_targets(
+    first: Ballot, truth: dict[str, str], submission: Submission, options: VoteOptions
+) -> np.ndarray:
+    """Return the true class number of each test row `[N]`, -1 where nobody knows it."""
+    source = "split.csv"
+    if options.truth is not None:
+        source = options.truth
+        truth = read_truth(Path(options.truth), first.classes, submission.words)
+        if truth.keys().isdisjoint(first.ids):
+            raise UserError(f"{source}: has none of the {len(first.ids)} ids of {first.path}")
+    number = {name: place for place, name in enumerate(first.classes)}
+    targets = np.full(len(first.ids), -1, dtype=np.int64)
+    if not truth:
+        return targets
+    for row, name in enumerate(first.ids):
+        label = truth.get(name)
+        if label is None:
+            continue
+        if label not in number:
+            raise UserError(f"{source}: id {short(name)} has the label {short(label)}, which is "
+                            f"no class of {first.path}{suggest(label, first.classes)}")  # fmt: skip
+        targets[row] = number[label]
+    return targets
+
+
+class TestFiles:
+    """The members' test files, read one after the other in one order of rows and classes.
+
+    Iterating yields each member's probabilities `[N, C]`, and keeps only their scores.
+    """
+
+    __test__ = False  # pytest need not look
+
+    def __init__(
+        self, members: Sequence[Member], first: Ballot, targets: np.ndarray, options: VoteOptions
+    ) -> None:
+        self.members, self.targets, self.options = members, targets, options
+        self.known = targets >= 0
+        self.first: Ballot = first
+        self.scores: list[dict[str, float]] = []
+        self.rounded: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if not self.first.ids:
+            for _ in self.members:
+                self.scores.append({})
+                yield self.first.probs
+            return
+        # The first file has been read already: it is kept for its turn, and then let go.
+        held = [self.first]
+        self.first = replace(self.first, probs=self.first.probs[:0])
+        rest = [f for member in self.members for f in member.files if f != self.first.path]
+        ballots = read_ballots(rest, self.first.ids)
+        for member in self.members:
+            own = (held.pop() if f == self.first.path else next(ballots) for f in member.files)
+            probs = self._align(next(own))
+            for other in own:
+                probs = probs + self._align(other)
+            if len(member.files) > 1:
+                probs = probs / len(member.files)
+            self.scores.append(self.score(probs))
+            yield probs
+            del probs  # before the next file is waited for
+
+    def _align(self, ballot: Ballot) -> np.ndarray:
+        if ballot.rounded:
+            self.rounded[str(ballot.path)] = ballot.rounded
+        check_same_classes(ballot, self.first)
+        rows = rows_like(ballot, self.first.ids, self.first.path)
+        return ballot.probs if rows is None else ballot.probs[rows]
+
+    def score(self, probs: np.ndarray) -> dict[str, float]:
+        """Score the rows whose class is known; none are no score."""
+        if not self.known.any():
+            return {}
+        if self.known.all():
+            return score_all(probs, self.targets, self.options)
+        return score_all(probs[self.known], self.targets[self.known], self.options)
+
+    def notes(self) -> list[str]:
+        """Say what was mended, and what a reader of the files has to know."""
+        notes = []
+        if self.rounded:
+            notes.append(
+                f"rounded numbers: rows of {few(self.rounded)} sum to 1 only within "
+                f"{max(self.rounded.values()):.2g} and were divided by their sum"
+            )
+        formulas = [name for name in self.first.ids if looks_like_formula(name)]
+        if formulas:
+            notes.append(
+                f"{len(formulas)} ids would run as a formula in a spreadsheet ({few(formulas, 1)});"
+                " they are written as they are, because a submission needs them so"
+            )
+        return notes
+
+
+def write_vote(
+    report: VoteReport, recipe: combine.Recipe, columns: Sequence[str], submission: Submission
+) -> None:
+    """Write `soft.csv`, `submission.csv` and, last, `ensemble.json`: that alone without answers."""
+    folder = Path(report.options.out_dir)
+    soft, answers, record = (folder / n for n in ("soft.csv", "submission.csv", "ensemble.json"))
+    if not report.ids:
+        stale = [path for path in (soft, answers) if record.exists() and path.exists()]
+        if stale:
+            report.notes.append(f"removed: {few(map(str, stale))} of an earlier vote")
+        write_json(record, describe(report, recipe, columns, submission))
+        for path in stale:
+            path.unlink()
+        report.files = [record]
+        return
+    place = {name: number for number, name in enumerate(report.classes)}
+    order = [place[name] for name in columns]
+    same = order == list(range(len(order)))
+    write_ballot(soft, report.ids, columns, report.probs if same else report.probs[:, order])
+    words = [submission.words[name] for name in report.classes]
+    chosen = [words[number] for number in report.probs.argmax(axis=1).tolist()]
+    rows = list(zip(report.ids, chosen, strict=True))
+    if submission.order is not None and submission.order != report.ids:
+        by_id = dict(rows)
+        if len(submission.order) == len(rows) and by_id.keys() == set(submission.order):
+            rows = [(name, by_id[name]) for name in submission.order]
+    write_answers(answers, submission.columns, rows)
+    write_json(record, describe(report, recipe, columns, submission))
+    report.files = [soft, answers, record]
+
+
+def describe(
+    report: VoteReport, recipe: combine.Recipe, columns: Sequence[str], submission: Submission
+) -> dict[str, Any]:
+    """Return all of a vote that is needed to repeat or to apply it; paths are from its folder."""
+    options = report.options
+    members = []
+    for number, row in enumerate(report.members):
+        files = [relative(Path(file), Path(options.out_dir)) for file in row.files]
+        members.append({**asdict(row), "files": files, "raw_weight": recipe.weights[number]})
+    stack = None
+    if recipe.stack is not None:
+        stack = {
+            "coef": recipe.stack.coef.tolist(),
+            "intercept": recipe.stack.intercept.tolist(),
+            "seen": recipe.stack.seen,
+        }
+    return {
+        "method": recipe.method,
+        "classes": list(report.classes),
+        "columns": list(columns),
+        "members": members,
+        "stack": stack,
+        "submission": {"columns": submission.columns, "answers": submission.words},
+        "options": {**asdict(options), "weights": options.weights and list(options.weights)},
+        "scores": {
+            "best_single": report.best_single and report.best_single.name,
+            "val": report.val,
+            "test": report.test,
+            "val_rows": report.val_rows,
+            "test_rows": report.test_rows,
+            "held_out": report.honest and asdict(report.honest),
+            "greedy_held_out": report.greedy and asdict(report.greedy),
+        },
+        "notes": report.notes,
+    }
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Return `path` as seen from `folder`, so that both can be moved together."""
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return path.resolve().as_posix()

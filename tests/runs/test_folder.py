@@ -1,0 +1,97 @@
+"""Files are whole or not there; a run folder has one writer."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ballot.errors import UserError
+from ballot.runs import files, folder
+from ballot.vote.ballots import write_ballot
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.replacing(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": [float("nan"), float("inf"), 1.5]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, None, 1.5]}
+
+
+def test_probabilities_come_back_bit_for_bit(tmp_path):
+    probs = np.random.default_rng(0).dirichlet(np.ones(7), 100).astype(np.float32)
+    ids = [f"row,{i}" for i in range(100)]
+    write_ballot(tmp_path / "p.csv", ids, list("abcdefg"), probs, ["x,y"] * 100)
+    table = pd.read_csv(tmp_path / "p.csv", dtype={"id": str})
+    assert set(table["label"]) == {"x,y"}
+    assert table["id"].tolist() == ids
+    np.testing.assert_array_equal(table[list("abcdefg")].to_numpy(np.float32), probs)
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    rows = [{"id": 'a"b', "label": "x\ny"}, {"id": "c", "label": ""}]
+    files.write_rows(tmp_path / "r.csv", rows)
+    assert files.read_rows(tmp_path / "r.csv") == rows
+    assert files.read_rows(tmp_path / "none.csv") == []
+
+
+def test_a_run_folder_is_never_overwritten_unless_it_is_resumed(tmp_path):
+    with folder.open_run(tmp_path / "run", resume=False, facts={}) as run:
+        run.begin()
+        run.finish("done", score=0.5)
+    with (
+        pytest.raises(UserError, match="exists already; --resume"),
+        folder.open_run(tmp_path / "run", resume=False, facts={}),
+    ):
+        pass
+    with folder.open_run(tmp_path / "run", resume=True, facts={}) as run:
+        run.begin(status="running")
+        assert run.result["seconds"] >= 0
+    assert folder.read_result(tmp_path / "run")["status"] == "running"
+
+
+def test_a_run_folder_has_one_writer(tmp_path):
+    with (
+        folder.open_run(tmp_path / "run", resume=True, facts={}),
+        pytest.raises(UserError, match="another process"),
+        folder.open_run(tmp_path / "run", resume=True, facts={}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 201, "a b", "-rf"])
+def test_a_run_name_is_one_component_of_a_path(name):
+    with pytest.raises(UserError, match="no name for a folder"):
+        folder.run_name(name, "m", "c")
+
+
+def test_a_run_without_a_name_gets_one_without_odd_characters():
+    assert folder.run_name(None, "timm:resnet18.a1_in1k", "focal").startswith(
+        "timm-resnet18.a1_in1k_focal_"
+    )
+
+
+def test_what_is_no_run_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        folder.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        folder.read_config(tmp_path)
+
+
+def test_of_a_table_that_was_cut_the_whole_rows_are_read(tmp_path):
+    path = tmp_path / "history.csv"
+    files.write_rows(path, [{"epoch": n, "val_acc": 0.25 * n} for n in (1, 2, 3)])
+    whole, text = files.read_rows(path), path.read_text()
+    for size in range(len(text) + 1):
+        path.write_text(text[:size])
+        found = files.read_rows(path)
+        assert found == whole[: max(0, text[:size].count("\n") - 1)], size

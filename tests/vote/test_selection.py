@@ -1,0 +1,56 @@
+"""The validation rows that members share: read once, held once."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ballot.vote.ballots import read_ballot, write_ballot
+from ballot.vote.members import name_members
+from ballot.vote.selection import VoteOptions, read_poll, read_validations
+from ballot.vote.truth import Knowledge
+
+CLASSES = ["a", "b", "c", "d", "e"]
+
+
+def make_members(folder, count, rows, shuffled=()):
+    rng, ids = np.random.default_rng(0), [f"image{row:06d}.jpg" for row in range(rows)]
+    probs = rng.dirichlet(np.ones(5), (count, rows)).astype(np.float32)
+    for number, values in enumerate(probs):
+        order = rng.permutation(rows) if number in shuffled else np.arange(rows)
+        labels = [CLASSES[row % 5] for row in order]
+        write_ballot(folder / f"run{number:03d}.csv", ids[:2], CLASSES, values[:2])
+        write_ballot(folder / f"run{number:03d}" / "val.csv", [ids[row] for row in order], CLASSES,
+                     values[order], labels)  # fmt: skip
+    members = name_members(sorted(folder.glob("*.csv")), None)
+    return members, read_ballot(members[0].files[0]), ids, probs
+
+
+@pytest.mark.parametrize("shuffled", [(), (1,), (0, 1, 2, 3)])
+def test_each_row_of_the_poll_is_the_members_own_whatever_their_order(tmp_path, shuffled):
+    members, first, ids, probs = make_members(tmp_path, 4, 30, shuffled)
+    poll, own = read_poll(members, first, Knowledge({}, {}), [], VoteOptions())
+    assert poll.members == [0, 1, 2, 3] and poll.ids == ids
+    assert poll.targets.tolist() == [row % 5 for row in range(30)]
+    assert poll.values == pytest.approx(probs, abs=1e-6)
+    for number, scores in own.items():
+        right = probs[number].argmax(axis=1) == poll.targets
+        assert scores["acc"] == pytest.approx(right.mean())
+
+
+def test_members_of_the_same_rows_hold_their_ids_and_labels_once(tmp_path):
+    members, *_ = make_members(tmp_path, 4, 30, shuffled=(3,))
+    a, b, c, d = read_validations(members).values()
+    assert a.ids is b.ids is c.ids and a.labels is b.labels is c.labels
+    assert d.ids is not a.ids and sorted(d.ids) == a.ids
+
+
+def test_a_poll_of_many_members_takes_little_more_than_its_numbers(tmp_path):
+    members, first, *_ = make_members(tmp_path, 60, 1000)
+    make = members, first, Knowledge({}, {}), [], VoteOptions()
+    read_poll(*make)  # imports, once
+    tracemalloc.start()
+    poll, _ = read_poll(*make)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.4 * poll.values.nbytes  # what was read, and the same in one array
