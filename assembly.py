@@ -42,10 +42,30 @@ CATALOGUES: dict[str, tuple[Registry, int]] = {
 }
 
 # What a resumed run may be given anew; anything else would make another run of it.
-RESUMABLE = {"resume", "out_dir", "model_dir", "run_name", "epochs", "time_limit", "device",
-             "trials_per_gpu", "workers", "cache", "cache_limit", "tensorboard", "data_dir",
-             "plugins", "pretrained", "init_from", "early_stop", "save_period", "log_every",
-             "log_config", "tracker", "profile"}  # fmt: skip
+RESUMABLE = {
+    "resume",
+    "out_dir",
+    "model_dir",
+    "run_name",
+    "epochs",
+    "time_limit",
+    "device",
+    "trials_per_gpu",
+    "workers",
+    "cache",
+    "cache_limit",
+    "tensorboard",
+    "data_dir",
+    "plugins",
+    "pretrained",
+    "init_from",
+    "early_stop",
+    "save_period",
+    "log_every",
+    "log_config",
+    "tracker",
+    "profile",
+}
 
 
 def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
@@ -77,8 +97,10 @@ def refuse_changes(before: Config, now: Config) -> None:
     for key, value in asdict(now).items():
         old = getattr(before, key)
         if key not in RESUMABLE and value != old:
-            raise UserError(f"resume: {key} was {old!r} in that run and is {value!r} now; "
-                            "leave it out, or start a new run")  # fmt: skip
+            raise UserError(
+                f"resume: {key} was {old!r} in that run and is {value!r} now; "
+                "leave it out, or start a new run"
+            )
 
 
 def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
@@ -107,31 +129,57 @@ def build_state(
     if config.compile and group.size > 1:
         raise UserError("compile: works with one process; leave it out under torchrun")
     process.seed_everything(config.seed)
-    model, pretrained = create_model(config.model, len(data.classes), pretrained=config.pretrained,
-                                     args=config.model_args, init_from=config.init_from,
-                                     image_size=data.image_size)  # fmt: skip
+    model, pretrained = create_model(
+        config.model,
+        len(data.classes),
+        pretrained=config.pretrained,
+        args=config.model_args,
+        init_from=config.init_from,
+        image_size=data.image_size,
+    )
     start = sample_of(model)
-    criterion = create_criterion(config.criterion, len(data.classes), data.class_weights(fold),
-                                 **config.criterion_args)  # fmt: skip
+    criterion = create_criterion(
+        config.criterion, len(data.classes), data.class_weights(fold), **config.criterion_args
+    )
     with loop.memory_failures("the model does not fit into memory"):
         model = arrange(model.to(device), config.channels_last)
         criterion = criterion.to(device)
         ema = make_ema(model, config.ema)
-    optimizer = create_optimizer(config.optimizer, model, lr=config.lr,
-                                 weight_decay=config.weight_decay, args=config.optimizer_args,
-                                 no_decay_norm=config.no_decay_norm,
-                                 layer_decay=config.layer_decay)  # fmt: skip
+    optimizer = create_optimizer(
+        config.optimizer,
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        args=config.optimizer_args,
+        no_decay_norm=config.no_decay_norm,
+        layer_decay=config.layer_decay,
+    )
     steps = math.ceil(len(fold.train) / config.batch_size)
-    schedule = create_scheduler(config.scheduler, optimizer, epochs=config.epochs,
-                                steps_per_epoch=steps, warmup_epochs=config.warmup_epochs,
-                                args=config.scheduler_args)  # fmt: skip
+    schedule = create_scheduler(
+        config.scheduler,
+        optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        warmup_epochs=config.warmup_epochs,
+        args=config.scheduler_args,
+    )
     if config.freeze:  # after the optimiser, which takes no step on what has no gradient
         freeze(model, config.freeze)
     if config.compile:
         model.compile()
-    return TrainState(model, criterion, optimizer, schedule, pretrained, amp,
-                      clip_grad=config.clip_grad, parts=config.accum_steps, ema=ema, group=group,
-                      start=start)  # fmt: skip
+    return TrainState(
+        model,
+        criterion,
+        optimizer,
+        schedule,
+        pretrained,
+        amp,
+        clip_grad=config.clip_grad,
+        parts=config.accum_steps,
+        ema=ema,
+        group=group,
+        start=start,
+    )
 
 
 def shaped(state: TrainState, batches: Iterable[loop.Batch]) -> Iterable[loop.Batch]:
@@ -146,8 +194,12 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
         with probe.answer(number) as facts:
             config, _ = configure([*layers, Layer("tuner", item["values"])])
             goal = choose_metrics(config)[1]
-            facts |= {"monitor": goal.name, "mode": goal.mode, "epochs": config.epochs,
-                      "own_start": own_start}  # fmt: skip
+            facts |= {
+                "monitor": goal.name,
+                "mode": goal.mode,
+                "epochs": config.epochs,
+                "own_start": own_start,
+            }
             if item["steps"]:
                 facts |= try_steps(config, loaded)
             else:
@@ -159,8 +211,11 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     """Take a few steps, and say how long an epoch would be; data that were loaded are kept."""
     device = process.pick_device(config.device)
     began, spec = time.monotonic(), model_spec(config.model, config.model_args)
-    shape = [getattr(config, name) for name, f in FIELDS.items()
-             if f.metadata["group"] in ("data", "images")]  # fmt: skip
+    shape = [
+        getattr(config, name)
+        for name, f in FIELDS.items()
+        if f.metadata["group"] in ("data", "images")
+    ]
     key = repr((spec, shape, config.class_weights))
     if key not in loaded:
         loaded[key] = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
@@ -170,8 +225,9 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     ready = time.monotonic() - began
 
     def train(epoch: int) -> Iterable[loop.Batch]:
-        batches = fold.train.batches(config.batch_size, device=device, epoch=epoch, train=True,
-                                     seed=config.seed)  # fmt: skip
+        batches = fold.train.batches(
+            config.batch_size, device=device, epoch=epoch, train=True, seed=config.seed
+        )
         return shaped(state, batches)
 
     def val() -> Iterable[loop.Batch]:
@@ -188,8 +244,18 @@ def try_components(config: Config, data: Data | None) -> None:
     num_classes, size = (len(data.classes), data.image_size) if data else (10, 64)
     make_recipes(config, config.image_size or size, AUGMENTATIONS)
     create_criterion(config.criterion, num_classes, None, **config.criterion_args)
-    optimizer = create_optimizer(config.optimizer, torch.nn.Linear(2, 2), lr=config.lr,
-                                 weight_decay=config.weight_decay,
-                                 args=config.optimizer_args)  # fmt: skip
-    create_scheduler(config.scheduler, optimizer, epochs=config.epochs, steps_per_epoch=10,
-                     warmup_epochs=config.warmup_epochs, args=config.scheduler_args)  # fmt: skip
+    optimizer = create_optimizer(
+        config.optimizer,
+        torch.nn.Linear(2, 2),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        args=config.optimizer_args,
+    )
+    create_scheduler(
+        config.scheduler,
+        optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=10,
+        warmup_epochs=config.warmup_epochs,
+        args=config.scheduler_args,
+    )

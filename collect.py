@@ -22,14 +22,21 @@ def main(argv: list[str] | None = None) -> int:
     wanted = Path(args.config).resolve() if args.config else None
     search = experiment.find_search(args.id) if args.id else experiment.newest_search(wanted)
     params, _ = search.profile()
-    outputs = plan.outputs_of(params["trialCommand"], params["trialCodeDirectory"],
-                                  elsewhere=plan.is_elsewhere(params))  # fmt: skip
+    outputs = plan.outputs_of(
+        params["trialCommand"], params["trialCodeDirectory"], elsewhere=plan.is_elsewhere(params)
+    )
     if not plan.is_elsewhere(params):
         print(f"search {search.id} ran on this machine; its results are in {outputs}")
         return 0
     links, maximize = remote.links_again(search, params, quiet=True), plan.is_maximized(params)
-    fleet = remote.Fleet(search, links, params["trialCommand"], outputs, maximize=maximize,
-                         checkpoints=args.checkpoints)  # fmt: skip
+    fleet = remote.Fleet(
+        search,
+        links,
+        params["trialCommand"],
+        outputs,
+        maximize=maximize,
+        checkpoints=args.checkpoints,
+    )
     over, trials = search.manager() is None, read_trials(search.folder)
     lines = fleet.finish(trials, over=over)
     results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
@@ -50,11 +57,20 @@ def build_parser() -> Parser:
     """Make the command line."""
     parser = Parser(prog="collect.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("id", nargs="?", metavar="ID",
-        help="as search.py --list shows it (default: this folder's newest)")  # fmt: skip
+    add(
+        "id",
+        nargs="?",
+        metavar="ID",
+        help="as search.py --list shows it (default: this folder's newest)",
+    )
     add("--config", metavar="FILE", help="the newest search of this configuration instead")
-    add("--checkpoints", type=int, default=1, metavar="N",
-        help="bring the weights of the best N trials too (default: 1)")  # fmt: skip
+    add(
+        "--checkpoints",
+        type=int,
+        default=1,
+        metavar="N",
+        help="bring the weights of the best N trials too (default: 1)",
+    )
     return parser
 
 

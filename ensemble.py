@@ -107,14 +107,17 @@ def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
     files = find_files(asked["csv"])[0] if asked["csv"] else []
     search, among = finalize.choose_search(asked["search"], files)
     with search.watched():
-        standings, interrupted = finalize.finalize(search, count, folds, among=among,
-                                                   port=asked["port"])  # fmt: skip
+        standings, interrupted = finalize.finalize(
+            search, count, folds, among=among, port=asked["port"]
+        )
     if interrupted:
         print("the same command goes on from here")
         return 130
     if not standings:
-        raise UserError(f"--finalize: no fold of search {search.id} came to its end; "
-                        f"python search.py --status {search.id} says why")  # fmt: skip
+        raise UserError(
+            f"--finalize: no fold of search {search.id} came to its end; "
+            f"python search.py --status {search.id} says why"
+        )
     print("\n".join(finalize.table(standings, folds)) + "\n")
     ballots = [file for standing in standings for file in standing.ballots]
     report = run_vote(ballots, replace(options, group_folds=True))

@@ -130,9 +130,17 @@ def _sklearn(function: str, args: Mapping[str, Any]) -> tuple[Callable, list[str
     return call, known
 
 
-for _name in ("accuracy_score", "balanced_accuracy_score", "f1_score", "fbeta_score",
-              "precision_score", "recall_score", "jaccard_score", "cohen_kappa_score",
-              "matthews_corrcoef"):  # fmt: skip
+for _name in (
+    "accuracy_score",
+    "balanced_accuracy_score",
+    "f1_score",
+    "fbeta_score",
+    "precision_score",
+    "recall_score",
+    "jaccard_score",
+    "cohen_kappa_score",
+    "matthews_corrcoef",
+):
     METRICS.register(_name)(_of_labels(_name))
 for _name in ("hamming_loss", "zero_one_loss"):
     METRICS.register(_name, lower_is_better=True)(_of_labels(_name))

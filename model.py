@@ -134,8 +134,9 @@ def _facts(name: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
 def _start_from(model: nn.Module, path: str | Path) -> None:
     anew = load_weights(model, read_checkpoint(path), str(path), head_names(model))
     if anew:
-        log.warning("init_from %s: the classifier does not fit and starts anew (%s)",
-                    path, ", ".join(anew))  # fmt: skip
+        log.warning(
+            "init_from %s: the classifier does not fit and starts anew (%s)", path, ", ".join(anew)
+        )
 
 
 def _check_forward(name: str, model: nn.Module, num_classes: int, size: int) -> None:
@@ -242,15 +243,22 @@ def simple_cnn(
     """Two convolutions, 6 and 16 wide, and three linear layers (LeNet-5; LeCun et al., 1998)."""
     # ReLU after pooling is the same function with a quarter of the work.
     features = nn.Sequential(
-        nn.Conv2d(3, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(3, 6, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(6, 16, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
-    )  # fmt: skip
+    )
     classifier = nn.Sequential(
-        nn.Linear(_width("simple_cnn", features, image_size), 120), nn.ReLU(),
-        nn.Linear(120, 84), nn.ReLU(),
-        nn.Dropout(_share("dropout", dropout)), nn.Linear(84, num_classes),
-    )  # fmt: skip
+        nn.Linear(_width("simple_cnn", features, image_size), 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Dropout(_share("dropout", dropout)),
+        nn.Linear(84, num_classes),
+    )
     return nn.Sequential(OrderedDict(features=features, classifier=classifier))
 
 
@@ -268,21 +276,33 @@ def alexnet(
     torchvision's `alexnet` is the later, narrower one, and has weights.
     """
     features = nn.Sequential(
-        nn.Conv2d(3, 96, 11, stride=4, padding=2), nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2),
-        nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, 2),
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True),
-        nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+        nn.Conv2d(3, 96, 11, stride=4, padding=2),
+        nn.ReLU(inplace=True),
+        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(96, 256, 5, padding=2, groups=2),
+        nn.ReLU(inplace=True),
+        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(256, 384, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
         nn.Flatten(),
-    )  # fmt: skip
+    )
     share = _share("dropout", dropout)
     classifier = nn.Sequential(
-        nn.Dropout(share), nn.Linear(_width("AlexNet", features, image_size), hidden), nn.ReLU(),
-        nn.Dropout(share), nn.Linear(hidden, hidden), nn.ReLU(),
+        nn.Dropout(share),
+        nn.Linear(_width("AlexNet", features, image_size), hidden),
+        nn.ReLU(),
+        nn.Dropout(share),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
         nn.Linear(hidden, num_classes),
-    )  # fmt: skip
+    )
     return nn.Sequential(OrderedDict(features=features, classifier=classifier))
 
 
@@ -346,12 +366,15 @@ def _efficientnet_builder(name: str, native: int) -> Callable[..., nn.Module]:
         state = published_weights(url_map[original]) if pretrained else None
         rate = {} if dropout is None else {"dropout_rate": _share("dropout", dropout)}
         model = EfficientNet.from_name(
-            original, num_classes=num_classes, image_size=image_size,
+            original,
+            num_classes=num_classes,
+            image_size=image_size,
             drop_connect_rate=_share("drop_connect", drop_connect),
             # The package's 0.99 is for ImageNet's many steps: after the few hundred of a small set
             # the statistics would still be those of the start, and validation at chance.
-            batch_norm_momentum=0.9, **rate,
-        )  # fmt: skip
+            batch_norm_momentum=0.9,
+            **rate,
+        )
         # PyTorch's own SiLU takes as little memory as the package's and is faster.
         model.set_swish(memory_efficient=False)
         return _loaded(model, state, original)
@@ -361,20 +384,35 @@ def _efficientnet_builder(name: str, native: int) -> Callable[..., nn.Module]:
 
 
 for _b, (_size, _params, _top1) in enumerate(EFFICIENTNETS):
-    MODELS.register(f"Efficientnet_b{_b}", input_size=_size, params=_params, top1=_top1,
-                    weights="efficientnet-pytorch")(
-        _efficientnet_builder(f"Efficientnet_b{_b}", _size)
-    )  # fmt: skip
+    MODELS.register(
+        f"Efficientnet_b{_b}",
+        input_size=_size,
+        params=_params,
+        top1=_top1,
+        weights="efficientnet-pytorch",
+    )(_efficientnet_builder(f"Efficientnet_b{_b}", _size))
 
 
 # ---------------------------------------------------------------------------------- torchvision
 
 # What builders fix themselves, or what no configuration file can hold.
 _NOT_ARGUMENTS = {
-    "self", "num_classes", "weights", "progress", "init_weights", "aux_logits", "transform_input",
-    "block", "blocks_per_stage", "norm_layer", "conv_stem_configs", "image_size", "input_size",
-    "drop_rate", "dropout",
-}  # fmt: skip
+    "self",
+    "num_classes",
+    "weights",
+    "progress",
+    "init_weights",
+    "aux_logits",
+    "transform_input",
+    "block",
+    "blocks_per_stage",
+    "norm_layer",
+    "conv_stem_configs",
+    "image_size",
+    "input_size",
+    "drop_rate",
+    "dropout",
+}
 
 
 def _register_torchvision() -> None:
@@ -478,9 +516,12 @@ def _timm_model(name: str) -> Entry:
     info: dict[str, Any] = {}
     if cfg is not None:
         info = {
-            "input_size": max(cfg.input_size[1:]), "mean": tuple(cfg.mean), "std": tuple(cfg.std),
-            "weights": cfg.url or cfg.hf_hub_id, "fixed": cfg.fixed_input_size,
-        }  # fmt: skip
+            "input_size": max(cfg.input_size[1:]),
+            "mean": tuple(cfg.mean),
+            "std": tuple(cfg.std),
+            "weights": cfg.url or cfg.hf_hub_id,
+            "fixed": cfg.fixed_input_size,
+        }
     return Entry(name, _timm_builder(short, info), info)
 
 
@@ -567,8 +608,9 @@ def backbone_head(
     Pretrained weights are the backbone's.
     """
     HEADS.check_args(head, head_args or {}, skip=2)  # before the weights are looked up
-    body = _build(backbone, 1000, pretrained=pretrained, args=backbone_args or {},
-                  image_size=image_size)  # fmt: skip
+    body = _build(
+        backbone, 1000, pretrained=pretrained, args=backbone_args or {}, image_size=image_size
+    )
     features = _strip_classifier(body)
     return BackboneHead(body, HEADS.create(head, features, num_classes, args=head_args))
 
@@ -585,9 +627,12 @@ def mlp_head(
 ) -> nn.Module:
     """Two linear layers with a batch norm between."""
     return nn.Sequential(
-        nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
-        nn.Dropout(_share("dropout", dropout)), nn.Linear(hidden, num_classes),
-    )  # fmt: skip
+        nn.Linear(features, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(_share("dropout", dropout)),
+        nn.Linear(hidden, num_classes),
+    )
 
 
 @HEADS.register("cosine")
@@ -692,8 +737,9 @@ def _line(error: Exception) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Print the names, or the table of one."""
     parser = argparse.ArgumentParser(prog="model.py", description="List the architectures.")
-    parser.add_argument("name", nargs="?", default="*",
-                        help="one name for its table, or a pattern such as '*b3*'")  # fmt: skip
+    parser.add_argument(
+        "name", nargs="?", default="*", help="one name for its table, or a pattern such as '*b3*'"
+    )
     pattern = parser.parse_args(argv).name
     if set("*?[") & set(pattern):
         print(listing(pattern))

@@ -44,9 +44,12 @@ def create_optimizer(
     `UserError`.
     """
     groups = param_groups(
-        model, lr=lr, weight_decay=weight_decay,
-        no_decay_norm=no_decay_norm, layer_decay=layer_decay,
-    )  # fmt: skip
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        no_decay_norm=no_decay_norm,
+        layer_decay=layer_decay,
+    )
     args = {key: tuple(v) if isinstance(v, list) else v for key, v in (args or {}).items()}
     return OPTIMIZERS.create(name, groups, lr, weight_decay, args=args)
 

@@ -95,9 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     if asked.export or images is None:
         return write_export(asked, predictor, images)
     device = process.pick_device(asked.device)
-    answers = predict(predictor, images.paths, device=device, batch_size=asked.batch_size,
-                      workers=asked.workers, amp=process.pick_amp(asked.amp, device),
-                      views=views)  # fmt: skip
+    answers = predict(
+        predictor,
+        images.paths,
+        device=device,
+        batch_size=asked.batch_size,
+        workers=asked.workers,
+        amp=process.pick_amp(asked.amp, device),
+        views=views,
+    )
     return conclude(asked, predictor, images, answers)
 
 
@@ -129,8 +135,13 @@ def build(saved: Checkpoint) -> torch.nn.Module:
     """Make the network of a checkpoint, without looking for other weights."""
     config = saved.config
     try:
-        return create_model(config.model, len(saved.classes), pretrained="no",
-                            args=config.model_args, image_size=saved.image_size)[0]  # fmt: skip
+        return create_model(
+            config.model,
+            len(saved.classes),
+            pretrained="no",
+            args=config.model_args,
+            image_size=saved.image_size,
+        )[0]
     except UserError as error:
         raise UserError(f"{saved.path}: {error}{plugins_of(saved)}") from None
 
@@ -166,8 +177,10 @@ def conclude(
         write_ballot(Path(asked.out), ids, columns, answers.probs)
         say(f"written: {asked.out}")
     networks = len(predictor.flat)
-    say(f"{len(ids):,} images by {networks} network{'s' * (networks > 1)} in "
-        f"{answers.seconds:.1f} s: {len(ids) / answers.seconds:,.1f} images/s")  # fmt: skip
+    say(
+        f"{len(ids):,} images by {networks} network{'s' * (networks > 1)} in "
+        f"{answers.seconds:.1f} s: {len(ids) / answers.seconds:,.1f} images/s"
+    )
     if answers.unreadable:
         names = [images.ids[row] for row in answers.unreadable]
         say(f"{len(names)} of {len(images)} images could not be read: {few(names)}")
@@ -190,8 +203,10 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
             sample = found[shape].numpy() if len(rows) > 1 else None
     facts: dict[str, Any] = export(predictor, asked.export, out, str(asked.model), sample)
     checked = facts["checked"]
-    say(f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
-        f"probabilities differ by {checked['largest_difference']:.1g} at most")  # fmt: skip
+    say(
+        f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
+        f"probabilities differ by {checked['largest_difference']:.1g} at most"
+    )
     return 0
 
 
@@ -210,21 +225,35 @@ def write_soups(asked: argparse.Namespace) -> int:
         cooked[model] = cooked.get(model, 0) + 1
         name = f"soup-{model}" + (f"-{cooked[model]}" if cooked[model] > 1 else "")
         made = soup.make_soup(
-            group, name, out, build=build, load=lambda saved: data_of(saved, asked.data_dir),
-            metric=asked.metric, seed=asked.seed, device=device,
-            amp=process.pick_amp(asked.amp, device), batch_size=asked.batch_size,
-        )  # fmt: skip
+            group,
+            name,
+            out,
+            build=build,
+            load=lambda saved: data_of(saved, asked.data_dir),
+            metric=asked.metric,
+            seed=asked.seed,
+            device=device,
+            amp=process.pick_amp(asked.amp, device),
+            batch_size=asked.batch_size,
+        )
         print(soup.worded(made))
     if not cooked:
-        print(f"soup: none; no two of {len(candidates)} runs have the same model, images, "
-              "validation rows and initial weights")  # fmt: skip
+        print(
+            f"soup: none; no two of {len(candidates)} runs have the same model, images, "
+            "validation rows and initial weights"
+        )
     return 0
 
 
 def data_of(saved: Checkpoint, data_dir: str | None) -> Data:
     """Load the rows that a checkpoint's run had, as it showed them."""
-    config = replace(saved.config, image_size=saved.image_size, mean=saved.mean, std=saved.std,
-                     data_dir=data_dir or saved.config.data_dir)  # fmt: skip
+    config = replace(
+        saved.config,
+        image_size=saved.image_size,
+        mean=saved.mean,
+        std=saved.std,
+        data_dir=data_dir or saved.config.data_dir,
+    )
     return load_data(config)
 
 

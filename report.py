@@ -50,8 +50,12 @@ def build_parser() -> Parser:
     add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble beside outputs)")
     add("--no_pictures", action="store_true", help="no images of the data")
     add("--png", metavar="DIR", help="write each figure as a PNG file as well")
-    add("--diff", nargs=2, metavar=("RUN_A", "RUN_B"),
-        help="print what differs between two run folders instead")  # fmt: skip
+    add(
+        "--diff",
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="print what differs between two run folders instead",
+    )
     return parser
 
 
@@ -111,8 +115,9 @@ def _examine(trial: Trial) -> tuple[Any, Any]:
 
     config, _ = merge([read_config_file(trial.folder / "config.json")])
     # A report never downloads, and never runs the plugins of a run that somebody sent.
-    config = dataclasses.replace(config, download=False, folds=1, fold=None,
-                                 image_size=trial.result.get("image_size"))  # fmt: skip
+    config = dataclasses.replace(
+        config, download=False, folds=1, fold=None, image_size=trial.result.get("image_size")
+    )
     if config.plugins and config.augmentation not in AUGMENTATIONS.names():
         raise UserError(f"augmentation: {config.augmentation} is a plugin's; the sheet is left out")
     return examine(config, find_table(config), AUGMENTATIONS), config

@@ -89,16 +89,25 @@ def build_parser() -> Parser:
     add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="trials at once")
     add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
-    add("--keep_checkpoints", type=int, metavar="N",
-        help="remove the checkpoints of all trials but the N best (default: keep all)")  # fmt: skip
+    add(
+        "--keep_checkpoints",
+        type=int,
+        metavar="N",
+        help="remove the checkpoints of all trials but the N best (default: keep all)",
+    )
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
     add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble)")
     add("--public", action="store_true", help="let other machines reach the portal")
     add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
     add("--no_probe", action="store_true", help="check without trying a batch of training")
-    add("--warm_start", nargs="+", default=[], metavar="DIR",
-        help="run folders, or folders of them, from which the tuner learns first")  # fmt: skip
+    add(
+        "--warm_start",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="run folders, or folders of them, from which the tuner learns first",
+    )
     add(
         "--install",
         action="store_true",
@@ -121,9 +130,14 @@ def build_parser() -> Parser:
         action="store_true",
         help="go on with the machines that nothing is wrong with",
     )
-    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")  # fmt: skip
-    add("--resume", nargs="?", const="", metavar="ID",
-        help="go on with a search that was stopped or killed (default: the newest)")  # fmt: skip
+    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="ID",
+        help="go on with a search that was stopped or killed (default: the newest)",
+    )
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
     add("--list", action="store_true", help="list the searches")
     add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
@@ -138,9 +152,15 @@ def preflight(args: Any) -> Plan | None:
     path, width = Path(args.config), shutil.get_terminal_size((100, 24)).columns - 1
     reach = reach_machines(args)
     with passing_words(f"checking {path} ..."):
-        found = examine.examine(path, functools.partial(limits_of, args), port=args.port,
-                              guarded=not args.no_guard, probe=not args.no_probe,
-                              reach=reach, warm_start=args.warm_start)  # fmt: skip
+        found = examine.examine(
+            path,
+            functools.partial(limits_of, args),
+            port=args.port,
+            guarded=not args.no_guard,
+            probe=not args.no_probe,
+            reach=reach,
+            warm_start=args.warm_start,
+        )
     if len(found.errors) == 1:
         raise UserError(str(found.errors[0]))
     if found.errors:
@@ -158,11 +178,16 @@ def reach_machines(args: Any) -> Reach:
     """Connect to the machines of a search, and set them up where the command line says so."""
     path, wants = Path(args.config), args.install or args.sync_data is not None
     found = machines.reach(
-        path, accept_new_host_keys=args.accept_new_host_keys, ssh_config=args.ssh_config,
-        interactive=has_terminal(), skip_bad=args.skip_bad_machines)  # fmt: skip
+        path,
+        accept_new_host_keys=args.accept_new_host_keys,
+        ssh_config=args.ssh_config,
+        interactive=has_terminal(),
+        skip_bad=args.skip_bad_machines,
+    )
     if wants and not found.machines and not found.problems:
-        raise UserError(f"{path}: is a search on this machine; --install and --sync_data set up "
-                        "others")  # fmt: skip
+        raise UserError(
+            f"{path}: is a search on this machine; --install and --sync_data set up others"
+        )
     if args.install:
         requirements = Path(__file__).with_name("requirements.txt")
         found.problems += setup.install(found.links, requirements)
@@ -193,21 +218,33 @@ def plan_of(found: examine.Found, links: list[Link]) -> Plan:
         remote.prepare(config, links)
     outputs = outputs_of(config.trial_command, found.told.code, elsewhere=not local)
     limit = config.max_experiment_duration
-    return Plan(config, config.trial_command, outputs, config.max_trial_number,
-                seconds_of(limit, str(found.path)) if limit else None, config.trial_concurrency,
-                found.aim[1] == "max", not local or bool(config.trial_gpu_number),
-                links)  # fmt: skip
+    return Plan(
+        config,
+        config.trial_command,
+        outputs,
+        config.max_trial_number,
+        seconds_of(limit, str(found.path)) if limit else None,
+        config.trial_concurrency,
+        found.aim[1] == "max",
+        not local or bool(config.trial_gpu_number),
+        links,
+    )
 
 
 def limits_of(args: Any, command: str) -> dict[str, Any]:
     """Return what the command line says of limits, by NNI's names."""
-    for name, value in (("max_trials", args.max_trials), ("concurrency", args.concurrency),
-                        ("keep_checkpoints", args.keep_checkpoints)):  # fmt: skip
+    for name, value in (
+        ("max_trials", args.max_trials),
+        ("concurrency", args.concurrency),
+        ("keep_checkpoints", args.keep_checkpoints),
+    ):
         if value is not None and value < 1:
             raise UserError(f"command line: {name} is {value}; it must be at least 1")
-    limits: dict[str, Any] = {"maxTrialNumber": args.max_trials,
-                              "maxExperimentDuration": args.max_duration,
-                              "trialConcurrency": args.concurrency}  # fmt: skip
+    limits: dict[str, Any] = {
+        "maxTrialNumber": args.max_trials,
+        "maxExperimentDuration": args.max_duration,
+        "trialConcurrency": args.concurrency,
+    }
     if args.max_duration:
         seconds_of(args.max_duration, "command line")
     if args.trial_timeout:
@@ -224,10 +261,14 @@ def begin(plan: Plan, args: Any) -> Search:
     print(f"starting NNI for {args.config} ...", flush=True)
     extra = manager_environment(plan, guarded=not args.no_guard, public=args.public)
     search = manager.start(plan.config, args.port, extra)
-    search.write_note(config=str(Path(args.config).resolve()), folder=str(Path.cwd()),
-                      vote_dir=str(Path(args.vote_dir or "ensemble").absolute()),
-                      guarded=not args.no_guard, public=args.public,
-                      **remote.note_of(plan.links))  # fmt: skip
+    search.write_note(
+        config=str(Path(args.config).resolve()),
+        folder=str(Path.cwd()),
+        vote_dir=str(Path(args.vote_dir or "ensemble").absolute()),
+        guarded=not args.no_guard,
+        public=args.public,
+        **remote.note_of(plan.links),
+    )
     return search
 
 
@@ -249,8 +290,10 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
     finals = sum(map(is_final, trials))
     if args.max_trials:
         if args.max_trials < len(trials) - finals:
-            raise UserError(f"command line: max_trials is {args.max_trials}, but "
-                            f"{len(trials) - finals} trials have been started already")  # fmt: skip
+            raise UserError(
+                f"command line: max_trials is {args.max_trials}, but "
+                f"{len(trials) - finals} trials have been started already"
+            )
         if finals:
             changes["maxTrialNumber"] += finals
             found.amend_note(finals=finals)
@@ -328,9 +371,14 @@ def see_through(search: Search, plan: Plan, budget: Budget, args: Any) -> int:
     results.reasons.update(note.get("reasons", {}))
     if args.keep_checkpoints is not None:
         search.amend_note(keep_checkpoints=args.keep_checkpoints)
-    end = follow(search, plan, results, budget,
-                 guarded=not args.no_guard and note.get("guarded", True),
-                 public=args.public or note.get("public", False))  # fmt: skip
+    end = follow(
+        search,
+        plan,
+        results,
+        budget,
+        guarded=not args.no_guard and note.get("guarded", True),
+        public=args.public or note.get("public", False),
+    )
     vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
     status = conclude(search, plan, results, end, vote_dir)
     hurried = end.over or budget.closed
@@ -358,8 +406,11 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
     own = [trial for trial in trials if not is_final(trial)]  # the others saw other rows
     ballots = sorted(ballots_of(map(results.folder_of, own)))
     if not ballots:
-        print(f"no trial of {search.id} left a ballot; the trials' own words are in "
-              f"{search.folder / 'environments'}", file=sys.stderr)  # fmt: skip
+        print(
+            f"no trial of {search.id} left a ballot; the trials' own words are in "
+            f"{search.folder / 'environments'}",
+            file=sys.stderr,
+        )
         return 1
     report = vote(ballots, vote_dir)
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
@@ -395,9 +446,17 @@ def write_report(search: Search, plan: Plan, vote_dir: Path, left: float | None)
 
     Where that takes more than the seconds that are `left`, it is the page without them.
     """
-    command = [sys.executable, str(Path(__file__).with_name("report.py")), str(plan.outputs),
-               "--search", search.id, "--vote_dir", str(vote_dir),
-               "--out", str(plan.page)]  # fmt: skip
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("report.py")),
+        str(plan.outputs),
+        "--search",
+        search.id,
+        "--vote_dir",
+        str(vote_dir),
+        "--out",
+        str(plan.page),
+    ]
     sys.stdout.flush()
     done, limit = None, None if left is None else left - QUICK_PAGE_S
     if limit is None or limit > QUICK_PAGE_S:
@@ -426,8 +485,11 @@ def say_trouble(trouble: Trouble, search: Search) -> None:
             print(f"    {line}", file=out)
     elif trouble.of_tuner and (words := search.tuner_words()):
         print(f"    the tuner said: {words}", file=out)
-    print(f"what to do: {trouble.remedy} (NNI's own words: {search.folder / 'log'})", file=out,
-          flush=True)  # fmt: skip
+    print(
+        f"what to do: {trouble.remedy} (NNI's own words: {search.folder / 'log'})",
+        file=out,
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -50,8 +50,19 @@ from model import model_spec, unfreeze
 log = logging.getLogger("train")
 
 # What the HParams page shows in any case, beside what the tuner set.
-HPARAMS = ("model", "criterion", "optimizer", "scheduler", "augmentation", "image_size", "lr",
-           "weight_decay", "batch_size", "epochs", "seed")  # fmt: skip
+HPARAMS = (
+    "model",
+    "criterion",
+    "optimizer",
+    "scheduler",
+    "augmentation",
+    "image_size",
+    "lr",
+    "weight_decay",
+    "batch_size",
+    "epochs",
+    "seed",
+)
 
 
 EARLY = "early stop"  # of one fold; the others are trained all the same
@@ -146,8 +157,11 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
 def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group) -> int:
     """Data, model, epochs, answers: the story of one trial."""
     wanted = "cuda" if "," in config.device else config.device  # of torchrun's, each takes its own
-    lease = choose_device(wanted, trials_per_gpu=config.trials_per_gpu,
-                          among_trials=trial.under_nni and group.size == 1)  # fmt: skip
+    lease = choose_device(
+        wanted,
+        trials_per_gpu=config.trials_per_gpu,
+        among_trials=trial.under_nni and group.size == 1,
+    )
     device = process.pick_device(lease.name, group)
     amp = process.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
@@ -158,8 +172,13 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     state = None
     with suppress(TrialFailed):  # a model too large for the device fails below, on record
         state = make_state(config, data, data.folds[0], device, amp, group)
-    facts = {"monitor": goal.name, "mode": goal.mode, "trial": trial.id,
-             "experiment": trial.experiment, "sequence": trial.sequence}  # fmt: skip
+    facts = {
+        "monitor": goal.name,
+        "mode": goal.mode,
+        "trial": trial.id,
+        "experiment": trial.experiment,
+        "sequence": trial.sequence,
+    }
     with open_run(folder, resume=resume, facts=facts, writes=group.is_main) as run:
         if run.writes:
             run_log.log_to(folder, log_setup)
@@ -175,8 +194,14 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
             return conclude(job, outcomes)
 
 
-def make_state(config: Config, data: Data, fold: Fold, device: torch.device,
-               amp: torch.dtype | None, group: Group) -> TrainState:  # fmt: skip
+def make_state(
+    config: Config,
+    data: Data,
+    fold: Fold,
+    device: torch.device,
+    amp: torch.dtype | None,
+    group: Group,
+) -> TrainState:
     """Make what learns; where it does not fit on one device, it fails on all."""
     with group.together():
         state = build_state(config, data, fold, device, amp, group)
@@ -204,16 +229,34 @@ def describe(job: Job) -> None:
     if run.writes:
         write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
         write_rows(run.folder / "split.csv", data.split_rows())
-    run.begin(status="running", reason=None, score=None, epochs=0,
-              epochs_planned=job.config.epochs * len(data.folds), device=name,
-              classes=list(data.classes), image_size=data.image_size, data=data.name,
-              data_fingerprint=data.fingerprint, submission=asdict(data.submission),
-              processes=job.group.size, **machine_facts())  # fmt: skip
+    run.begin(
+        status="running",
+        reason=None,
+        score=None,
+        epochs=0,
+        epochs_planned=job.config.epochs * len(data.folds),
+        device=name,
+        classes=list(data.classes),
+        image_size=data.image_size,
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        submission=asdict(data.submission),
+        processes=job.group.size,
+        **machine_facts(),
+    )
     fold = data.folds[0]
     tested = f", {len(data.test):,} test" if data.test else ""
-    log.info("%s: %d classes, %s train, %s validation%s, images %d x %d, on %s", data.name,
-             len(data.classes), f"{len(fold.train):,}", f"{len(fold.val):,}", tested,
-             data.image_size, data.image_size, name)  # fmt: skip
+    log.info(
+        "%s: %d classes, %s train, %s validation%s, images %d x %d, on %s",
+        data.name,
+        len(data.classes),
+        f"{len(fold.train):,}",
+        f"{len(fold.val):,}",
+        tested,
+        data.image_size,
+        data.image_size,
+        name,
+    )
     log.info("run folder: %s", run.folder)
 
 
@@ -274,8 +317,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     """
     config, goal = job.config, job.goal
     history: list[dict[str, Any]]
-    history = [row for row in read_rows(folder / "history.csv")
-               if int(row["epoch"]) <= state.epoch]  # fmt: skip
+    history = [row for row in read_rows(folder / "history.csv") if int(row["epoch"]) <= state.epoch]
     for row in history:  # NNI forgets what an interrupted trial had reported
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
@@ -299,9 +341,15 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
                 kept.append(f"epoch{state.epoch:03d}.pt")
             for name in kept if job.run.writes else ():
                 save_weights(job, folder / name, state, scores)
-            history.append({"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores,
-                            "seconds": round(time.monotonic() - began, 3),
-                            "images_per_second": round(trained.images_per_second, 1)})  # fmt: skip
+            history.append(
+                {
+                    "epoch": state.epoch,
+                    "lr": trained.step_lrs[-1],
+                    **scores,
+                    "seconds": round(time.monotonic() - began, 3),
+                    "images_per_second": round(trained.images_per_second, 1),
+                }
+            )
             if job.run.writes:
                 write_rows(folder / "history.csv", history)
                 state.save(folder / "last.pt")  # last: a resumed run starts from what this says
@@ -348,16 +396,23 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
     config, group = job.config, job.group
     # Dropout of several processes is not the same one repeated.
     process.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
-    batches = fold.train.batches(config.batch_size, device=job.device, epoch=state.epoch,
-                                 train=True, seed=config.seed,
-                                 part=(group.rank, group.size))  # fmt: skip
+    batches = fold.train.batches(
+        config.batch_size,
+        device=job.device,
+        epoch=state.epoch,
+        train=True,
+        seed=config.seed,
+        part=(group.rank, group.size),
+    )
     with progress_bar(config, state, len(fold.train)) as bar:
         trained = loop.train_one_epoch(state, shaped(state, batches), bar)
     with state.clock.part("validation"):
         seen = predict(job, state, fold.val, state.criterion)
     scores = {"train_loss": trained.loss, "val_loss": seen.loss}
-    for stage, probs, labels in (("train", trained.probs, trained.targets),
-                                 ("val", seen.probs, fold.val.labels)):  # fmt: skip
+    for stage, probs, labels in (
+        ("train", trained.probs, trained.targets),
+        ("val", seen.probs, fold.val.labels),
+    ):
         found = job.metrics.score(probs, labels, stage=stage)
         scores.update({f"{stage}_{name}": value for name, value in found.items()})
     for name in ("train_loss", "val_loss", job.goal.name):
@@ -371,8 +426,9 @@ def predict(
 ) -> loop.Predictions:
     """Predict a subset's rows in their order."""
     group = job.group
-    batches = subset.batches(job.config.batch_size, device=job.device,
-                             part=(group.rank, group.size))  # fmt: skip
+    batches = subset.batches(
+        job.config.batch_size, device=job.device, part=(group.rank, group.size)
+    )
     return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
 
@@ -384,25 +440,41 @@ def progress_bar(config: Config, state: TrainState, total: int) -> Any:
         return nullcontext()
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=f"epoch {state.epoch + 1}/{config.epochs}", unit="img",
-                leave=False, dynamic_ncols=True, mininterval=0.3)  # fmt: skip
+    return tqdm(
+        total=total,
+        desc=f"epoch {state.epoch + 1}/{config.epochs}",
+        unit="img",
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.3,
+    )
 
 
 def save_weights(job: Job, path: Path, state: TrainState, scores: dict[str, float]) -> None:
     """Write an epoch's weights with all that is needed to use them."""
     data = job.data
-    about = {"config": asdict(job.config), "classes": list(data.classes),
-             "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
-             "epoch": state.epoch, "scores": scores,
-             "start": state.start}  # fmt: skip
-    tensor_files.save_tensors(path, {"model": state.scored.state_dict(), "about": json.dumps(about)})
+    about = {
+        "config": asdict(job.config),
+        "classes": list(data.classes),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "epoch": state.epoch,
+        "scores": scores,
+        "start": state.start,
+    }
+    tensor_files.save_tensors(
+        path, {"model": state.scored.state_dict(), "about": json.dumps(about)}
+    )
 
 
 def epoch_line(config: Config, row: dict[str, Any], scores: dict[str, float], best: bool) -> str:
     """Return an epoch in one line."""
     shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    return (f"epoch {row['epoch']}/{config.epochs}  {shown}  lr {row['lr']:.2g}  "
-            f"{row['images_per_second']:,.0f} images/s{'  best' if best else ''}")  # fmt: skip
+    return (
+        f"epoch {row['epoch']}/{config.epochs}  {shown}  lr {row['lr']:.2g}  "
+        f"{row['images_per_second']:,.0f} images/s{'  best' if best else ''}"
+    )
 
 
 def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Outcome) -> Outcome:
@@ -448,9 +520,11 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     """Return the mean score over the folds, and each one's best epoch (counted from 1)."""
     names = outcomes[0].scores
     best = [o.best_epoch + 1 for o in outcomes]
-    return {"score": float(np.mean([o.score for o in outcomes])),
-            "scores": {name: float(np.mean([o.scores[name] for o in outcomes])) for name in names},
-            "best_epoch": best[0] if len(best) == 1 else best}  # fmt: skip
+    return {
+        "score": float(np.mean([o.score for o in outcomes])),
+        "scores": {name: float(np.mean([o.scores[name] for o in outcomes])) for name in names},
+        "best_epoch": best[0] if len(best) == 1 else best,
+    }
 
 
 def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
@@ -495,8 +569,13 @@ def draw_best(job: Job, outcomes: list[Outcome]) -> None:
     if not wants_board(job.config):
         return
     for fold, outcome in zip(job.data.folds, outcomes):
-        log_best(fold_folder(job, fold) / "tensorboard", outcome.best_epoch + 1, outcome.val,
-                 fold.val.labels, job.data.classes)  # fmt: skip
+        log_best(
+            fold_folder(job, fold) / "tensorboard",
+            outcome.best_epoch + 1,
+            outcome.val,
+            fold.val.labels,
+            job.data.classes,
+        )
 
 
 def say_the_end(job: Job, last: Outcome) -> None:
@@ -506,8 +585,9 @@ def say_the_end(job: Job, last: Outcome) -> None:
         log.error("the trial failed: %s", last.reason)
     if result.get("score") is not None:
         tested = "".join(f", test {k} {v:.4f}" for k, v in result.get("test", {}).items())
-        log.info("best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested,
-                 result["seconds"])  # fmt: skip
+        log.info(
+            "best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested, result["seconds"]
+        )
         ballot = run.soft_csv if job.data.test else run.folder / "val.csv"
         log.info("the ballot is %s; all else is in %s", ballot, run.folder)
     elif last.status == "stopped":

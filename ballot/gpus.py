@@ -76,8 +76,10 @@ def on_several(name: str, available: int, command: Sequence[str]) -> list[str] |
     if len(gpus) == 1:
         return None
     if not all(gpu.isdigit() and int(gpu) < available for gpu in gpus):
-        raise UserError(f"device: {name!r} names {len(gpus)} GPUs; this machine has {available}, "
-                        "and auto takes what there is")  # fmt: skip
+        raise UserError(
+            f"device: {name!r} names {len(gpus)} GPUs; this machine has {available}, "
+            "and auto takes what there is"
+        )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*launcher, "--nproc_per_node", str(len(gpus)), *command, "--device", "cuda"]
 

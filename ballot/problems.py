@@ -46,6 +46,11 @@ def note(problem: Problem, width: int) -> str:
 
 
 def _wrap(text: str, mark: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 40), initial_indent=mark,
-                         subsequent_indent=" " * len(mark), break_long_words=False,
-                         break_on_hyphens=False)  # fmt: skip
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=mark,
+        subsequent_indent=" " * len(mark),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -33,8 +33,9 @@ def trials_an_hour(out: Path, at_once: int, threads: int, epochs: int) -> float:
 
     def begin(number: int) -> subprocess.Popen:
         name = ["--out_dir", str(out), "--run_name", f"{time.time_ns()}-{number}"]
-        return subprocess.Popen([sys.executable, *words, *name], cwd=ROOT, env=environment,
-                                stdout=subprocess.DEVNULL)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, *words, *name], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
 
     began, running, begun = time.perf_counter(), [], 0
     while begun < TRIALS or running:
@@ -73,8 +74,13 @@ def row(
     ratios = [own / other for own, other in zip(found, alone)]
     threaded = f"{threads} thread{'s' * (threads > 1)}"
     what = f"trials an hour, {at_once} at once, {threaded} each, {cores} cores, {epochs} epochs"
-    return {"what": what, "ours": statistics.median(found), "other": statistics.median(alone),
-            "ratio": statistics.median(ratios), "spread": (min(ratios), max(ratios))}  # fmt: skip
+    return {
+        "what": what,
+        "ours": statistics.median(found),
+        "other": statistics.median(alone),
+        "ratio": statistics.median(ratios),
+        "spread": (min(ratios), max(ratios)),
+    }
 
 
 def main() -> int:
@@ -84,8 +90,10 @@ def main() -> int:
     print(f"{'':<68} {'ours':>7} {'other':>7} {'ratio':>6}  range")
     for each in measure(parser.parse_args().full):
         low, high = each["spread"]
-        print(f"{each['what']:<68} {each['ours']:>7.0f} {each['other']:>7.0f} "
-              f"{each['ratio']:>6.2f}  {low:.2f}..{high:.2f}")  # fmt: skip
+        print(
+            f"{each['what']:<68} {each['ours']:>7.0f} {each['other']:>7.0f} "
+            f"{each['ratio']:>6.2f}  {low:.2f}..{high:.2f}"
+        )
     return 0
 
 

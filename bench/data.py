@@ -100,9 +100,15 @@ def usual_loader(root: Path) -> torch.utils.data.DataLoader:
 def open_data(root: Path, cache: str, batch: int, **options: Any) -> Subset:
     """Training rows as a trial would have them, mirrored at random."""
     config = Config(
-        data_dir=str(root / "images"), cache=cache, mean=MEAN, std=STD, workers=2,
-        augmentation_args={"flip": 0.5}, val_ratio=max(0.05, 2 / batch), **options,
-    )  # fmt: skip
+        data_dir=str(root / "images"),
+        cache=cache,
+        mean=MEAN,
+        std=STD,
+        workers=2,
+        augmentation_args={"flip": 0.5},
+        val_ratio=max(0.05, 2 / batch),
+        **options,
+    )
     return load_data(config, input_size=224).folds[0].train
 
 

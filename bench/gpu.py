@@ -38,8 +38,10 @@ CASES = (("Efficientnet_b4", 380, 64), ("timm:convnext_tiny", 224, 128))
 def measure(full: bool) -> list[dict[str, Any]]:
     """Return a row a comparison; `ratio` above 1 says that ours does more."""
     if not torch.cuda.is_available():
-        what = [f"training {name} at {size} in bf16, photos against resident tensors"
-                for name, size, _ in CASES]  # fmt: skip
+        what = [
+            f"training {name} at {size} in bf16, photos against resident tensors"
+            for name, size, _ in CASES
+        ]
         what.append("two and four trials at once on one GPU")
         return [{"what": line, "skipped": "no GPU here"} for line in what]
     logging.disable(logging.WARNING)
@@ -60,9 +62,18 @@ def measure_training(
     device = torch.device("cuda")
     runs = {}
     for last in (False, True):
-        config = Config(data_dir=str(root / "images"), cache=str(root / "cache"), mean=MEAN,
-                        std=STD, model=name, image_size=size, batch_size=batch, pretrained="no",
-                        augmentation_args={"flip": 0.5}, channels_last=last)  # fmt: skip
+        config = Config(
+            data_dir=str(root / "images"),
+            cache=str(root / "cache"),
+            mean=MEAN,
+            std=STD,
+            model=name,
+            image_size=size,
+            batch_size=batch,
+            pretrained="no",
+            augmentation_args={"flip": 0.5},
+            channels_last=last,
+        )
         data = load_data(config, input_size=size)
         amp = pick_amp("bf16", device)
         runs[last] = (data.folds[0].train, build_state(config, data, data.folds[0], device, amp))
@@ -95,17 +106,35 @@ def measure_training(
             for key, rate in rates.items() if number else ():
                 found[key].append(rate)
     what = f"training {name} at {size} in bf16"
-    return [row(f"{what}, cached photos against resident tensors (images/s)",
-                found["c", False], found["b", False]),
-            row(f"{what}, channels-last against not (images/s)",
-                found["b", True], found["b", False])]  # fmt: skip
+    return [
+        row(
+            f"{what}, cached photos against resident tensors (images/s)",
+            found["c", False],
+            found["b", False],
+        ),
+        row(f"{what}, channels-last against not (images/s)", found["b", True], found["b", False]),
+    ]
 
 
 def measure_at_once(root: Path, count: int) -> dict[str, Any]:
     """Compare `count` short trials at once with the same ones after another: trials an hour."""
-    words = [sys.executable, str(HERE.parent / "train.py"), "--data_dir", str(root / "images"),
-             "--cache", str(root / "cache"), "--model", "resnet18", "--image_size", "128",
-             "--pretrained", "no", "--epochs", "5", "--no_tensorboard"]  # fmt: skip
+    words = [
+        sys.executable,
+        str(HERE.parent / "train.py"),
+        "--data_dir",
+        str(root / "images"),
+        "--cache",
+        str(root / "cache"),
+        "--model",
+        "resnet18",
+        "--image_size",
+        "128",
+        "--pretrained",
+        "no",
+        "--epochs",
+        "5",
+        "--no_tensorboard",
+    ]
 
     def start(number: int, way: str) -> subprocess.Popen:
         own = ["--out_dir", str(root / f"{way}{count}"), "--run_name", f"t{number}"]
@@ -123,8 +152,11 @@ def measure_at_once(root: Path, count: int) -> dict[str, Any]:
     for number in range(count):
         checked([start(number, "alone")])
     alone = time.perf_counter() - began
-    return row(f"{count} trials of resnet18 at 128 at once on one GPU (trials/h)",
-               [3600 * count / together], [3600 * count / alone])  # fmt: skip
+    return row(
+        f"{count} trials of resnet18 at 128 at once on one GPU (trials/h)",
+        [3600 * count / together],
+        [3600 * count / alone],
+    )
 
 
 def main() -> int:

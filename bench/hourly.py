@@ -37,22 +37,35 @@ def trials_an_hour(home: Path, photos: Path, plain: bool, epochs: int, port: int
     home.mkdir(parents=True)
     space = {"lr": {"_type": "uniform", "_value": [0.001, 0.002]}}
     (home / "search_space.json").write_text(json.dumps(space))
-    words = (f"train.py --data_dir {photos} --model simple_cnn --image_size 64 --epochs {epochs} "
-             f"--no_tensorboard --resume auto --out_dir {home}/outputs --cache ")  # fmt: skip
+    words = (
+        f"train.py --data_dir {photos} --model simple_cnn --image_size 64 --epochs {epochs} "
+        f"--no_tensorboard --resume auto --out_dir {home}/outputs --cache "
+    )
     config = {
-        "searchSpaceFile": "search_space.json", "trialCodeDirectory": str(ROOT),
-        "experimentWorkingDirectory": str(home / "nni"), "maxTrialNumber": TRIALS,
-        "trialConcurrency": AT_ONCE, "tuner": {"name": "Random"},
+        "searchSpaceFile": "search_space.json",
+        "trialCodeDirectory": str(ROOT),
+        "experimentWorkingDirectory": str(home / "nni"),
+        "maxTrialNumber": TRIALS,
+        "trialConcurrency": AT_ONCE,
+        "tuner": {"name": "Random"},
         "trainingService": {"platform": "local"},
-        "trialCommand": f"python3 {words}off" if plain
-                        else f"python3 -m ballot.preload {words}{home.parent}/cache",
-    }  # fmt: skip
+        "trialCommand": f"python3 {words}off"
+        if plain
+        else f"python3 -m ballot.preload {words}{home.parent}/cache",
+    }
     (home / "config.yml").write_text(yaml.safe_dump(config))
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30"}
     if plain:
         environment["OMP_NUM_THREADS"] = str(count_cores())
-    search = [sys.executable, str(ROOT / "search.py"), "--config", "config.yml", "--no_probe",
-              "--port", str(port)]  # fmt: skip
+    search = [
+        sys.executable,
+        str(ROOT / "search.py"),
+        "--config",
+        "config.yml",
+        "--no_probe",
+        "--port",
+        str(port),
+    ]
     subprocess.run(search, cwd=home, env=environment, check=True, stdout=sys.stderr, timeout=1800)
     ended = [trial for trial in read_trials((home / "nni" / "_latest").resolve()) if trial.ended]
     seconds = max(trial.ended for trial in ended) - min(trial.started for trial in ended)
@@ -77,6 +90,12 @@ def measure(full: bool, port: int = 9380) -> list[dict[str, Any]]:
     ratios = [own / other for own, other in zip(found[False], found[True])]
     minutes = AT_ONCE * 60 / statistics.median(found[True])
     what = f"trials an hour, {AT_ONCE} at once, plain ones of {minutes:.1f} minutes"
-    return [{"what": what, "ours": statistics.median(found[False]),
-             "other": statistics.median(found[True]), "ratio": statistics.median(ratios),
-             "spread": (min(ratios), max(ratios))}]  # fmt: skip
+    return [
+        {
+            "what": what,
+            "ours": statistics.median(found[False]),
+            "other": statistics.median(found[True]),
+            "ratio": statistics.median(ratios),
+            "spread": (min(ratios), max(ratios)),
+        }
+    ]

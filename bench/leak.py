@@ -76,9 +76,12 @@ def main(argv: list[str] | None = None) -> int:
                 score = json.loads((run / "result.json").read_text())["score"]
                 pairs.append((score, accuracy(run / "submission.csv", truth)))
             promised, given = zip(*sorted(pairs))
-            print(f"{words}: validation {', '.join(f'{v:.2f}' for v in promised)}; on unseen "
-                  f"people {min(given):.2f} to {max(given):.2f}; the best trial promises "
-                  f"{promised[-1]:.2f} and gives {given[-1]:.2f}", flush=True)  # fmt: skip
+            print(
+                f"{words}: validation {', '.join(f'{v:.2f}' for v in promised)}; on unseen "
+                f"people {min(given):.2f} to {max(given):.2f}; the best trial promises "
+                f"{promised[-1]:.2f} and gives {given[-1]:.2f}",
+                flush=True,
+            )
     return 0
 
 

@@ -52,18 +52,27 @@ def search(home: Path, trials: int, preloaded: bool, port: int) -> list[dict[str
     (home / "search_space.json").write_text(json.dumps(space))
     how = "-m ballot.preload " if preloaded else ""
     config = {
-        "searchSpaceFile": "search_space.json", "trialCodeDirectory": str(ROOT),
-        "experimentWorkingDirectory": str(home / "nni"), "maxTrialNumber": trials,
-        "trialConcurrency": 1, "tuner": {"name": "Random"},
+        "searchSpaceFile": "search_space.json",
+        "trialCodeDirectory": str(ROOT),
+        "experimentWorkingDirectory": str(home / "nni"),
+        "maxTrialNumber": trials,
+        "trialConcurrency": 1,
+        "tuner": {"name": "Random"},
         "trainingService": {"platform": "local"},
         "trialCommand": f"python3 {how}train.py --epochs 1 --resume auto --no_tensorboard "
-                        f"--plugins {home}/plugin.py --out_dir {home}/outputs",
-    }  # fmt: skip
+        f"--plugins {home}/plugin.py --out_dir {home}/outputs",
+    }
     (home / "config.yml").write_text(yaml.safe_dump(config))
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30"}
     words = ["--config", "config.yml", "--no_probe", "--port", str(port)]
-    subprocess.run([sys.executable, str(ROOT / "search.py"), *words], cwd=home, env=environment,
-                   check=True, stdout=sys.stderr, timeout=600)  # fmt: skip
+    subprocess.run(
+        [sys.executable, str(ROOT / "search.py"), *words],
+        cwd=home,
+        env=environment,
+        check=True,
+        stdout=sys.stderr,
+        timeout=600,
+    )
     return list(gaps((home / "nni" / "_latest").resolve(), steps))
 
 
@@ -73,8 +82,11 @@ def gaps(folder: Path, steps: Path) -> Iterable[dict[str, float]]:
     found.sort(key=lambda trial: trial.started)
     for before, trial in pairwise(found[1:]):  # the first one also starts the preloader
         stepped = float((steps / trial.id).read_text())
-        yield {"step": stepped - before.ended, "nni": trial.started - before.ended,
-               "own": stepped - trial.started}  # fmt: skip
+        yield {
+            "step": stepped - before.ended,
+            "nni": trial.started - before.ended,
+            "own": stepped - trial.started,
+        }
 
 
 def import_seconds() -> float:
@@ -103,13 +115,21 @@ def rows_of(how: str, seen: list[dict[str, float]], imports: float) -> list[dict
     other, ratios = imports + nni, [(imports + nni) / gap["step"] for gap in seen]
     own = [gap["own"] for gap in seen]
     return [
-        {"what": f"a trial's end to the next one's first step, {how} (s)", "ours": ours,
-         "other": other, "ratio": other / ours, "spread": (min(ratios), max(ratios))},
-        {"what": f"of that, from NNI's start of the trial, {how} (s)",
-         "ours": statistics.median(own), "other": imports,
-         "ratio": imports / statistics.median(own),
-         "spread": (imports / max(own), imports / min(own))},
-    ]  # fmt: skip
+        {
+            "what": f"a trial's end to the next one's first step, {how} (s)",
+            "ours": ours,
+            "other": other,
+            "ratio": other / ours,
+            "spread": (min(ratios), max(ratios)),
+        },
+        {
+            "what": f"of that, from NNI's start of the trial, {how} (s)",
+            "ours": statistics.median(own),
+            "other": imports,
+            "ratio": imports / statistics.median(own),
+            "spread": (imports / max(own), imports / min(own)),
+        },
+    ]
 
 
 def main() -> int:
@@ -121,8 +141,10 @@ def main() -> int:
     print(f"{'':<66} {'ours':>7} {'other':>7} {'ratio':>6}  range")
     for row in measure(args.full, args.port):
         low, high = row["spread"]
-        print(f"{row['what']:<66} {row['ours']:>7.2f} {row['other']:>7.2f} {row['ratio']:>6.2f}"
-              f"  {low:.2f}..{high:.2f}")  # fmt: skip
+        print(
+            f"{row['what']:<66} {row['ours']:>7.2f} {row['other']:>7.2f} {row['ratio']:>6.2f}"
+            f"  {low:.2f}..{high:.2f}"
+        )
     return 0
 
 

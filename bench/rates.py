@@ -42,8 +42,11 @@ from dataset import load_data  # noqa: E402
 from model import create_model  # noqa: E402
 
 # Network, side of the images, batch, photos of an epoch (quick, full)
-CASES = (("simple_cnn", 64, 64, 512, 2048), ("resnet18", 64, 64, 128, 512),
-         ("Efficientnet_b0", 128, 16, 64, 256))  # fmt: skip
+CASES = (
+    ("simple_cnn", 64, 64, 512, 2048),
+    ("resnet18", 64, 64, 128, 512),
+    ("Efficientnet_b0", 128, 16, 64, 256),
+)
 Epoch = Callable[[], int]  # trains or reads an epoch and returns its number of images
 
 
@@ -52,10 +55,17 @@ class Ours:
 
     def __init__(self, root: Path, name: str, size: int, batch: int) -> None:
         self.config = Config(
-            data_dir=str(root / "images"), cache=str(root / "cache"), mean=MEAN, std=STD,
-            image_size=size, batch_size=batch, augmentation_args={"flip": 0.5}, val_ratio=0.5,
-            model=name, pretrained="no",
-        )  # fmt: skip
+            data_dir=str(root / "images"),
+            cache=str(root / "cache"),
+            mean=MEAN,
+            std=STD,
+            image_size=size,
+            batch_size=batch,
+            augmentation_args={"flip": 0.5},
+            val_ratio=0.5,
+            model=name,
+            pretrained="no",
+        )
         self.data = load_data(self.config, input_size=size)
         self.fold, self.epochs = self.data.folds[0], 0
         device = torch.device("cpu")
@@ -94,8 +104,9 @@ def usual_loader(root: Path, size: int, batch: int, count: int, train: bool) -> 
     steps += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     images = datasets.ImageFolder(str(root / "images"), transforms.Compose(steps))
     rows = torch.utils.data.Subset(images, range(0, len(images), len(images) // count)[:count])
-    return torch.utils.data.DataLoader(rows, batch_size=batch, shuffle=train, num_workers=2,
-                                       persistent_workers=True)  # fmt: skip
+    return torch.utils.data.DataLoader(
+        rows, batch_size=batch, shuffle=train, num_workers=2, persistent_workers=True
+    )
 
 
 def usual_training(model: nn.Module, loader: Iterable[Any]) -> Epoch:
@@ -147,9 +158,19 @@ def timm_training(root: Path, name: str, size: int, batch: int, count: int) -> E
     photos = ImageDataset(str(root / "images"))
     rows = torch.utils.data.Subset(photos, range(0, len(photos), len(photos) // count)[:count])
     rows.transform = None  # create_loader sets the transform of what it is given
-    loader = create_loader(rows, (3, size, size), batch, is_training=True, use_prefetcher=False,
-                           mean=MEAN, std=STD, num_workers=2, no_aug=True, device="cpu",
-                           persistent_workers=True)  # fmt: skip
+    loader = create_loader(
+        rows,
+        (3, size, size),
+        batch,
+        is_training=True,
+        use_prefetcher=False,
+        mean=MEAN,
+        std=STD,
+        num_workers=2,
+        no_aug=True,
+        device="cpu",
+        persistent_workers=True,
+    )
     photos.transform = rows.transform
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3)
     criterion, meter = LabelSmoothingCrossEntropy(0.1), AverageMeter()
@@ -194,9 +215,15 @@ def lightning_training(model: nn.Module, loader: Iterable[Any], count: int) -> E
     module = Module()
 
     def epoch() -> int:
-        trainer = light.Trainer(max_epochs=1, accelerator="cpu", logger=False, barebones=False,
-                                enable_checkpointing=False, enable_progress_bar=False,
-                                enable_model_summary=False)  # fmt: skip
+        trainer = light.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            barebones=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, loader)
         return count
 
@@ -232,22 +259,40 @@ def measure_case(root: Path, case: tuple[Any, ...], full: bool) -> list[dict[str
     name, size, batch, count = *case[:3], case[4 if full else 3]
     ours = Ours(root, name, size, batch)
     loader = usual_loader(root, size, batch, count, train=True)
-    ways = {"ours": ours.train, "the usual loop": usual_training(network(name, size), loader),
-            "timm's loop": timm_training(root, name, size, batch, count),
-            "steps on one batch": ready_training(name, size, batch, count)}  # fmt: skip
+    ways = {
+        "ours": ours.train,
+        "the usual loop": usual_training(network(name, size), loader),
+        "timm's loop": timm_training(root, name, size, batch, count),
+        "steps on one batch": ready_training(name, size, batch, count),
+    }
     light = lightning_training(network(name, size), loader, count)
     if light is not None:
         ways["Lightning"] = light
     found = in_turn(ways, 5 if full else 3)
-    rows = [row(f"training {name} at {size}, batch {batch}, against {way} (images/s)",
-                found["ours"], rates) for way, rates in found.items() if way != "ours"]  # fmt: skip
+    rows = [
+        row(
+            f"training {name} at {size}, batch {batch}, against {way} (images/s)",
+            found["ours"],
+            rates,
+        )
+        for way, rates in found.items()
+        if way != "ours"
+    ]
     if light is None:
         rows.append({"what": f"training {name}, against Lightning", "skipped": "not installed"})
     held = usual_loader(root, size, batch, count, train=False)
-    found = in_turn({"ours": ours.predict, "usual": usual_prediction(network(name, size), held)},
-                    5 if full else 3)  # fmt: skip
-    return [*rows, row(f"predicting with {name} at {size}, batch {batch} (images/s)",
-                       found["ours"], found["usual"])]  # fmt: skip
+    found = in_turn(
+        {"ours": ours.predict, "usual": usual_prediction(network(name, size), held)},
+        5 if full else 3,
+    )
+    return [
+        *rows,
+        row(
+            f"predicting with {name} at {size}, batch {batch} (images/s)",
+            found["ours"],
+            found["usual"],
+        ),
+    ]
 
 
 def memory_of(root: Path, which: str, case: tuple[Any, ...]) -> float:
@@ -299,13 +344,17 @@ def measure_memory(root: Path) -> dict[str, Any]:
     """Compare the peaks of memory of training resnet18 at 64."""
     if not Path("/proc/self/smaps_rollup").exists():
         return {"what": "memory of training", "skipped": "needs Linux's /proc"}
-    pairs = [(memory_of(root, "ours", CASES[1]), memory_of(root, "usual", CASES[1]))
-             for _ in range(2)]  # fmt: skip
+    pairs = [
+        (memory_of(root, "ours", CASES[1]), memory_of(root, "usual", CASES[1])) for _ in range(2)
+    ]
     ratios = [other / own for own, other in pairs]
-    return {"what": "peak memory of training resnet18 at 64, workers included (MiB)",
-            "ours": statistics.median(own for own, _ in pairs),
-            "other": statistics.median(other for _, other in pairs),
-            "ratio": statistics.median(ratios), "spread": (min(ratios), max(ratios))}  # fmt: skip
+    return {
+        "what": "peak memory of training resnet18 at 64, workers included (MiB)",
+        "ours": statistics.median(own for own, _ in pairs),
+        "other": statistics.median(other for _, other in pairs),
+        "ratio": statistics.median(ratios),
+        "spread": (min(ratios), max(ratios)),
+    }
 
 
 def measure(full: bool) -> list[dict[str, Any]]:

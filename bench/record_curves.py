@@ -41,10 +41,24 @@ def record(folder: Path, trial: int, values: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(values))
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--config", str(file), "--out_dir", str(folder),
-         "--run_name", run.name, "--epochs", str(EPOCHS), "--no_tensorboard", "--device", "cpu"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--config",
+            str(file),
+            "--out_dir",
+            str(folder),
+            "--run_name",
+            run.name,
+            "--epochs",
+            str(EPOCHS),
+            "--no_tensorboard",
+            "--device",
+            "cpu",
+        ],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode not in (0, 1) or not (run / "result.json").exists():
         raise SystemExit(f"trial {trial}: {done.stderr[-500:]}")
 
@@ -59,9 +73,15 @@ def gather(folder: Path) -> int:
         history = run / "history.csv"
         epochs = csv.DictReader(history.open()) if history.exists() else []
         curve = " ".join(f"{float(row['val_acc']):.4f}" for row in epochs)
-        rows.append({"trial": run.name, "status": result["status"], "seconds": result["seconds"],
-                     "values": (folder / f"{run.name}.json").read_text(),
-                     "val_acc": curve})  # fmt: skip
+        rows.append(
+            {
+                "trial": run.name,
+                "status": result["status"],
+                "seconds": result["seconds"],
+                "values": (folder / f"{run.name}.json").read_text(),
+                "val_acc": curve,
+            }
+        )
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

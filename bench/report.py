@@ -38,10 +38,16 @@ def make_runs(outputs: Path, trials: int, epochs: int = 30, rows: int = 60) -> N
         folder = outputs / f"{SEARCH}-{number:03d}-t{number:05d}"
         folder.mkdir(parents=True)
         lr = 10 ** rng.uniform(-4, -1)
-        values = {**defaults, "lr": lr, "batch_size": rng.choice([16, 32, 64]), "epochs": epochs,
-                  "optimizer": rng.choice(["AdamW", "SGD"]), "model": "simple_cnn",
-                  "optimizer_args": {"momentum": rng.uniform(0.8, 0.95)},
-                  "augmentation_args": {"erase": rng.random()}}  # fmt: skip
+        values = {
+            **defaults,
+            "lr": lr,
+            "batch_size": rng.choice([16, 32, 64]),
+            "epochs": epochs,
+            "optimizer": rng.choice(["AdamW", "SGD"]),
+            "model": "simple_cnn",
+            "optimizer_args": {"momentum": rng.uniform(0.8, 0.95)},
+            "augmentation_args": {"erase": rng.random()},
+        }
         status = "failed" if number % 20 == 19 else "stopped" if number % 2 else "done"
         length = epochs if status == "done" else rng.randint(3, max(3, epochs // 2))
         top = 0.95 - 0.1 * abs(math.log10(lr) + 2.5) + rng.gauss(0, 0.02)
@@ -51,23 +57,37 @@ def make_runs(outputs: Path, trials: int, epochs: int = 30, rows: int = 60) -> N
             _write_rows(folder, rng, rows)
 
 
-def _write_run(folder: Path, number: int, values: dict[str, Any], status: str,
-               curve: list[float], planned: int) -> None:  # fmt: skip
+def _write_run(
+    folder: Path, number: int, values: dict[str, Any], status: str, curve: list[float], planned: int
+) -> None:
     searched = ("lr", "batch_size", "optimizer", "optimizer_args.momentum")
     origin = {key: "tuner" if key in searched else "default" for key in [*values, *searched]}
     start = (
         f"2026-01-{1 + number // 480:02d}T{number // 20 % 24:02d}:{number % 20 * 3:02d}:00+00:00"
     )
     failed = status == "failed"
-    result = {"run": folder.name, "status": status, "monitor": "val_acc", "mode": "max",
-              "reason": "loss stopped being finite" if failed else None, "data": "animals",
-              "experiment": SEARCH, "data_fingerprint": "0123", "started": start,
-              "score": None if failed else max(curve), "epochs": len(curve),
-              "epochs_planned": planned, "seconds": 4.0 * len(curve), "machine": "gpu-1",
-              "device": "cuda:0"}  # fmt: skip
+    result = {
+        "run": folder.name,
+        "status": status,
+        "monitor": "val_acc",
+        "mode": "max",
+        "reason": "loss stopped being finite" if failed else None,
+        "data": "animals",
+        "experiment": SEARCH,
+        "data_fingerprint": "0123",
+        "started": start,
+        "score": None if failed else max(curve),
+        "epochs": len(curve),
+        "epochs_planned": planned,
+        "seconds": 4.0 * len(curve),
+        "machine": "gpu-1",
+        "device": "cuda:0",
+    }
     lines = ["epoch,val_acc,val_loss,train_loss"]
-    lines += [f"{e},{v:.6f},{-math.log(max(v, 0.01)):.6f},{0.9 - v / 2:.6f}"
-              for e, v in enumerate(curve, start=1)]  # fmt: skip
+    lines += [
+        f"{e},{v:.6f},{-math.log(max(v, 0.01)):.6f},{0.9 - v / 2:.6f}"
+        for e, v in enumerate(curve, start=1)
+    ]
     (folder / "config.json").write_text(json.dumps({"values": values, "origin": origin}))
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
@@ -100,13 +120,15 @@ def measure(full: bool) -> list[dict[str, Any]]:
     for small, large in pairwise(sizes):
         ours, other = (statistics.median(seconds[n]) for n in (large, small))
         growth = [b / a * small / large for a, b in zip(seconds[small], seconds[large])]
-        rows.append({
-            "what": f"report of {large} trials, against {small} times {large // small}",
-            "ours": f"{ours:.2f} s, {bytes_[large] / 1e6:.1f} MB",
-            "other": f"{other * large / small:.2f} s",
-            "ratio": 1 / (ours / other * small / large),
-            "spread": (1 / max(growth), 1 / min(growth)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "what": f"report of {large} trials, against {small} times {large // small}",
+                "ours": f"{ours:.2f} s, {bytes_[large] / 1e6:.1f} MB",
+                "other": f"{other * large / small:.2f} s",
+                "ratio": 1 / (ours / other * small / large),
+                "spread": (1 / max(growth), 1 / min(growth)),
+            }
+        )
     return rows
 
 
@@ -122,8 +144,10 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="up to 1000 trials")
     for row in measure(parser.parse_args().full):
         low, high = row["spread"]
-        print(f"{row['what']}: {row['ours']}, {row['other']}, "
-              f"ratio {row['ratio']:.1f} ({low:.1f} to {high:.1f})")  # fmt: skip
+        print(
+            f"{row['what']}: {row['ours']}, {row['other']}, "
+            f"ratio {row['ratio']:.1f} ({low:.1f} to {high:.1f})"
+        )
     return 0
 
 

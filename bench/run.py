@@ -29,8 +29,11 @@ LIMIT = {False: 900, True: 7200}  # seconds for one file, quick and full
 def find() -> dict[str, Path]:
     """Return the files that measure something: those that define `measure(full)`."""
     files = {path.stem: path for path in sorted(HERE.glob("*.py")) if path.stem != "run"}
-    return {name: path for name, path in files.items()
-            if "\ndef measure(full" in f"\n{path.read_text()}"}  # fmt: skip
+    return {
+        name: path
+        for name, path in files.items()
+        if "\ndef measure(full" in f"\n{path.read_text()}"
+    }
 
 
 def measure_here(path: Path, full: bool, out: Path) -> None:
@@ -51,8 +54,13 @@ def measure_apart(name: str, full: bool) -> list[dict[str, Any]]:
     out = HERE / f".{name}.{os.getpid()}.json"
     command = [sys.executable, __file__, "--child", name, "--out", str(out)]
     try:
-        done = subprocess.run([*command, *(["--full"] if full else [])], timeout=LIMIT[full],
-                              stdout=sys.stderr, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        done = subprocess.run(
+            [*command, *(["--full"] if full else [])],
+            timeout=LIMIT[full],
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode:
             words = done.stderr.strip().splitlines() or ["no word"]
             return [{"what": name, "failed": words[-1]}]
@@ -71,8 +79,10 @@ def line_of(row: dict[str, Any]) -> str:
     spread = row.get("spread")
     if isinstance(spread, (list, tuple)):
         spread = "-".join(f"{float(value):.2f}" for value in spread)
-    return (f"{row['what']:<76.76} {_number(row.get('ours')):>14} {_number(row.get('other')):>14} "
-            f"{_number(row.get('ratio')):>7}  {spread or ''}")  # fmt: skip
+    return (
+        f"{row['what']:<76.76} {_number(row.get('ours')):>14} {_number(row.get('other')):>14} "
+        f"{_number(row.get('ratio')):>7}  {spread or ''}"
+    )
 
 
 def _number(value: Any) -> str:
@@ -88,8 +98,13 @@ def about() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"python": platform.python_version(), "torch": torch.__version__, "gpu": gpu,
-            "processors": os.cpu_count(), "processor": platform.processor()}  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": gpu,
+        "processors": os.cpu_count(),
+        "processor": platform.processor(),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

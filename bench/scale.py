@@ -84,8 +84,14 @@ def caching(folder: Path, size: int) -> Callable[[], Any]:
         photo.with_name(f"{number:05d}.jpg").hardlink_to(photo)
 
     def work() -> None:
-        prepare(class_folders(folder / "images").source, Geometry(64), label="photos",
-                cache=str(folder / "cache"), limit_gib=16, workers=2)  # fmt: skip
+        prepare(
+            class_folders(folder / "images").source,
+            Geometry(64),
+            label="photos",
+            cache=str(folder / "cache"),
+            limit_gib=16,
+            workers=2,
+        )
 
     return work
 
@@ -94,8 +100,10 @@ def records_of(size: int) -> list[Any]:
     """Return what NNI's database says of the runs of `make_runs`."""
     from ballot.runs.trials import TrialRecord
 
-    return [TrialRecord(f"t{k:05d}", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
-            for k in range(size)]  # fmt: skip
+    return [
+        TrialRecord(f"t{k:05d}", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
+        for k in range(size)
+    ]
 
 
 def tabulating(folder: Path, size: int) -> Callable[[], Any]:
@@ -112,19 +120,26 @@ def make_database(folder: Path, size: int, epochs: int = 30) -> None:
     """Write the database of NNI's that belongs to the runs of `make_runs`."""
     (folder / "db").mkdir(parents=True)
     with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
-        db.execute("CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
-                   "sequenceId, message, envId)")  # fmt: skip
-        db.execute("CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, "
-                   "data)")  # fmt: skip
+        db.execute(
+            "CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
+            "sequenceId, message, envId)"
+        )
+        db.execute(
+            "CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, data)"
+        )
         for number in range(size):
             trial, began = f"t{number:05d}", 10**12 + 1000 * number
             given = json.dumps({"parameter_id": number, "parameters": {"lr": number}})
             for event, data in (("WAITING", given), ("RUNNING", None), ("SUCCEEDED", None)):
-                db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,'',?,'','')",
-                           (began, trial, event, data, number))  # fmt: skip
+                db.execute(
+                    "INSERT INTO TrialJobEvent VALUES (?,?,?,?,'',?,'','')",
+                    (began, trial, event, data, number),
+                )
             for epoch in range(epochs):
-                db.execute("INSERT INTO MetricData VALUES (?,?,?,'PERIODICAL',?,?)",
-                           (began, trial, str(number), epoch, '"0.5"'))  # fmt: skip
+                db.execute(
+                    "INSERT INTO MetricData VALUES (?,?,?,'PERIODICAL',?,?)",
+                    (began, trial, str(number), epoch, '"0.5"'),
+                )
 
 
 def watching(folder: Path, size: int) -> Callable[[], Any]:
@@ -269,8 +284,12 @@ def _status(key: str) -> float:
 
 def cost(name: str, size: int) -> tuple[float, float]:
     """Return seconds and MiB of one task at one size."""
-    done = subprocess.run([sys.executable, __file__, "--task", name, str(size)], check=True,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, "--task", name, str(size)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     seconds, memory = json.loads(done.stdout.splitlines()[-1])
     return seconds, memory
 
@@ -289,9 +308,13 @@ def _rows(full: bool, names: list[str]) -> Iterator[dict[str, Any]]:
         before: tuple[int, float, float] | None = None
         for size in many if full else few:
             seconds, memory = cost(name, size)
-            row: dict[str, Any] = {"what": f"{name}: {size:,} {unit}", "other": None,
-                                   "ours": f"{seconds:.2f} s, {memory:.0f} MB", "ratio": None,
-                                   "spread": None}  # fmt: skip
+            row: dict[str, Any] = {
+                "what": f"{name}: {size:,} {unit}",
+                "other": None,
+                "ours": f"{seconds:.2f} s, {memory:.0f} MB",
+                "ratio": None,
+                "spread": None,
+            }
             if before is not None:
                 times = size // before[0]
                 row["other"] = f"{before[1] * times:.2f} s, {before[2] * times:.0f} MB"

@@ -62,9 +62,15 @@ class Objective:
 def read_curves() -> list[dict[str, Any]]:
     """Read the recorded trials: values, status, and validation accuracies by epoch."""
     with TABLE.open(newline="") as file:
-        return [{**row, "values": json.loads(row["values"]), "seconds": float(row["seconds"]),
-                 "val_acc": [float(word) for word in row["val_acc"].split()]}
-                for row in csv.DictReader(file)]  # fmt: skip
+        return [
+            {
+                **row,
+                "values": json.loads(row["values"]),
+                "seconds": float(row["seconds"]),
+                "val_acc": [float(word) for word in row["val_acc"].split()],
+            }
+            for row in csv.DictReader(file)
+        ]
 
 
 def recorded() -> Objective:
@@ -192,11 +198,22 @@ def failing() -> Objective:
 
 def hartmann() -> Objective:
     """Return Hartmann's function of six numbers, a usual test of optimisers (best: 3.32237)."""
-    a = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14],
-                  [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])  # fmt: skip
-    p = 1e-4 * np.array([[1312, 1696, 5569, 124, 8283, 5886], [2329, 4135, 8307, 3736, 1004, 9991],
-                         [2348, 1451, 3522, 2883, 3047, 6650],
-                         [4047, 8828, 8732, 5743, 1091, 381]])  # fmt: skip
+    a = np.array(
+        [
+            [10, 3, 17, 3.5, 1.7, 8],
+            [0.05, 10, 17, 0.1, 8, 14],
+            [3, 3.5, 1.7, 10, 17, 8],
+            [17, 8, 0.05, 10, 0.1, 14],
+        ]
+    )
+    p = 1e-4 * np.array(
+        [
+            [1312, 1696, 5569, 124, 8283, 5886],
+            [2329, 4135, 8307, 3736, 1004, 9991],
+            [2348, 1451, 3522, 2883, 3047, 6650],
+            [4047, 8828, 8732, 5743, 1091, 381],
+        ]
+    )
     weights = np.array([1.0, 1.2, 3.0, 3.2])
 
     def score(values: dict[str, Any]) -> float:
@@ -253,15 +270,16 @@ class Optuna:
         self.study.tell(self.trials[trial], score, **failed)
 
     def _values(self, trial: Any, space: dict[str, Any], path: str) -> dict[str, Any]:
-        return {key: self._value(trial, spec["_type"], spec["_value"], path + key)
-                for key, spec in space.items()}  # fmt: skip
+        return {
+            key: self._value(trial, spec["_type"], spec["_value"], path + key)
+            for key, spec in space.items()
+        }
 
     def _value(self, trial: Any, kind: str, v: list[Any], name: str) -> Any:
         if kind == "choice" and isinstance(v[0], dict):
             number = trial.suggest_categorical(name, list(range(len(v))))
             inner = {key: spec for key, spec in v[number].items() if key != "_name"}
-            return {"_name": v[number]["_name"],
-                    **self._values(trial, inner, f"{name}{number}")}  # fmt: skip
+            return {"_name": v[number]["_name"], **self._values(trial, inner, f"{name}{number}")}
         if kind == "choice":
             return trial.suggest_categorical(name, v)
         if kind == "randint":
@@ -337,23 +355,28 @@ def stopped_search(assessor: Any, curves: list[list[float]], at_once: int) -> tu
 def measure_stopping(trials: int, at_once: int, seeds: int) -> Iterator[dict[str, Any]]:
     """Compare the epochs of a search with stopping and of the same one without."""
     curves = [row["val_acc"] for row in read_curves() if row["val_acc"]]
-    rules = {"halving": lambda: Assessor("maximize", start_step=FIRST),
-             "Medianstop": lambda: MedianstopAssessor("maximize", start_step=FIRST)}  # fmt: skip
+    rules = {
+        "halving": lambda: Assessor("maximize", start_step=FIRST),
+        "Medianstop": lambda: MedianstopAssessor("maximize", start_step=FIRST),
+    }
     for name, build in rules.items():
         pairs = []
         for seed in range(seeds):
             order = random.Random(seed).sample(curves, trials)
-            pairs.append((*stopped_search(build(), order, at_once),
-                          *stopped_search(None, order, at_once)))  # fmt: skip
+            pairs.append(
+                (*stopped_search(build(), order, at_once), *stopped_search(None, order, at_once))
+            )
         ratios = [whole / short for _, short, _, whole in pairs]
         lost = statistics.mean(full - found for found, _, full, _ in pairs)
         same = sum(found == full for found, _, full, _ in pairs)
-        yield {"what": f"epochs, {name}, {trials} trials, {at_once} at once "
-                       f"(the same best in {same}/{seeds}, mean loss {lost:.4f})",
-               "ours": statistics.mean(short for _, short, _, _ in pairs),
-               "other": statistics.mean(whole for *_, whole in pairs),
-               "ratio": statistics.median(ratios),
-               "spread": (min(ratios), max(ratios))}  # fmt: skip
+        yield {
+            "what": f"epochs, {name}, {trials} trials, {at_once} at once "
+            f"(the same best in {same}/{seeds}, mean loss {lost:.4f})",
+            "ours": statistics.mean(short for _, short, _, _ in pairs),
+            "other": statistics.mean(whole for *_, whole in pairs),
+            "ratio": statistics.median(ratios),
+            "spread": (min(ratios), max(ratios)),
+        }
 
 
 # ---------------------------------------------------------------------------------- the table
@@ -365,8 +388,13 @@ def compare(what: str, ours: list[float], other: list[float]) -> dict[str, Any]:
     a, b = np.array(ours)[draws].mean(axis=1), np.array(other)[draws].mean(axis=1)
     low, high = np.quantile(b / np.maximum(a, 1e-9), [0.025, 0.975])
     mean, theirs = statistics.mean(ours), statistics.mean(other)
-    return {"what": what, "ours": mean, "other": theirs, "ratio": theirs / max(mean, 1e-9),
-            "spread": (float(low), float(high))}  # fmt: skip
+    return {
+        "what": what,
+        "ours": mean,
+        "other": theirs,
+        "ratio": theirs / max(mean, 1e-9),
+        "spread": (float(low), float(high)),
+    }
 
 
 def measure_tuners(
@@ -376,8 +404,10 @@ def measure_tuners(
     others = ["NNI's TPE", "NNI's Random", "Optuna's TPE"]
     if objective.fails:
         others.insert(1, "NNI's TPE, told a floor")
-    runs = {name: [run(name, objective, max(trials), at_once, seed) for seed in range(seeds)]
-            for name in others}  # fmt: skip
+    runs = {
+        name: [run(name, objective, max(trials), at_once, seed) for seed in range(seeds)]
+        for name in others
+    }
     for number in trials:
         mine = [run("ours", objective, number, at_once, seed) for seed in range(seeds)]
         lost = [regret(objective, scores) for scores in mine]
@@ -417,8 +447,11 @@ def main() -> int:
     print(f"{'':<74} {'ours':>8} {'other':>8} {'ratio':>6}  95 %")
     for row in rows_of(args.full, args.seeds):
         low, high = row["spread"]
-        print(f"{row['what']:<74} {row['ours']:>8.4f} {row['other']:>8.4f} {row['ratio']:>6.2f}  "
-              f"{low:.2f}..{high:.2f}", flush=True)  # fmt: skip
+        print(
+            f"{row['what']:<74} {row['ours']:>8.4f} {row['other']:>8.4f} {row['ratio']:>6.2f}  "
+            f"{low:.2f}..{high:.2f}",
+            flush=True,
+        )
     return 0
 
 

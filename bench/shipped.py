@@ -29,8 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def configuration(plain: bool, home: Path) -> dict[str, Any]:
     """Return the shipped configuration, or what plain NNI makes of the same search."""
     config = yaml.safe_load((ROOT / "config_local.yml").read_text(encoding="utf-8"))
-    config |= {"trialCodeDirectory": str(ROOT), "searchSpaceFile": str(ROOT / "search_space.json"),
-               "experimentWorkingDirectory": str(home / "nni")}  # fmt: skip
+    config |= {
+        "trialCodeDirectory": str(ROOT),
+        "searchSpaceFile": str(ROOT / "search_space.json"),
+        "experimentWorkingDirectory": str(home / "nni"),
+    }
     command = config["trialCommand"]
     if plain:
         command = command.replace("-m ballot.preload ", "")
@@ -54,29 +57,44 @@ def search(plain: bool, home: Path, port: int) -> dict[str, float]:
     seconds = time.monotonic() - began
     vote = json.loads((home / "ensemble" / "ensemble.json").read_text(encoding="utf-8"))
     results = [json.loads(f.read_text()) for f in (home / "outputs").glob("*/result.json")]
-    return {"seconds": seconds, "epochs": sum(r["epochs"] for r in results),
-            "vote": vote["scores"]["test"]["acc"]}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "epochs": sum(r["epochs"] for r in results),
+        "vote": vote["scores"]["test"]["acc"],
+    }
 
 
 def measure(full: bool, rounds: int = 3, port: int = 9840) -> list[dict[str, Any]]:
     """Run both in turns; a ratio above 1 is better for the shipped search."""
     if not full:
-        return [{"what": "a whole search, 12 trials on digits",
-                 "skipped": "three minutes a round; --full, or bench/shipped.py"}]  # fmt: skip
+        return [
+            {
+                "what": "a whole search, 12 trials on digits",
+                "skipped": "three minutes a round; --full, or bench/shipped.py",
+            }
+        ]
     seen: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for plain in (False, True):
                 seen[plain].append(search(plain, Path(folder, f"{number}{plain}"), port))
     rows = []
-    for key, what, more_is_better in (("seconds", "seconds of a whole search", False),
-                                      ("epochs", "epochs of all trials", False),
-                                      ("vote", "test accuracy of the vote", True)):  # fmt: skip
+    for key, what, more_is_better in (
+        ("seconds", "seconds of a whole search", False),
+        ("epochs", "epochs of all trials", False),
+        ("vote", "test accuracy of the vote", True),
+    ):
         ours, other = ([run[key] for run in seen[plain]] for plain in (False, True))
         ratios = [a / b if more_is_better else b / a for a, b in zip(ours, other)]
-        rows.append({"what": f"{what}, 12 trials on digits", "ours": statistics.median(ours),
-                     "other": statistics.median(other), "ratio": statistics.median(ratios),
-                     "spread": (min(ratios), max(ratios))})  # fmt: skip
+        rows.append(
+            {
+                "what": f"{what}, 12 trials on digits",
+                "ours": statistics.median(ours),
+                "other": statistics.median(other),
+                "ratio": statistics.median(ratios),
+                "spread": (min(ratios), max(ratios)),
+            }
+        )
     return rows
 
 
@@ -88,8 +106,10 @@ def main() -> int:
     args = parser.parse_args()
     for row in measure(True, args.rounds, args.port):
         low, high = row["spread"]
-        print(f"{row['what']:<48} ours {row['ours']:8.4g}  plain {row['other']:8.4g}  "
-              f"ratio {row['ratio']:.3f} ({low:.3f} to {high:.3f})")  # fmt: skip
+        print(
+            f"{row['what']:<48} ours {row['ours']:8.4g}  plain {row['other']:8.4g}  "
+            f"ratio {row['ratio']:.3f} ({low:.3f} to {high:.3f})"
+        )
     return 0
 
 

@@ -30,8 +30,10 @@ sys.path.insert(0, str(ROOT))
 
 from ballot.engines.nni.database import read_trials  # noqa: E402 - the repository is no installed package
 
-COMMAND = ("python3 -m ballot.preload train.py --resume auto --epochs 1 --dataset dummy "
-           "--dataset_args.rows 40 --image_size 16 --no_tensorboard")  # fmt: skip
+COMMAND = (
+    "python3 -m ballot.preload train.py --resume auto --epochs 1 --dataset dummy "
+    "--dataset_args.rows 40 --image_size 16 --no_tensorboard"
+)
 
 
 def roles(home: Path) -> dict[str, psutil.Process]:
@@ -52,7 +54,7 @@ def roles(home: Path) -> dict[str, psutil.Process]:
                     oldest = found.get(role)
                     if oldest is None or process.create_time() < oldest.create_time():
                         found[role] = process
-    return found  # fmt: skip
+    return found
 
 
 def look(home: Path) -> dict[str, dict[str, float]]:
@@ -60,9 +62,11 @@ def look(home: Path) -> dict[str, dict[str, float]]:
     seen: dict[str, dict[str, float]] = {}
     for role, process in roles(home).items():
         with contextlib.suppress(psutil.Error):
-            seen[role] = {"memory (MiB)": process.memory_info().rss / 2**20,
-                          "open files": process.num_fds(),
-                          "threads": process.num_threads()}  # fmt: skip
+            seen[role] = {
+                "memory (MiB)": process.memory_info().rss / 2**20,
+                "open files": process.num_fds(),
+                "threads": process.num_threads(),
+            }
     mine = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -79,16 +83,31 @@ def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], in
     space = {"lr": {"_type": "loguniform", "_value": [0.0001, 0.1]}}
     (home / "search_space.json").write_text(json.dumps(space))
     config = {
-        "searchSpaceFile": "search_space.json", "trialCodeDirectory": str(ROOT),
-        "experimentWorkingDirectory": str(home / "nni"), "maxTrialNumber": trials,
-        "trialConcurrency": 2, "trainingService": {"platform": "local"},
-        "tuner": {"className": "ballot.tuning.tpe.Tuner", "codeDirectory": str(ROOT),
-                  "classArgs": {"optimize_mode": "maximize"}},
+        "searchSpaceFile": "search_space.json",
+        "trialCodeDirectory": str(ROOT),
+        "experimentWorkingDirectory": str(home / "nni"),
+        "maxTrialNumber": trials,
+        "trialConcurrency": 2,
+        "trainingService": {"platform": "local"},
+        "tuner": {
+            "className": "ballot.tuning.tpe.Tuner",
+            "codeDirectory": str(ROOT),
+            "classArgs": {"optimize_mode": "maximize"},
+        },
         "trialCommand": f"{COMMAND} --out_dir {home}/outputs",
-    }  # fmt: skip
+    }
     (home / "config.yml").write_text(yaml.safe_dump(config))
-    words = [sys.executable, str(ROOT / "search.py"), "--config", "config.yml", "--no_probe",
-             "--port", str(port), "--keep_checkpoints", "3"]  # fmt: skip
+    words = [
+        sys.executable,
+        str(ROOT / "search.py"),
+        "--config",
+        "config.yml",
+        "--no_probe",
+        "--port",
+        str(port),
+        "--keep_checkpoints",
+        "3",
+    ]
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "60"}
     began, seen, paged = time.monotonic(), [], 0
     search = subprocess.Popen(words, cwd=home, env=environment, stdout=sys.stderr)
@@ -118,9 +137,15 @@ def rows_of(seen: list[tuple[int, dict]], paged: int, trials: int) -> list[dict[
             b = [s[role][what] for s in late if role in s]
             if a and b:
                 before, last = statistics.median(a), statistics.median(b)
-                rows.append({"what": f"{role}: {what}, {trials} trials", "ours": last,
-                             "other": before, "ratio": before / last,
-                             "spread": (min(a) / max(b), max(a) / min(b))})  # fmt: skip
+                rows.append(
+                    {
+                        "what": f"{role}: {what}, {trials} trials",
+                        "ours": last,
+                        "other": before,
+                        "ratio": before / last,
+                        "spread": (min(a) / max(b), max(a) / min(b)),
+                    }
+                )
     return rows
 
 
@@ -141,8 +166,10 @@ def main() -> int:
     args = parser.parse_args()
     for row in measure(True, args.trials, args.port):
         low, high = row["spread"]
-        print(f"{row['what']:<44} early {row['other']:8.1f}  late {row['ours']:8.1f}  "
-              f"ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})")  # fmt: skip
+        print(
+            f"{row['what']:<44} early {row['other']:8.1f}  late {row['ours']:8.1f}  "
+            f"ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        )
     return 0
 
 

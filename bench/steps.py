@@ -28,9 +28,13 @@ from optim import create_optimizer
 
 Step = Callable[[], None]
 QUICK = (("simple_cnn", 64, 64), ("resnet18", 64, 64), ("Efficientnet_b0", 128, 16))
-MORE = (("timm:efficientnet_b0", 128, 16), ("timm:mobilenetv3_small_100", 128, 32),
-        ("timm:convnext_atto", 128, 16), ("timm:resnet26", 64, 64),
-        ("timm:vit_tiny_patch16_224", 224, 8))  # fmt: skip
+MORE = (
+    ("timm:efficientnet_b0", 128, 16),
+    ("timm:mobilenetv3_small_100", 128, 32),
+    ("timm:convnext_atto", 128, 16),
+    ("timm:resnet26", 64, 64),
+    ("timm:vit_tiny_patch16_224", 224, 8),
+)
 
 
 def step_of(
@@ -97,11 +101,13 @@ def compare(what: str, case: tuple[str, int, int], limit: float, own: Step, othe
             seconds[which].append(time.perf_counter() - began)
     ratios = sorted(b / a for a, b in zip(*seconds))
     quarter = len(ratios) // 4
-    return {"what": f"{what}: a step of {name} at {size}, batch {batch} (images/s)",
-            "ours": batch / statistics.median(seconds[0]),
-            "other": batch / statistics.median(seconds[1]),
-            "ratio": statistics.median(seconds[1]) / statistics.median(seconds[0]),
-            "spread": (ratios[quarter], ratios[-1 - quarter])}  # fmt: skip
+    return {
+        "what": f"{what}: a step of {name} at {size}, batch {batch} (images/s)",
+        "ours": batch / statistics.median(seconds[0]),
+        "other": batch / statistics.median(seconds[1]),
+        "ratio": statistics.median(seconds[1]) / statistics.median(seconds[0]),
+        "spread": (ratios[quarter], ratios[-1 - quarter]),
+    }
 
 
 def measure(full: bool) -> list[dict[str, Any]]:
@@ -119,8 +125,15 @@ def measure(full: bool) -> list[dict[str, Any]]:
     saving = step_of(case, swish=False)
     rows.append(compare("PyTorch's SiLU, not the package's", case, limit, step_of(case), saving))
     half = step_of(case, amp=torch.bfloat16)
-    rows.append(compare(f"bfloat16, {'with' if has_bfloat16() else 'without'} its instructions",
-                        case, 0, half, step_of(case)))  # fmt: skip
+    rows.append(
+        compare(
+            f"bfloat16, {'with' if has_bfloat16() else 'without'} its instructions",
+            case,
+            0,
+            half,
+            step_of(case),
+        )
+    )
     if full:
         case = QUICK[0]
         compiled = step_of(case, compiled=True)

@@ -188,7 +188,9 @@ def measure_greedy(full: bool, rounds: int) -> list[dict[str, Any]]:
         timed(lambda: naive_greedy(values, targets, steps)),
         1 if full else rounds,
     )
-    whole = statistics.median(timed(lambda: combine.greedy(values, targets))() for _ in range(rounds))
+    whole = statistics.median(
+        timed(lambda: combine.greedy(values, targets))() for _ in range(rounds)
+    )
     alone = {"what": f"{what}, {combine.STEPS} steps (s)", "ours": whole}
     return [short, {**alone, "other": None, "ratio": None, "spread": None}]
 

@@ -13,9 +13,18 @@ from typing import Any
 
 import pytest
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--remote-debugging-port=0",
+)
 
 
 class Browser:
@@ -27,8 +36,10 @@ class Browser:
             pytest.skip("no Chromium is installed")
         self._process = subprocess.Popen(
             [found, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
         self.problems: list[str] = []
         self.requests: list[str] = []
         self._count = 0
@@ -43,8 +54,13 @@ class Browser:
         self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
         for part in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{part}.enable")
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0,
-                  downloadThroughput=0, uploadThroughput=0)  # fmt: skip
+        self.call(
+            "Network.emulateNetworkConditions",
+            offline=True,
+            latency=0,
+            downloadThroughput=0,
+            uploadThroughput=0,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,12 +111,21 @@ class Browser:
 
     def size(self, width: int) -> None:
         """Make the page as wide as a screen is."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900,
-                  deviceScaleFactor=1, mobile=width < 500)  # fmt: skip
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Press at one place, move, and let go at another."""
         mouse = "Input.dispatchMouseEvent"
-        for kind, (x, y) in (("mouseMoved", start), ("mousePressed", start), ("mouseMoved", end),
-                             ("mouseReleased", end)):  # fmt: skip
+        for kind, (x, y) in (
+            ("mouseMoved", start),
+            ("mousePressed", start),
+            ("mouseMoved", end),
+            ("mouseReleased", end),
+        ):
             self.call(mouse, type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)

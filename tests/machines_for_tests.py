@@ -83,8 +83,9 @@ def sshd_program() -> str | None:
 
 
 def _run(*words, check=True, **how) -> subprocess.CompletedProcess:
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=check,
-                          timeout=60, **how)  # fmt: skip
+    return subprocess.run(
+        [*map(str, words)], capture_output=True, text=True, check=check, timeout=60, **how
+    )
 
 
 def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
@@ -101,21 +102,47 @@ class Box:
         folder.mkdir()
         make_key(folder / "host_key")
         account = f"{USER}:x:{UID}:{UID}::/home/{USER}:/bin/bash\n"
-        privileges = "" if "sshd:" in Path("/etc/passwd").read_text() else (
-            "sshd:x:4710:65534::/run/sshd:/usr/sbin/nologin\n")  # fmt: skip
+        privileges = (
+            ""
+            if "sshd:" in Path("/etc/passwd").read_text()
+            else ("sshd:x:4710:65534::/run/sshd:/usr/sbin/nologin\n")
+        )
         (folder / "passwd").write_text(Path("/etc/passwd").read_text() + account + privileges)
         (folder / "shadow").write_text(f"root:*:1::::::\n{USER}:*:1::::::\n")
         (folder / "sshd_config").write_text(SSHD)
         shutil.copy(folder.parent / "authorized_keys", folder)
         shared = {sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[1])}
-        setup = SETUP.format(name=name, folder=shlex.quote(str(folder)), user=USER, uid=UID,
-                             home_size=home_size, pythons=Path(sys.base_prefix, "bin"),
-                             shared=shlex.join(sorted(shared)))  # fmt: skip
+        setup = SETUP.format(
+            name=name,
+            folder=shlex.quote(str(folder)),
+            user=USER,
+            uid=UID,
+            home_size=home_size,
+            pythons=Path(sys.base_prefix, "bin"),
+            shared=shlex.join(sorted(shared)),
+        )
         self._process = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child",
-             "--mount-proc", "--propagation", "private", "bash", "-c", setup],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "setup.log").open("w"),
-            text=True, start_new_session=True)  # fmt: skip
+            [
+                "unshare",
+                "--net",
+                "--mount",
+                "--pid",
+                "--uts",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--propagation",
+                "private",
+                "bash",
+                "-c",
+                setup,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "setup.log").open("w"),
+            text=True,
+            start_new_session=True,
+        )
         if self._process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"no box: {(folder / 'setup.log').read_text()}")
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
@@ -179,8 +206,12 @@ class Box:
     def entry(self, **changes) -> dict:
         """Return it as an entry of NNI's machineList."""
         machine = self.machine()
-        given = {"host": machine.host, "user": USER, "sshKeyFile": machine.key_file,
-                 "pythonPath": str(Path(sys.executable).parent)}  # fmt: skip
+        given = {
+            "host": machine.host,
+            "user": USER,
+            "sshKeyFile": machine.key_file,
+            "pythonPath": str(Path(sys.executable).parent),
+        }
         return {**given, **changes}
 
     def close(self) -> None:

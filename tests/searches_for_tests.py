@@ -75,9 +75,12 @@ def environment(home):
 def search(home, *words):
     return subprocess.Popen(
         [sys.executable, ROOT / "search.py", "--port", "18200", *map(str, words)],
-        cwd=home, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=home,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-    )  # fmt: skip
+    )
 
 
 def only_experiment(home):

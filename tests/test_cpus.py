@@ -40,8 +40,9 @@ def test_hyperthreads_are_one_core_and_what_is_not_allowed_is_none(monkeypatch, 
 
 
 @linux
-@pytest.mark.parametrize("text, number", [("250000 100000", 2), ("50000 100000", 1),
-                                          ("max 100000", 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, number", [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 4)]
+)
 def test_a_containers_quota_counts(machine, text, number):
     (machine / "cpu.max").write_text(text)
     assert cpus.count_cores() == number

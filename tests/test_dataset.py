@@ -187,9 +187,11 @@ def test_folders_with_sides_are_read_as_torchvision_does(folders):
     ours = dict(zip([*part.train.ids, *part.val.ids], [*part.train.labels, *part.val.labels]))
     assert ours == expected
     assert dict(zip(data.test.ids, data.test.labels)) == {
-        "test/cat/cat-0.jpg": 0, "test/cat/cat-1.jpg": 0,
-        "test/dog/dog-0.jpg": 1, "test/dog/dog-1.jpg": 1,
-    }  # fmt: skip
+        "test/cat/cat-0.jpg": 0,
+        "test/cat/cat-1.jpg": 0,
+        "test/dog/dog-0.jpg": 1,
+        "test/dog/dog-1.jpg": 1,
+    }
 
 
 def test_folders_without_sides_are_classes(tmp_path):
@@ -279,8 +281,10 @@ def test_a_test_csv_beside_needs_no_labels(tmp_path):
 
 
 def test_a_csv_beside_class_folders_with_sides_changes_nothing(folders):
-    rows = [{"path": f.relative_to(folders).as_posix(), "label": f.parent.name, "split": "train"}
-            for f in (folders / "train").rglob("*.jpg")]  # fmt: skip
+    rows = [
+        {"path": f.relative_to(folders).as_posix(), "label": f.parent.name, "split": "train"}
+        for f in (folders / "train").rglob("*.jpg")
+    ]
     table(folders / "labels.csv", rows)
     assert recognise(folders) == "class_folders"
     by_csv = load(folders, dataset="csv")
@@ -359,8 +363,15 @@ def test_the_script_says_what_a_folder_is(folders, capsys, monkeypatch, tmp_path
     words = [str(folders), "--out", str(sheet), "--augmentation", "AffineAugmentation"]
     assert main([*words, "--image_size", "24"]) == 0
     text = capsys.readouterr().out
-    for part in ("class_folders", "14 to train", "4 to test on (labelled)", "48x64 JPEG (18)",
-                 "cat", "57.1%", "problems  none"):  # fmt: skip
+    for part in (
+        "class_folders",
+        "14 to train",
+        "4 to test on (labelled)",
+        "48x64 JPEG (18)",
+        "cat",
+        "57.1%",
+        "problems  none",
+    ):
         assert part in text
     from PIL import Image
 

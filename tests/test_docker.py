@@ -7,8 +7,19 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KNOWN = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "VOLUME", "EXPOSE", "ENTRYPOINT", "CMD",
-         "ENV"}  # fmt: skip
+KNOWN = {
+    "FROM",
+    "ARG",
+    "RUN",
+    "WORKDIR",
+    "COPY",
+    "USER",
+    "VOLUME",
+    "EXPOSE",
+    "ENTRYPOINT",
+    "CMD",
+    "ENV",
+}
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -76,10 +76,12 @@ class Digits:
             for split, rows in (("train", self.train), ("val", val), ("test", self.test)):
                 file.writelines(f"{self.ids[i]},{CLASSES[self.labels[i]]},{split},\n" for i in rows)
         result = {
-            "run": name, "status": "done", "classes": CLASSES,
+            "run": name,
+            "status": "done",
+            "classes": CLASSES,
             "submission": {"columns": ["ImageID", "ans"], "answers": list("0123456789")},
             **result,
-        }  # fmt: skip
+        }
         (run / "result.json").write_text(json.dumps(result))
 
     def probs(self, model, rows):
@@ -473,7 +475,10 @@ def test_without_test_rows_the_vote_is_chosen_on_validation_as_it_is_with_them(d
     assert [path.name for path in alone.files] == names_in("alone") == ["ensemble.json"]
     assert (alone.ids, alone.probs.shape, alone.test) == ([], (0, 10), {})
     assert (alone.honest, alone.val, alone.val_rows) == (
-        with_test.honest, with_test.val, with_test.val_rows)  # fmt: skip
+        with_test.honest,
+        with_test.val,
+        with_test.val_rows,
+    )
     one, other = (json.loads(Path(f, "ensemble.json").read_text()) for f in ("ensemble", "alone"))
     for a, b in zip(one["members"], other["members"], strict=True):
         run = a["files"][0].removesuffix(".csv")
@@ -487,8 +492,10 @@ def test_without_test_rows_the_vote_is_chosen_on_validation_as_it_is_with_them(d
 def test_scores_of_validation_rows_are_those_that_numpy_gives(digits):
     report = cast(validation_of(digits), select="best:2")
     places = sorted(digits.val, key=lambda i: digits.ids[i])
-    values = {name: digits.probs(digits.voter.named_estimators_[name], places).astype(np.float32)
-              for name in digits.names}  # fmt: skip
+    values = {
+        name: digits.probs(digits.voter.named_estimators_[name], places).astype(np.float32)
+        for name in digits.names
+    }
     truth = digits.labels[places]
     alone = {name: (probs.argmax(1) == truth).mean() for name, probs in values.items()}
     assert {m.name: m.val["acc"] for m in report.members} == pytest.approx(alone)
@@ -588,8 +595,10 @@ def test_the_command_is_quick_and_never_loads_torch(digits):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, digits.files), "--select", "greedy"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "best single" in done.stdout

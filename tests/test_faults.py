@@ -14,9 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_nothing_is_lost_whatever_is_killed_cut_or_full():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults"], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "COUNT": "40"}, timeout=600,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.faults"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COUNT": "40"},
+        timeout=600,
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"seed \d+: 40 faults, 0 not survived", done.stdout)

@@ -33,9 +33,12 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_leaves_the_old_one(tmp_path)
         "    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         preexec_fn=no_file_beyond(200_000),
-    )  # fmt: skip
+    )
     assert done.stdout.strip() == f"{path}: cannot be written (File too large)", done.stderr
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
@@ -48,10 +51,20 @@ def test_a_defect_in_what_is_written_is_no_full_disk(tmp_path):
 
 
 def train(out_dir, limit):
-    command = [sys.executable, "train.py", "--epochs", "2", "--out_dir", str(out_dir),
-               "--run_name", "run", "--no_tensorboard"]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          preexec_fn=no_file_beyond(limit))  # fmt: skip
+    command = [
+        sys.executable,
+        "train.py",
+        "--epochs",
+        "2",
+        "--out_dir",
+        str(out_dir),
+        "--run_name",
+        "run",
+        "--no_tensorboard",
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, preexec_fn=no_file_beyond(limit)
+    )
 
 
 @pytest.mark.slow
@@ -87,9 +100,13 @@ def test_a_log_that_cannot_be_written_is_given_up_in_one_line(tmp_path):
     # Coverage's own file would not fit either.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=env,
         preexec_fn=no_file_beyond(1000),
-    )  # fmt: skip
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     warnings = [line for line in done.stdout.splitlines() if line.startswith("warning")]
     assert len(warnings) == 1 and "run.log" in warnings[0] and "File too large" in warnings[0]

@@ -51,8 +51,22 @@ def one_line(error):
     assert str(error).strip() and len(str(error)) < 2000, str(error)
 
 
-WORDS = (b"nan", b"-1", b"1e999", b'"', b"\n", b"\0", b",", b"{", b"[", b"=cmd()", b"../../x",
-         b"null", b"\xff\xfe", "é".encode())  # fmt: skip
+WORDS = (
+    b"nan",
+    b"-1",
+    b"1e999",
+    b'"',
+    b"\n",
+    b"\0",
+    b",",
+    b"{",
+    b"[",
+    b"=cmd()",
+    b"../../x",
+    b"null",
+    b"\xff\xfe",
+    "é".encode(),
+)
 
 
 def mutated(data, rng):
@@ -78,18 +92,25 @@ def mutated(data, rng):
 
 
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
     st.sampled_from(["max", "min val_loss", "AdamW", "../..", "0", "1e999", "=cmd()", "\0"]),
-)  # fmt: skip
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.dictionaries(st.one_of(st.text(max_size=8), st.sampled_from(["type", "args", "_name"])),
-                        inner, max_size=4),
+        st.dictionaries(
+            st.one_of(st.text(max_size=8), st.sampled_from(["type", "args", "_name"])),
+            inner,
+            max_size=4,
+        ),
     ),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @examples(300)
@@ -144,12 +165,25 @@ def test_mutated_configurations_of_a_search_are_outlined_or_refused(tmp_path_fac
 
 
 @examples(300)
-@given(st.one_of(
-    st.dictionaries(st.text(max_size=8), st.fixed_dictionaries({
-        "_type": st.one_of(SCALARS, st.sampled_from(["choice", "randint", "uniform", "quniform",
-                                                     "loguniform", "normal"])),
-        "_value": VALUES})),
-    st.dictionaries(st.text(max_size=8), VALUES)))  # fmt: skip
+@given(
+    st.one_of(
+        st.dictionaries(
+            st.text(max_size=8),
+            st.fixed_dictionaries(
+                {
+                    "_type": st.one_of(
+                        SCALARS,
+                        st.sampled_from(
+                            ["choice", "randint", "uniform", "quniform", "loguniform", "normal"]
+                        ),
+                    ),
+                    "_value": VALUES,
+                }
+            ),
+        ),
+        st.dictionaries(st.text(max_size=8), VALUES),
+    )
+)
 def test_any_search_space_is_taken_or_its_faults_are_listed(found):
     problems = search_space.find_problems(found, "space.json", ours=False)
     for problem in problems:
@@ -233,17 +267,24 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(tmp_path):
 def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("database") / "nni.sqlite"
     with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
-                   "sequenceId, message, environmentId)")  # fmt: skip
-        db.execute("CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, "
-                   "data)")  # fmt: skip
+        db.execute(
+            "CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
+            "sequenceId, message, environmentId)"
+        )
+        db.execute(
+            "CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, data)"
+        )
         for k in range(5):
             given_ = json.dumps({"parameter_id": k, "parameters": {"lr": 0.1 * k}})
             for event in ("WAITING", "RUNNING", "SUCCEEDED"):
-                db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,'',?,'','')",
-                           (1e12 + k, f"t{k}", event, given_, k))  # fmt: skip
-            db.execute("INSERT INTO MetricData VALUES (?,?,?,'FINAL',0,?)",
-                       (1e12 + k, f"t{k}", str(k), json.dumps(json.dumps(0.5))))  # fmt: skip
+                db.execute(
+                    "INSERT INTO TrialJobEvent VALUES (?,?,?,?,'',?,'','')",
+                    (1e12 + k, f"t{k}", event, given_, k),
+                )
+            db.execute(
+                "INSERT INTO MetricData VALUES (?,?,?,'FINAL',0,?)",
+                (1e12 + k, f"t{k}", str(k), json.dumps(json.dumps(0.5))),
+            )
     db.close()
     return path.read_bytes()
 
@@ -264,8 +305,13 @@ NAMES = st.text(
 
 
 @examples(80)
-@given(st.lists(st.tuples(NAMES, NAMES, st.sampled_from([".png", ".jpg", ".txt", "", ".PNG"])),
-                min_size=1, max_size=8))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(NAMES, NAMES, st.sampled_from([".png", ".jpg", ".txt", "", ".PNG"])),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_any_tree_of_files_is_data_or_a_line(tmp_path_factory, files):
     root = tmp_path_factory.mktemp("tree")
     for folder, name, suffix in files:
@@ -286,19 +332,29 @@ def test_any_tree_of_files_is_data_or_a_line(tmp_path_factory, files):
 
 
 @examples(120)
-@given(st.sampled_from(["result.json", "config.json", "history.csv", "val.csv"]),
-       st.integers(0, 2**32))  # fmt: skip
+@given(
+    st.sampled_from(["result.json", "config.json", "history.csv", "val.csv"]), st.integers(0, 2**32)
+)
 def test_mutated_run_folders_are_shown_or_left_out(tmp_path_factory, name, seed):
     outputs = tmp_path_factory.mktemp("outputs")
     run = outputs / "run"
     run.mkdir()
     given_ = {
-        "result.json": json.dumps({"run": "run", "status": "done", "score": 0.5, "seconds": 3.0,
-                                   "monitor": "val_acc", "mode": "max", "classes": ["a", "b"]}),
+        "result.json": json.dumps(
+            {
+                "run": "run",
+                "status": "done",
+                "score": 0.5,
+                "seconds": 3.0,
+                "monitor": "val_acc",
+                "mode": "max",
+                "classes": ["a", "b"],
+            }
+        ),
         "config.json": json.dumps({"values": {"lr": 0.1}, "origin": {"lr": "tuner"}}),
         "history.csv": "epoch,val_acc\n1,0.4\n2,0.5\n",
         "val.csv": "id,label,a,b\nx,a,0.6,0.4\ny,b,0.3,0.7\n",
-    }  # fmt: skip
+    }
     for each, text in given_.items():
         (run / each).write_text(text)
     (run / name).write_bytes(mutated(given_[name].encode(), random.Random(seed)))

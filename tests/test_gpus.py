@@ -51,9 +51,12 @@ def hold(tmp_path):
     def start(gpus, slots=1, *words):
         command = [sys.executable, "-c", HOLDER, str(ROOT), str(tmp_path), str(gpus), str(slots)]
         process = subprocess.Popen(
-            [*command, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*command, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         started.append(process)
         return process
 
@@ -199,15 +202,21 @@ def test_no_lock_where_a_person_chose_or_there_is_no_search(name, among_trials):
     assert lease == Lease(name)
 
 
-@pytest.mark.parametrize("mine, manager, nni", [(None, None, False), ("1", None, True),
-                                                ("1", "1", False), ("0", "0,1", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "mine, manager, nni",
+    [(None, None, False), ("1", None, True), ("1", "1", False), ("0", "0,1", True)],
+)
 def test_what_nni_assigned_is_told_from_what_the_search_was_started_with(mine, manager, nni):
     env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    trial = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ballot import gpus as devices; " \
-            "print(devices.assigned_by_nni())"  # fmt: skip
+    trial = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ballot import gpus as devices; "
+        "print(devices.assigned_by_nni())"
+    )
     change = f"env['CUDA_VISIBLE_DEVICES'] = {mine!r}" if mine else ""
-    parent = f"import os, subprocess, sys\nenv = dict(os.environ)\n{change}\n" \
-             f"subprocess.run([sys.executable, '-c', {trial!r}], env=env)"  # fmt: skip
+    parent = (
+        f"import os, subprocess, sys\nenv = dict(os.environ)\n{change}\n"
+        f"subprocess.run([sys.executable, '-c', {trial!r}], env=env)"
+    )
     if manager:
         env["CUDA_VISIBLE_DEVICES"] = manager
     done = subprocess.run([sys.executable, "-c", parent], env=env, capture_output=True, text=True)

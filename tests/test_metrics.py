@@ -188,8 +188,13 @@ def test_a_specification_that_makes_no_sense_is_refused_at_once(spec, said):
 def test_losses_are_better_when_lower():
     lower = {"loss", *NAMES} & {name for name in ["loss", *NAMES] if lower_is_better(name)}
     assert lower == {
-        "loss", "log_loss", "hamming_loss", "zero_one_loss", "brier_score_loss", "ece",
-    }  # fmt: skip
+        "loss",
+        "log_loss",
+        "hamming_loss",
+        "zero_one_loss",
+        "brier_score_loss",
+        "ece",
+    }
     assert not lower_is_better("top3")
     with pytest.raises(UserError, match="did you mean 'acc'"):
         lower_is_better("accc")

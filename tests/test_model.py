@@ -184,8 +184,15 @@ def test_an_efficientnet_computes_what_efficientnet_pytorch_computes():
 
 def test_specs_are_the_published_ones():
     assert [model_spec(f"Efficientnet_b{b}").input_size for b in range(8)] == [
-        224, 240, 260, 300, 380, 456, 528, 600,
-    ]  # fmt: skip
+        224,
+        240,
+        260,
+        300,
+        380,
+        456,
+        528,
+        600,
+    ]
     assert model_spec("inception_v3").input_size == 299
     assert model_spec("simple_cnn").input_size == 32
     vit = model_spec("timm:vit_base_patch16_384")
@@ -224,10 +231,14 @@ def test_resnet_by_its_blocks_is_torchvisions():
 @pytest.mark.parametrize(
     "backbone, head",
     [
-        ("resnet18", "linear"), ("squeezenet1_1", "mlp"), ("Efficientnet_b0", "cosine"),
-        ("timm:resnet10t", "mlp"), ("simple_cnn", "linear"), ("vit_b_32", "cosine"),
+        ("resnet18", "linear"),
+        ("squeezenet1_1", "mlp"),
+        ("Efficientnet_b0", "cosine"),
+        ("timm:resnet10t", "mlp"),
+        ("simple_cnn", "linear"),
+        ("vit_b_32", "cosine"),
     ],
-)  # fmt: skip
+)
 def test_a_backbone_and_a_head_are_put_together_by_name(backbone, head):
     model = on_meta("backbone_head", args={"backbone": backbone, "head": head}).eval()
     size = model_spec(backbone).input_size
@@ -236,9 +247,19 @@ def test_a_backbone_and_a_head_are_put_together_by_name(backbone, head):
 
 
 @pytest.mark.parametrize(
-    "name", ["simple_cnn", "AlexNet", "ResNet", "resnet18", "Efficientnet_b0", "vit_b_32",
-             "mobilenet_v3_small", "densenet121", "timm:resnet10t"]
-)  # fmt: skip
+    "name",
+    [
+        "simple_cnn",
+        "AlexNet",
+        "ResNet",
+        "resnet18",
+        "Efficientnet_b0",
+        "vit_b_32",
+        "mobilenet_v3_small",
+        "densenet121",
+        "timm:resnet10t",
+    ],
+)
 def test_every_kind_of_network_takes_a_dropout_and_keeps_its_names(name):
     model = on_meta(name, args={"dropout": 0.37})
     assert model.state_dict().keys() == on_meta(name).state_dict().keys()
@@ -311,8 +332,10 @@ def test_torchvisions_weights_are_loaded_from_the_cache(name, cache, monkeypatch
 def test_old_names_of_densenet_are_understood():
     with torch.device("meta"):
         model = torchvision.models.densenet121()
-    old = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v
-           for k, v in model.state_dict().items()}  # fmt: skip
+    old = {
+        k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v
+        for k, v in model.state_dict().items()
+    }
     assert list(catalogue._renamed(model, old)) == list(model.state_dict())
 
 

@@ -60,9 +60,20 @@ def test_the_examples_augmentation_draws_for_every_image_from_the_generator():
 @pytest.mark.slow
 def test_the_example_is_trained_as_typed(script):
     done = script(
-        "train.py", "--plugins", EXAMPLE, "--model", "my_net", "--model_args", '{"width": 8}',
-        "--criterion", "my_loss", "--augmentation", "my_colours", "--epochs", 1,
-    )  # fmt: skip
+        "train.py",
+        "--plugins",
+        EXAMPLE,
+        "--model",
+        "my_net",
+        "--model_args",
+        '{"width": 8}',
+        "--criterion",
+        "my_loss",
+        "--augmentation",
+        "my_colours",
+        "--epochs",
+        1,
+    )
     assert done.returncode == 0, done.stderr
     done = script("train.py", "--plugins", EXAMPLE, "--model", "my_nett")
     assert done.returncode == 2 and "did you mean 'my_net'" in done.stderr

@@ -33,9 +33,22 @@ class Trained:
         self.folder = folder
         self.data = coloured(folder / "data", {"train": 12, "val": 8, "test": 4})
         self.one = run(folder, self.data, "one", *SMALL)
-        self.two = run(folder, self.data, "two", "--epochs", 1, "--image_size", 24, "--seed", 7,
-                       "--augmentation_args.crop", 32, "--channels_last",
-                       "--pretrained", "no")  # fmt: skip
+        self.two = run(
+            folder,
+            self.data,
+            "two",
+            "--epochs",
+            1,
+            "--image_size",
+            24,
+            "--seed",
+            7,
+            "--augmentation_args.crop",
+            32,
+            "--channels_last",
+            "--pretrained",
+            "no",
+        )
         self.folds = run(folder, self.data, "folds", *SMALL, "--folds", 2)
         self.csvs = sorted((folder / "outputs").glob("*.csv"))
 
@@ -130,8 +143,11 @@ def test_a_vote_of_validation_rows_answers_test_images_as_the_ballots_do(trained
 def test_folds_and_seeds_that_were_joined_are_joined_again(trained):
     twin = copy_run(trained.one, "one_seed7")
     try:
-        csvs = [trained.one.with_suffix(".csv"), twin.with_suffix(".csv"),
-                trained.two.with_suffix(".csv")]  # fmt: skip
+        csvs = [
+            trained.one.with_suffix(".csv"),
+            twin.with_suffix(".csv"),
+            trained.two.with_suffix(".csv"),
+        ]
         report = run_vote(csvs, VoteOptions(group_folds=True))
         assert len(report.members) == 2
         found = ask("ensemble/ensemble.json", trained.data / "test")
@@ -143,11 +159,25 @@ def test_folds_and_seeds_that_were_joined_are_joined_again(trained):
 
 def test_a_run_remembers_its_pipeline_and_its_averaged_weights(trained, tmp_path):
     config = tmp_path / "c.json"
-    config.write_text(json.dumps({"pipeline": {
-        "train": {"Resize": {"size": [20, 20]}, "RandomHorizontalFlip": None,
-                  "CenterCrop": {"size": 16}},
-        "val": {"Resize": {"size": [20, 20]}, "CenterCrop": {"size": 16}, "Grayscale":
-                {"num_output_channels": 3}, "Normalize": None}}}))  # fmt: skip
+    config.write_text(
+        json.dumps(
+            {
+                "pipeline": {
+                    "train": {
+                        "Resize": {"size": [20, 20]},
+                        "RandomHorizontalFlip": None,
+                        "CenterCrop": {"size": 16},
+                    },
+                    "val": {
+                        "Resize": {"size": [20, 20]},
+                        "CenterCrop": {"size": 16},
+                        "Grayscale": {"num_output_channels": 3},
+                        "Normalize": None,
+                    },
+                }
+            }
+        )
+    )
     made = run(tmp_path, trained.data, "piped", "--config", config, "--epochs", 1, "--ema", 0.5)
     own = pd.read_csv(made.with_suffix(".csv"))
     found = ask(made, trained.data / "test")
@@ -338,7 +368,10 @@ def test_bad_input_is_one_line_and_status_2(trained, tmp_path, capsys, words, me
 def test_a_checkpoint_says_what_its_run_was(trained):
     saved = read_checkpoint(trained.two / "best.pt")
     assert (saved.config.model, saved.image_size, saved.classes) == (
-        "simple_cnn", 24, ["blue", "green", "red"])  # fmt: skip
+        "simple_cnn",
+        24,
+        ["blue", "green", "red"],
+    )
     assert saved.start and saved.start != read_checkpoint(trained.one / "best.pt").start
     with pytest.raises(UserError, match="no such checkpoint"):
         read_checkpoint(trained.two / "worst.pt")

@@ -126,10 +126,18 @@ def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
         json.dumps({"lr": {"_type": "choice", "_value": rates}})
     )
     code = str(Path(__file__).resolve().parents[1])
-    write_config(home, epochs=15, maxTrialNumber=9, trialConcurrency=1,
-                 tuner={"className": "ballot.tuning.tpe.Tuner", "codeDirectory": code},
-                 assessor={"className": "ballot.tuning.asha.Assessor", "codeDirectory": code,
-                           "classArgs": {"start_step": 1}})  # fmt: skip
+    write_config(
+        home,
+        epochs=15,
+        maxTrialNumber=9,
+        trialConcurrency=1,
+        tuner={"className": "ballot.tuning.tpe.Tuner", "codeDirectory": code},
+        assessor={
+            "className": "ballot.tuning.asha.Assessor",
+            "codeDirectory": code,
+            "classArgs": {"start_step": 1},
+        },
+    )
     process = search(home, "--config", "config.yml", "--no_probe")
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
@@ -145,8 +153,10 @@ def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
         assert (home / "outputs" / f"{row['run']}.csv").exists() == (row["status"] != "failed")
     (file,) = only_experiment(home).glob("checkpoint/tuner.json")
     known = {values["lr"]: (state, loss) for values, state, loss in json.loads(file.read_text())}
-    assert known == {rate: (row["status"], -float(row["score"]) if row["score"] else None)
-                     for rate, row in rows.items()}  # fmt: skip
+    assert known == {
+        rate: (row["status"], -float(row["score"]) if row["score"] else None)
+        for rate, row in rows.items()
+    }
 
 
 @pytest.mark.slow
@@ -154,8 +164,9 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
     write_config(home, epochs=1, maxTrialNumber=2)
     create = ["nnictl", "create", "--config", "config.yml", "--port", "18240"]
     for _ in range(3):  # its manager is given four seconds, which a busy machine may not have
-        done = subprocess.run(create, cwd=home, env=environment(home), capture_output=True,
-                              text=True, timeout=120)  # fmt: skip
+        done = subprocess.run(
+            create, cwd=home, env=environment(home), capture_output=True, text=True, timeout=120
+        )
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stdout + done.stderr
@@ -165,12 +176,20 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
         if len(trials) == 2 and all(trial.has_ended for trial in trials):
             break
         time.sleep(0.5)
-    subprocess.run(["nnictl", "stop", folder.name], cwd=home, env=environment(home), check=True,
-                   capture_output=True, timeout=60)  # fmt: skip
+    subprocess.run(
+        ["nnictl", "stop", folder.name],
+        cwd=home,
+        env=environment(home),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert [trial.status for trial in trials] == ["SUCCEEDED"] * 2
     assert len(list(home.glob("outputs/*.csv"))) == 2
-    said = [next(folder.glob(f"environments/*/trials/{trial.id}/trial.log")).read_text()
-            for trial in trials]  # fmt: skip
+    said = [
+        next(folder.glob(f"environments/*/trials/{trial.id}/trial.log")).read_text()
+        for trial in trials
+    ]
     assert all(text.count("NNI runs without the guard") == 1 for text in said)
 
 
@@ -243,8 +262,11 @@ def test_a_tuner_that_is_slow_to_start_is_waited_for(home):
         "    def __init__(self, optimize_mode):\n"
         "        super().__init__()\n"
     )
-    tuner = {"className": "slow_tuner.Slow", "codeDirectory": str(home),
-             "classArgs": {"optimize_mode": "maximize"}}  # fmt: skip
+    tuner = {
+        "className": "slow_tuner.Slow",
+        "codeDirectory": str(home),
+        "classArgs": {"optimize_mode": "maximize"},
+    }
     write_config(home, epochs=1, maxTrialNumber=1, tuner=tuner)
     process = search(home, "--config", "config.yml", "--no_probe")
     said = process.communicate(timeout=200)[0]

@@ -31,8 +31,18 @@ def trained(tmp_path_factory):
 def test_a_run_leaves_what_the_design_says(trained):
     run, _ = trained
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "result.json", "history.csv", "split.csv", "val.csv",
-                     "submission.csv", "best.pt", "last.pt", "run.log", "tensorboard"}  # fmt: skip
+    assert names == {
+        "config.json",
+        "result.json",
+        "history.csv",
+        "split.csv",
+        "val.csv",
+        "submission.csv",
+        "best.pt",
+        "last.pt",
+        "run.log",
+        "tensorboard",
+    }
     assert [path.name for path in run.parent.glob("*.csv")] == ["one.csv"]
 
 
@@ -144,8 +154,14 @@ def report_final_result(x): say("final", x)
 def nni_environment(folder, fake):
     """The environment of a trial whose NNI is a fake; tests of searches use the real one."""
     (folder / "nni.py").write_text(fake)
-    return {**os.environ, "PYTHONPATH": str(folder), "NNI_PLATFORM": "local",
-            "NNI_TRIAL_JOB_ID": "abc", "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
+    return {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "NNI_PLATFORM": "local",
+        "NNI_TRIAL_JOB_ID": "abc",
+        "NNI_EXP_ID": "exp",
+        "NNI_TRIAL_SEQ_ID": "7",
+    }
 
 
 @pytest.mark.slow
@@ -204,11 +220,31 @@ def start(folder: Path, *words: object) -> subprocess.Popen:
 
 SETTINGS = [
     (),
-    ("--optimizer", "SGD", "--optimizer_args.momentum", 0.9, "--scheduler", "cosine", "--ema", 0.9,
-     "--augmentation", "AffineAugmentation", "--model_args", '{"dropout": 0.3}'),
-    ("--freeze", "backbone", "--unfreeze_epoch", 1, "--scheduler", "plateau",
-     "--monitor", "min val_loss"),
-]  # fmt: skip
+    (
+        "--optimizer",
+        "SGD",
+        "--optimizer_args.momentum",
+        0.9,
+        "--scheduler",
+        "cosine",
+        "--ema",
+        0.9,
+        "--augmentation",
+        "AffineAugmentation",
+        "--model_args",
+        '{"dropout": 0.3}',
+    ),
+    (
+        "--freeze",
+        "backbone",
+        "--unfreeze_epoch",
+        1,
+        "--scheduler",
+        "plateau",
+        "--monitor",
+        "min val_loss",
+    ),
+]
 
 
 @pytest.mark.slow
@@ -242,8 +278,19 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, more):
 
 @pytest.mark.slow
 def test_plateau_waits_while_a_monitored_loss_falls(script, tmp_path):
-    done = script("train.py", "--epochs", 4, "--monitor", "min val_loss", "--scheduler", "plateau",
-                  "--scheduler_args.patience", 0, "--run_name", "run")  # fmt: skip
+    done = script(
+        "train.py",
+        "--epochs",
+        4,
+        "--monitor",
+        "min val_loss",
+        "--scheduler",
+        "plateau",
+        "--scheduler_args.patience",
+        0,
+        "--run_name",
+        "run",
+    )
     assert done.returncode == 0, done.stderr
     history = pd.read_csv(tmp_path / "outputs" / "run" / "history.csv")
     assert history["val_loss"].is_monotonic_decreasing and history["lr"].nunique() == 1
@@ -272,8 +319,9 @@ def test_a_resumed_run_is_not_given_other_settings(trained, script):
 
 @pytest.mark.slow
 def test_a_loss_that_explodes_is_a_failed_trial_with_its_reason(script, tmp_path):
-    done = script("train.py", "--epochs", 3, "--lr", 1e30, "--optimizer", "SGD",
-                  "--run_name", "boom")  # fmt: skip
+    done = script(
+        "train.py", "--epochs", 3, "--lr", 1e30, "--optimizer", "SGD", "--run_name", "boom"
+    )
     assert done.returncode == 1 and "the trial failed" in done.stdout
     result = json.loads((tmp_path / "outputs" / "boom" / "result.json").read_text())
     assert result["status"] == "failed" and "finite" in result["reason"]
@@ -282,8 +330,17 @@ def test_a_loss_that_explodes_is_a_failed_trial_with_its_reason(script, tmp_path
 
 @pytest.mark.slow
 def test_the_first_command_of_the_readme_trains(script, tmp_path):
-    done = script("train.py", "--model", "Efficientnet_b4", "--criterion", "focal", "--epochs", 1,
-                  "--run_name", "b4")  # fmt: skip
+    done = script(
+        "train.py",
+        "--model",
+        "Efficientnet_b4",
+        "--criterion",
+        "focal",
+        "--epochs",
+        1,
+        "--run_name",
+        "b4",
+    )
     assert done.returncode == 0, done.stderr
     assert len(pd.read_csv(tmp_path / "outputs" / "b4.csv")) > 300
     result = json.loads((tmp_path / "outputs" / "b4" / "result.json").read_text())

@@ -32,8 +32,18 @@ def coloured(root: Path, counts: dict[str, int], size: int = 40, seed: int = 0) 
 
 def run(folder: Path, data: Path | None, name: str, *words: object) -> Path:
     """Train one run as the command line does, and return its folder."""
-    command = ["--out_dir", folder / "outputs", "--run_name", name, "--no_tensorboard",
-               "--device", "cpu", "--cache", folder / "cache", *words]  # fmt: skip
+    command = [
+        "--out_dir",
+        folder / "outputs",
+        "--run_name",
+        name,
+        "--no_tensorboard",
+        "--device",
+        "cpu",
+        "--cache",
+        folder / "cache",
+        *words,
+    ]
     command += ["--data_dir", data] if data else []
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

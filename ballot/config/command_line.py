@@ -61,11 +61,22 @@ def build_parser(prog: str, description: str) -> Parser:
     parser = Parser(
         prog=prog, usage=f"{prog} [options]", description=description, allow_abbrev=False
     )
-    parser.add_argument("--config", "-c", action="append", default=[], metavar="FILE",
-                        help="JSON or YAML file with any of the options below; may be repeated")  # fmt: skip
-    parser.add_argument("--print_config", action="store_true",
-                        help="print every value and where it comes from, and stop")  # fmt: skip
-    parser.add_argument("--probe", metavar="FILE", help=argparse.SUPPRESS)  # for ballot.preflight.examine
+    parser.add_argument(
+        "--config",
+        "-c",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="JSON or YAML file with any of the options below; may be repeated",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print every value and where it comes from, and stop",
+    )
+    parser.add_argument(
+        "--probe", metavar="FILE", help=argparse.SUPPRESS
+    )  # for ballot.preflight.examine
     groups: dict[str, Any] = {}
     for name, f in FIELDS.items():
         group = groups.setdefault(f.metadata["group"], None)

@@ -13,9 +13,17 @@ from ballot.errors import UserError, suggest
 
 # How many numbers each type of NNI's search space takes.
 SPACE_TYPES = {
-    "choice": None, "randint": 2, "uniform": 2, "quniform": 3, "loguniform": 2, "qloguniform": 3,
-    "normal": 2, "qnormal": 3, "lognormal": 2, "qlognormal": 3,
-}  # fmt: skip
+    "choice": None,
+    "randint": 2,
+    "uniform": 2,
+    "quniform": 3,
+    "loguniform": 2,
+    "qloguniform": 3,
+    "normal": 2,
+    "qnormal": 3,
+    "lognormal": 2,
+    "qlognormal": 3,
+}
 BOUNDED = ("randint", "uniform", "quniform", "loguniform", "qloguniform")
 SPEC = '{"_type": "choice", "_value": [...]}'
 
@@ -55,8 +63,10 @@ def _problems_of(key: str, spec: Any, source: str, ours: bool) -> list[UserError
     candidates = values if kind == "choice" else values[:2] if kind in BOUNDED else values[:1]
     inner = [len(v) - 1 if isinstance(v, Mapping) and "_name" in v else -1 for v in candidates]
     if max(inner) > 0 and min(inner) < 0:
-        raise UserError(f"{source}: {key} mixes names and nested options, which NNI hands over "
-                        'unsampled; write every name as {"_name": ...}')  # fmt: skip
+        raise UserError(
+            f"{source}: {key} mixes names and nested options, which NNI hands over "
+            'unsampled; write every name as {"_name": ...}'
+        )
     found: list[UserError] = []
     for value in candidates if ours else ():
         try:
@@ -96,8 +106,10 @@ def _problems_of_candidate(key: str, value: Any, source: str) -> list[UserError]
                 continue
             if not is_spec(spec):
                 right = f'{{"_type": "choice", "_value": [{spec!r}]}}'
-                raise UserError(f"{source}: {key}.{inner} is fixed to {spec!r}, on which NNI's "
-                                f"tuner dies; write {right}")  # fmt: skip
+                raise UserError(
+                    f"{source}: {key}.{inner} is fixed to {spec!r}, on which NNI's "
+                    f"tuner dies; write {right}"
+                )
             own = inner in OWN_FIELDS.get(key, ())
             found += find_problems({inner if own else f"{key}_args.{inner}": spec}, source)
         return found
@@ -125,8 +137,12 @@ def _count_of(spec: Mapping[str, Any]) -> float:
         return values[1] - values[0]
     if kind == "quniform":
         low, high, step = values
-        return len({min(max(k * step, low), high)
-                    for k in range(round(low / step), round(high / step) + 1)})  # fmt: skip
+        return len(
+            {
+                min(max(k * step, low), high)
+                for k in range(round(low / step), round(high / step) + 1)
+            }
+        )
     return math.inf
 
 

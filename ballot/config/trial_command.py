@@ -147,9 +147,15 @@ def _same(word: str, flag: str) -> bool:
 
 def _located(problems: list[Problem], where: str) -> list[Problem]:
     """Say where the command line is that a problem speaks of."""
-    return [Problem(f"{where}: trialCommand" if p.where == "command line" else p.where, p.what,
-                    p.remedy.replace(f"; {SCRIPT} --help lists what there is", ""), p.fatal)
-            for p in problems]  # fmt: skip
+    return [
+        Problem(
+            f"{where}: trialCommand" if p.where == "command line" else p.where,
+            p.what,
+            p.remedy.replace(f"; {SCRIPT} --help lists what there is", ""),
+            p.fatal,
+        )
+        for p in problems
+    ]
 
 
 def own_problems(config: Config, where: str) -> list[Problem]:
@@ -184,8 +190,14 @@ def option_of(command: str, flag: str, default: str) -> str:
 
 def typed_command(command: str, values: Mapping[str, Any]) -> str:
     """Return a command that trains by hand what a trial of `command` trained with `values`."""
-    dropped = {"--resume", "--out_dir", "--run_name", "--time_limit", "--device", *(
-        f"--{key}" for key in values)}  # fmt: skip
+    dropped = {
+        "--resume",
+        "--out_dir",
+        "--run_name",
+        "--time_limit",
+        "--device",
+        *(f"--{key}" for key in values),
+    }
     words = shlex.split(command)
     scripts = [place for place, word in enumerate(words) if word.endswith(".py")]
     kept, dropping = ["python"], False

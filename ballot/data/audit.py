@@ -132,9 +132,11 @@ def _unreadable(table: Table, bad: Mapping[int, str]) -> list[Problem]:
     for test in (False, True):
         rows = [row for row in bad if (table.splits[row] == "test") == test]
         names = tuple(f"{table.source.name(row)} {bad[row]}" for row in rows)
-        what = "test images cannot be decoded; repair or remove them" if test else (
-            "training images cannot be decoded and are left out"
-        )  # fmt: skip
+        what = (
+            "test images cannot be decoded; repair or remove them"
+            if test
+            else ("training images cannot be decoded and are left out")
+        )
         if rows:
             problems.append(Problem(f"{len(rows)} {what}", names, fatal=test))
     return problems

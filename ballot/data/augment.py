@@ -263,6 +263,7 @@ def _pair(name: str, value: Sequence[float]) -> tuple[float, float]:
         pass
     raise UserError(f"augmentation_args: {name} is {value!r}; it takes a lower and an upper bound")
 
+
 # What needs a whole batch, a function or boxes cannot be named in a pipeline.
 ELSEWHERE = {
     "MixUp": "use augmentation_args.mixup",

@@ -83,8 +83,10 @@ def prepare(
     if folder is not None and not keep_pixels:
         log.warning(
             "cache: the decoded images would take %.1f GiB, more than cache_limit (%g GiB); "
-            "they are decoded anew every epoch", wanted / 2**30, limit_gib,
-        )  # fmt: skip
+            "they are decoded anew every epoch",
+            wanted / 2**30,
+            limit_gib,
+        )
     if folder is not None:
         try:
             return _from_cache(source, geometry, folder, label, keep_pixels, workers)
@@ -245,9 +247,13 @@ def _build(
         _write(partial / "digests.bin", b"".join(d.ljust(DIGEST, b"\0") for d in digests))
         _write(partial / "files.txt", "\n".join(files).encode())
         info = {
-            "label": label, "method": path.name.partition("-")[2], "count": len(files),
-            "created": time.time(), "images_below": _images_below(label), "bad": bad,
-        }  # fmt: skip
+            "label": label,
+            "method": path.name.partition("-")[2],
+            "count": len(files),
+            "created": time.time(),
+            "images_below": _images_below(label),
+            "bad": bad,
+        }
         _write(partial / "info.json", json.dumps(info, indent=1).encode())
         os.replace(partial, path)  # noqa: PTH105
         _flush_folder(path.parent)

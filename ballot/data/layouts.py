@@ -13,17 +13,48 @@ from ballot.errors import UserError, suggest
 
 # The usual names of the three sides, as folders and as values of a CSV column.
 SIDES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
 
 # Names that columns usually have, the likeliest first.
-PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
-         "img", "img_path", "image_id", "imageid", "name")  # fmt: skip
+PATHS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "img_path",
+    "image_id",
+    "imageid",
+    "name",
+)
 LABELS = ("label", "class", "target", "category", "class_name", "label_name", "y", "ans")
-GROUPS = ("group", "group_id", "person", "person_id", "patient", "patient_id", "subject",
-          "subject_id", "object_id", "lesion_id", "profile", "profile_id")  # fmt: skip
+GROUPS = (
+    "group",
+    "group_id",
+    "person",
+    "person_id",
+    "patient",
+    "patient_id",
+    "subject",
+    "subject_id",
+    "object_id",
+    "lesion_id",
+    "profile",
+    "profile_id",
+)
 SPLITS = ("split", "set", "subset", "stage", "partition")
 
 

@@ -121,9 +121,7 @@ def looks_of(found: Examined, mean: tuple[float, ...], std: tuple[float, ...]) -
     looks = {}
     for stage, recipe in found.recipes.items():
         mixer = found.mixer if stage == "train" else None
-        looks[stage] = Look(
-            found.stores[stage], mean, std, recipe.steps, mixer, recipe.normalised
-        )  # fmt: skip
+        looks[stage] = Look(found.stores[stage], mean, std, recipe.steps, mixer, recipe.normalised)
     return looks
 
 
@@ -144,23 +142,35 @@ def examine(
     numbers = list(range(len(pairs)))
     if config.fold is not None:
         if config.fold >= len(pairs):
-            raise UserError(f"fold: is {config.fold}; of {len(pairs)} folds the last is "
-                            f"{len(pairs) - 1}, and folds says how many there are")  # fmt: skip
+            raise UserError(
+                f"fold: is {config.fold}; of {len(pairs)} folds the last is "
+                f"{len(pairs) - 1}, and folds says how many there are"
+            )
         pairs, numbers = [pairs[config.fold]], [config.fold]
     problems = audit(table, first.digests, first.bad, _sides(table, pairs, first.bad), config.folds)
     return Examined(
-        table, output_size(recipes["train"]), recipes, mixer,
+        table,
+        output_size(recipes["train"]),
+        recipes,
+        mixer,
         {stage: prepared[recipe.geometry].store for stage, recipe in recipes.items()},
-        pairs, numbers, table.rows_of("test"), problems,
-    )  # fmt: skip
+        pairs,
+        numbers,
+        table.rows_of("test"),
+        problems,
+    )
 
 
 def _prepare(config: Config, table: Table, geometry: Geometry) -> Prepared:
     label = str(Path(config.data_dir).expanduser().resolve()) if config.data_dir else table.name
     return prepare(
-        table.source, geometry, label=label, cache=config.cache, limit_gib=config.cache_limit,
+        table.source,
+        geometry,
+        label=label,
+        cache=config.cache,
+        limit_gib=config.cache_limit,
         workers=config.workers,
-    )  # fmt: skip
+    )
 
 
 def make_recipes(
@@ -205,8 +215,10 @@ def _pipelines(spec: Mapping[str, Any], recipes: dict[str, Recipe], size: int) -
         made["test"] = made["val"]
     if made["train"].normalised != made["val"].normalised:
         # The same Normalize has to follow wherever the model looks.
-        raise UserError("pipeline: Normalize stands in some stages only; name it in train, val "
-                        "and test, or in none (null stands for --mean and --std)")  # fmt: skip
+        raise UserError(
+            "pipeline: Normalize stands in some stages only; name it in train, val "
+            "and test, or in none (null stands for --mean and --std)"
+        )
     return made
 
 
@@ -229,8 +241,10 @@ def make_split(
         pairs = [split_single(labels, groups, config.val_ratio, seed, by_group=by_group)]
     for train, val in pairs:
         if not len(train) or not len(val):
-            raise UserError(f"{table.name}: {len(pool)} rows are too few to hold some out; "
-                            "change val_ratio or folds")  # fmt: skip
+            raise UserError(
+                f"{table.name}: {len(pool)} rows are too few to hold some out; "
+                "change val_ratio or folds"
+            )
     return [(pool[train], pool[val]) for train, val in pairs]
 
 

@@ -74,10 +74,15 @@ def _sizes(found: Examined) -> str:
 
 def _split(found: Examined, config: Config) -> str:
     pairs, groups = found.pairs, found.table.groups
-    by = "the data's own" if "val" in found.table.splits and config.folds == 1 else (
-        f"by group, stratified by label, seed {config.seed}" if groups is not None
-        else f"by row, stratified by label, seed {config.seed}"
-    )  # fmt: skip
+    by = (
+        "the data's own"
+        if "val" in found.table.splits and config.folds == 1
+        else (
+            f"by group, stratified by label, seed {config.seed}"
+            if groups is not None
+            else f"by row, stratified by label, seed {config.seed}"
+        )
+    )
     text = " / ".join(f"{len(train)} + {len(val)}" for train, val in pairs) + f" ({by})"
     if groups is not None:
         known = found.table.rows_of("train", "val")

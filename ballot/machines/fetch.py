@@ -132,8 +132,10 @@ class Collector:
         self._drop_surpassed(trials)
         if over:
             self._drop_running()
-        left = {link: [t for t in wanted if not self._looks_whole(t)]
-                for link, wanted in self._todo(trials).items()}  # fmt: skip
+        left = {
+            link: [t for t in wanted if not self._looks_whole(t)]
+            for link, wanted in self._todo(trials).items()
+        }
         return [self._missing(link, wanted) for link, wanted in left.items() if wanted]
 
     def _drop_running(self) -> None:
@@ -252,14 +254,18 @@ def bring_run(link: Link, run: str, folder: str, outputs: Path, which: str) -> l
     `which` says of the checkpoints whether the best, all or none of them come.
     """
     sizes = checked_names(ask(link, "manifest", folder, which), run, link.name)
-    wanted = {name: facts for name, facts in sizes.items()
-              if not is_same(outputs / run / name, *facts)}  # fmt: skip
+    wanted = {
+        name: facts for name, facts in sizes.items() if not is_same(outputs / run / name, *facts)
+    }
     if not wanted:
         return []
     with staging(outputs, run) as stage:
         for attempt in range(3):
-            missing = {name: facts for name, facts in wanted.items()
-                       if not is_same(part_of(stage, name, facts[1]), *facts)}  # fmt: skip
+            missing = {
+                name: facts
+                for name, facts in wanted.items()
+                if not is_same(part_of(stage, name, facts[1]), *facts)
+            }
             if not missing:
                 break
             if attempt == 2:
@@ -346,8 +352,12 @@ def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], sta
         offsets.append((name, there))
     source = Path(runs.__file__).read_text(encoding="utf-8")
     program = f"{source}\nsend(*json.loads({json.dumps([folder, offsets])!r}))\n"
-    with link.spawn(f"exec {shell_word(link.machine.interpreter)} -", stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+    with link.spawn(
+        f"exec {shell_word(link.machine.interpreter)} -",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdin and process.stdout and process.stderr
         try:
             process.stdin.write(program.encode())

@@ -98,8 +98,9 @@ def venv_of(link: Link) -> str:
         return VENV
     folder = PurePosixPath(link.machine.interpreter).parent
     if folder.name != "bin":
-        raise UserError(f"{link.name}: pythonPath {python} is no environment to install into; "
-                        f"write {VENV}/bin")  # fmt: skip
+        raise UserError(
+            f"{link.name}: pythonPath {python} is no environment to install into; write {VENV}/bin"
+        )
     return str(folder.parent)
 
 
@@ -117,8 +118,11 @@ def _install(link: Link, requirements: str, ticker: Ticker) -> None:
     with _program(link, python, "make_venv", venv, requirements) as process:
         pipes_of(process)[0].close()
         answer = _answer(link, process, lambda line: ticker.show(link.name, line))
-    done = f"is ready after {span(time.monotonic() - began)}" if answer["changed"] else (
-        "has everything already")  # fmt: skip
+    done = (
+        f"is ready after {span(time.monotonic() - began)}"
+        if answer["changed"]
+        else ("has everything already")
+    )
     ticker.say(link.name, f"{venv} {done}")
 
 
@@ -133,8 +137,10 @@ def _sync(link: Link, local: Path, there: str, files: dict[str, int], ticker: Ti
         ticker.say(link.name, f"{there} has all {len(files):,} files already")
         return
     if total > free - SPARE:
-        raise UserError(f"{link.name}: {size(total)} of data do not fit into {there}, where "
-                        f"{size(free)} are free; make room there")  # fmt: skip
+        raise UserError(
+            f"{link.name}: {size(total)} of data do not fit into {there}, where "
+            f"{size(free)} are free; make room there"
+        )
     ticker.say(link.name, f"{len(wanted):,} of {len(files):,} files to {there}, {size(total)} ...")
     with _program(link, python, "receive", there) as process:
         sent, (pipe, _) = 0, pipes_of(process)
@@ -168,8 +174,9 @@ def _program(link: Link, python: str, function: str, *args: Any) -> Iterator[sub
     """Run a function of `landing` there, with pipes to and from it."""
     call = f"\n{function}(*json.loads({json.dumps(args)!r}))"
     command = f"exec {shell_word(python)} -c {shlex.quote(_source(receive) + call)}"
-    process = link.spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT)  # fmt: skip
+    process = link.spawn(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     try:
         yield process
         process.wait(60)

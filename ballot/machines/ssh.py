@@ -34,10 +34,17 @@ from ballot.machines.ssh_errors import (
 
 CONNECT_S = 10  # of TCP; the rest of a login has as long again
 READY = "ballot-link-is-up"
-OPTIONS = ("BatchMode=yes", "PreferredAuthentications=publickey", "UpdateHostKeys=no",
-           "RemoteCommand=none", "PermitLocalCommand=no", "ControlPersist=no",
-           f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=15",
-           "ServerAliveCountMax=8")  # fmt: skip
+OPTIONS = (
+    "BatchMode=yes",
+    "PreferredAuthentications=publickey",
+    "UpdateHostKeys=no",
+    "RemoteCommand=none",
+    "PermitLocalCommand=no",
+    "ControlPersist=no",
+    f"ConnectTimeout={CONNECT_S}",
+    "ServerAliveInterval=15",
+    "ServerAliveCountMax=8",
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,12 @@ class Agent:
         self._folder = tempfile.TemporaryDirectory(prefix="ballot-agent-", dir=_short_folder())
         self.socket = str(Path(self._folder.name, "agent"))
         # The agent ends with this `cat`, and that with our end of its pipe.
-        self._process = subprocess.Popen(["ssh-agent", "-a", self.socket, "cat"],
-                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                         start_new_session=True)  # fmt: skip
+        self._process = subprocess.Popen(
+            ["ssh-agent", "-a", self.socket, "cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         for _ in range(50):
             if Path(self.socket).exists():
                 return
@@ -103,8 +113,11 @@ class Link:
         self.agent = agent
         self.news: list[str] = []  # what people should know of the last `open`
         self.ssh_options = list(ssh_options)
-        self._options = [*ssh_options, "-o", "StrictHostKeyChecking="
-                         + ("accept-new" if accept_new_host_keys else "yes")]  # fmt: skip
+        self._options = [
+            *ssh_options,
+            "-o",
+            "StrictHostKeyChecking=" + ("accept-new" if accept_new_host_keys else "yes"),
+        ]
         self._folder: tempfile.TemporaryDirectory | None = None
         self._master: subprocess.Popen | None = None
 
@@ -156,10 +169,14 @@ class Link:
         self._folder = tempfile.TemporaryDirectory(prefix="ballot-ssh-", dir=_short_folder())
         words = self.ssh_words(["-v", "-M", "-S", self._socket, "-o", "ClearAllForwardings=yes"])
         with Path(self._folder.name, "log").open("wb") as log:
-            self._master = subprocess.Popen([*words, f"echo {READY}; exec cat >/dev/null"],
-                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=log, env=self.environment,
-                                            start_new_session=True)  # fmt: skip
+            self._master = subprocess.Popen(
+                [*words, f"echo {READY}; exec cat >/dev/null"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+            )
         if _says(self._master, READY, 2 * CONNECT_S + 5):
             said = self._log()
             if "Permanently added" in said and (shown := host_keys(said)):
@@ -202,8 +219,9 @@ class Link:
             said = subprocess.run([*self.ssh_words(["-G"])], capture_output=True, text=True).stdout
             keys = re.findall(r"^identityfile (.+)$", said, re.MULTILINE)
         for key in [str(Path(key).expanduser()) for key in keys]:
-            tried = subprocess.run(["ssh-keygen", "-y", "-P", "", "-f", key],
-                                   capture_output=True, text=True)  # fmt: skip
+            tried = subprocess.run(
+                ["ssh-keygen", "-y", "-P", "", "-f", key], capture_output=True, text=True
+            )
             if "incorrect passphrase" in tried.stderr:
                 return key
         return None
@@ -211,18 +229,22 @@ class Link:
     def words_for(self, command: str) -> list[str]:
         """Return the words that run a shell command there over this connection."""
         # Whatever the login shell is there, the command is read by sh.
-        return [*self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no"]),
-                f"exec sh -c {shlex.quote(command)}"]  # fmt: skip
+        return [
+            *self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no"]),
+            f"exec sh -c {shlex.quote(command)}",
+        ]
 
     def spawn(self, command: str, **how: Any) -> subprocess.Popen:
         """Start a shell command there and return its process here."""
-        return subprocess.Popen(self.words_for(command), env=self.environment,
-                                start_new_session=True, **how)  # fmt: skip
+        return subprocess.Popen(
+            self.words_for(command), env=self.environment, start_new_session=True, **how
+        )
 
     def run(self, command: str, *, input: bytes | None = None, timeout: float = 60.0) -> Done:
         """Run a shell command there; raises `Unreachable` where the machine does not answer."""
-        with self.spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE) as process:  # fmt: skip
+        with self.spawn(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
             try:
                 out, err = process.communicate(input, timeout)
             except subprocess.TimeoutExpired:
@@ -240,8 +262,13 @@ class Link:
     def subsystem(self, name: str, hello: bytes, patience: float = 30.0) -> bytes:
         """Return the first that a subsystem of its sshd, such as sftp, answers to `hello`."""
         words = self.ssh_words(["-S", self._socket, "-o", "ControlMaster=no", "-s"])
-        process = subprocess.Popen([*words, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, env=self.environment)  # fmt: skip
+        process = subprocess.Popen(
+            [*words, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=self.environment,
+        )
         to, back = pipes_of(process)
         try:
             to.write(hello)
@@ -260,8 +287,9 @@ class Link:
 
         def control(what: str) -> bytes:
             words = self.ssh_words(["-S", self._socket, "-O", what, "-R", spec])
-            return subprocess.run(words, capture_output=True, env=self.environment,
-                                  timeout=60).stdout  # fmt: skip
+            return subprocess.run(
+                words, capture_output=True, env=self.environment, timeout=60
+            ).stdout
 
         port = control("forward").strip()
         yield int(port) if port.isdigit() else None

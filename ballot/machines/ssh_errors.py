@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ballot.machines.machine import Machine
 
 
-
 class Unreachable(UserError):
     """A machine that cannot be reached, does not let us in, or does not answer any more."""
 
@@ -35,19 +34,28 @@ def diagnose(machine: Machine, said: str, locked_key: Callable[[], str | None]) 
     jump = "UNKNOWN port 65535" in said  # the connection that failed is the one before
     if "Host key verification failed" in said:
         if jump:
-            return Unreachable(f"{name}: the host key of its jump host{shown}, is not known; log "
-                               f"in once by hand: ssh {machine.host}")  # fmt: skip
+            return Unreachable(
+                f"{name}: the host key of its jump host{shown}, is not known; log "
+                f"in once by hand: ssh {machine.host}"
+            )
         if "IDENTIFICATION HAS CHANGED" in said:
             offending = re.search(r"Offending \S+ key in (.+?):(\d+)", said)
             file = f" -f {offending[1]}" if offending else ""
-            known = f"[{machine.host}]:{machine.port}" if machine.port not in (None, 22) else (
-                machine.host)  # fmt: skip
-            return Unreachable(f"{name}: ITS HOST KEY HAS CHANGED{shown}: another machine may "
-                               "answer in its place; if you know why, forget the old one: "
-                               f"ssh-keygen -R '{known}'{file}")  # fmt: skip
-        return Unreachable(f"{name}: its host key{shown}, is not known; compare it with what "
-                           "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub says there, and "
-                           "accept it with --accept_new_host_keys")  # fmt: skip
+            known = (
+                f"[{machine.host}]:{machine.port}"
+                if machine.port not in (None, 22)
+                else (machine.host)
+            )
+            return Unreachable(
+                f"{name}: ITS HOST KEY HAS CHANGED{shown}: another machine may "
+                "answer in its place; if you know why, forget the old one: "
+                f"ssh-keygen -R '{known}'{file}"
+            )
+        return Unreachable(
+            f"{name}: its host key{shown}, is not known; compare it with what "
+            "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub says there, and "
+            "accept it with --accept_new_host_keys"
+        )
     if "Permission denied" in said or "Too many authentication failures" in said:
         return _denied(machine, said, locked_key())
     for pattern, what in _REASONS:
@@ -56,22 +64,32 @@ def diagnose(machine: Machine, said: str, locked_key: Callable[[], str | None]) 
             return Unreachable(f"{name}: {what.format(host=machine.host, port=port)}")
     lines = without_debug(said)
     if "Authenticated to " in said:
-        return Unreachable(f"{name}: lets us in but runs no command "
-                           f"({lines[-1] if lines else 'without a word'}); "
-                           "look at the account's shell there")  # fmt: skip
+        return Unreachable(
+            f"{name}: lets us in but runs no command "
+            f"({lines[-1] if lines else 'without a word'}); "
+            "look at the account's shell there"
+        )
     return Unreachable(f"{name}: {lines[-1] if lines else 'does not answer'}")
 
 
 _REASONS = (
-    ("Could not resolve hostname", "no such host name ({host}); correct host, or name it in "
-                                   "~/.ssh/config"),
-    ("Connection refused", "refuses connections on port {port}; is sshd running there, and is it "
-                           "that port?"),
-    ("timed out|No route to host|Network is unreachable", "cannot be reached ({host}, port {port});"
-                                                          " is it on, and is this the network?"),
-    ("kex_exchange_identification|Connection reset", "hangs up before anyone can log in; look into "
-                                                     "its sshd's log"),
-)  # fmt: skip
+    (
+        "Could not resolve hostname",
+        "no such host name ({host}); correct host, or name it in ~/.ssh/config",
+    ),
+    (
+        "Connection refused",
+        "refuses connections on port {port}; is sshd running there, and is it that port?",
+    ),
+    (
+        "timed out|No route to host|Network is unreachable",
+        "cannot be reached ({host}, port {port}); is it on, and is this the network?",
+    ),
+    (
+        "kex_exchange_identification|Connection reset",
+        "hangs up before anyone can log in; look into its sshd's log",
+    ),
+)
 
 
 def _denied(machine: Machine, said: str, locked: str | None) -> Unreachable:
@@ -79,20 +97,26 @@ def _denied(machine: Machine, said: str, locked: str | None) -> Unreachable:
     user = re.findall(r"(\S+?)@\S+: Permission denied", said)
     whom = f" for {user[-1]}" if user else ""
     if loose := re.search(r"Permissions \d+ for '(.+?)' are too open", said):
-        return Unreachable(f"{name}: ssh does not use {loose[1]}, which others can read; "
-                           f"chmod 600 {loose[1]}")  # fmt: skip
+        return Unreachable(
+            f"{name}: ssh does not use {loose[1]}, which others can read; chmod 600 {loose[1]}"
+        )
     if bad := re.search(r'Load key "(.+?)": (?!incorrect passphrase)(.+)', said):
         return Unreachable(f"{name}: {bad[1]} is no key that ssh can read ({bad[2].strip()})")
     if locked is not None:
-        return PassphraseNeeded(f"{name}: the key {locked} needs its passphrase; unlock it first: "
-                                f"ssh-add {locked}", locked)  # fmt: skip
+        return PassphraseNeeded(
+            f"{name}: the key {locked} needs its passphrase; unlock it first: ssh-add {locked}",
+            locked,
+        )
     if "Too many authentication failures" in said:
-        return Unreachable(f"{name}: the agent offers too many keys; name the right one as "
-                           "sshKeyFile")  # fmt: skip
+        return Unreachable(
+            f"{name}: the agent offers too many keys; name the right one as sshKeyFile"
+        )
     offered = re.findall(r"Offering public key: (.+?) (?:RSA|ED25519|ECDSA|DSA)\S* SHA256", said)
     tried = ", ".join(dict.fromkeys(offered)) or "no key at all"
-    return Unreachable(f"{name}: does not let us in{whom} with {tried}; add the public key to "
-                       "~/.ssh/authorized_keys there, or name another as sshKeyFile")  # fmt: skip
+    return Unreachable(
+        f"{name}: does not let us in{whom} with {tried}; add the public key to "
+        "~/.ssh/authorized_keys there, or name another as sshKeyFile"
+    )
 
 
 def host_keys(said: str) -> list[str]:

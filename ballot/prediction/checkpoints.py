@@ -68,11 +68,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         mean, std = (tuple(float(v) for v in known[key]) for key in ("mean", "std"))
         size, start = int(known["image_size"]), tuple(map(float, about.get("start") or ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: what it says about its model is damaged ({error!r}); "
-                        "train it again") from None  # fmt: skip
+        raise UserError(
+            f"{path}: what it says about its model is damaged ({error!r}); train it again"
+        ) from None
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or len(set(classes)) < 2 or size < 4:
-        raise UserError(f"{path}: says {len(classes)} classes, images of {size} pixels, mean "
-                        f"{mean}, std {std}, which no model of train.py has")  # fmt: skip
+        raise UserError(
+            f"{path}: says {len(classes)} classes, images of {size} pixels, mean "
+            f"{mean}, std {std}, which no model of train.py has"
+        )
     weights = {BARE.sub("", name): value for name, value in saved["model"].items()}
     return Checkpoint(path, settings, classes, size, mean, std, weights, start)
 
@@ -101,8 +104,10 @@ def find_electorate(where: Path, *, allow_missing: bool = False) -> tuple[Electo
     if record.name == "ensemble.json" and record.is_file():
         return read_vote(record, allow_missing)
     if not where.exists():
-        raise UserError(f"{where}: is not there; give a run folder (outputs/<run>), a best.pt, or "
-                        "the folder of a vote")  # fmt: skip
+        raise UserError(
+            f"{where}: is not there; give a run folder (outputs/<run>), a best.pt, or "
+            "the folder of a vote"
+        )
     if where.suffix == ".csv":
         raise UserError(f"{where}: is a table; give the run's folder, {where.with_suffix('')}")
     paths, missing = ([where], "") if where.is_file() else checkpoints_of(where)
@@ -152,8 +157,10 @@ def read_vote(record: Path, allow_missing: bool) -> tuple[Electorate, list[str]]
             voters[number] = Voter(name, [paths for paths, _ in runs])
     if gone and (not allow_missing or not voters or recipe.stack):
         raise UserError(_missing(record, gone, len(heard), voters, recipe))
-    notes = [f"left out, without checkpoints: {few(gone)}; the weights of the other "
-             f"{len(voters)} are scaled to sum to 1"] * bool(gone)  # fmt: skip
+    notes = [
+        f"left out, without checkpoints: {few(gone)}; the weights of the other "
+        f"{len(voters)} are scaled to sum to 1"
+    ] * bool(gone)
     return Electorate(list(voters.values()), _part(recipe, list(voters)), classes, columns), notes
 
 

@@ -84,8 +84,9 @@ def check_wish(kind: str, out: str | None) -> None:
         raise UserError(f"--export: where to? give --out with a file that ends in {ENDINGS[kind]}")
     missing = [name for name in FORMATS[kind] if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--export: {kind} needs {', '.join(missing)}; "
-                        "pip install -r requirements-extra.txt")  # fmt: skip
+        raise UserError(
+            f"--export: {kind} needs {', '.join(missing)}; pip install -r requirements-extra.txt"
+        )
 
 
 def check_exportable(predictor: Predictor) -> Geometry:
@@ -97,13 +98,17 @@ def check_exportable(predictor: Predictor) -> Geometry:
             f"--export: a vote that is {how} cannot be one file; mean and geometric can"
         )
     if any(n.recipe.steps or n.recipe.normalised for n in predictor.flat):
-        raise UserError("--export: the run's pipeline does more to test images than cut and resize "
-                        "them, which no file holds; predict.py does it")  # fmt: skip
+        raise UserError(
+            "--export: the run's pipeline does more to test images than cut and resize "
+            "them, which no file holds; predict.py does it"
+        )
     geometries = predictor.geometries
     if len(geometries) > 1:
         what = " and ".join(sorted(_worded(shape) for shape in geometries))
-        raise UserError(f"--export: members that see images differently cannot be one file ({what})"
-                        "; export them one by one")  # fmt: skip
+        raise UserError(
+            f"--export: members that see images differently cannot be one file ({what})"
+            "; export them one by one"
+        )
     return geometries[0]
 
 
@@ -140,8 +145,10 @@ def export(
             found = np.concatenate([run(images[:1] / 255), run(images[1:] / 255)])
         worst = float(np.abs(found - expected).max())
         if not worst <= TOLERANCE:
-            raise UserError(f"{out}: the exported model differs by {worst:.2g} from the run's own "
-                            f"probabilities, more than {TOLERANCE:g}; not written")  # fmt: skip
+            raise UserError(
+                f"{out}: the exported model differs by {worst:.2g} from the run's own "
+                f"probabilities, more than {TOLERANCE:g}; not written"
+            )
         os.replace(file, out)  # noqa: PTH105
     facts = describe(predictor, kind, shape, source)
     facts["checked"] = {"images": len(images), "largest_difference": worst}
@@ -157,14 +164,21 @@ def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> d
         before.append(f"bring the shorter side to {shape.edge} pixels, cut the centre")
     elif shape.crop:
         before.append(f"of a longer side keep the {shape.crop} pixels in the centre")
-    before += [f"resize to {shape.size} x {shape.size} (bilinear, antialias, rounded to 8 bits)",
-               "divide by 255; the file does the rest: (x - mean) / std, softmax"]  # fmt: skip
+    before += [
+        f"resize to {shape.size} x {shape.size} (bilinear, antialias, rounded to 8 bits)",
+        "divide by 255; the file does the rest: (x - mean) / std, softmax",
+    ]
     return {
         "format": kind,
         "source": source,
         "classes": predictor.electorate.columns,
-        "input": {"name": "images", "shape": ["batch", 3, shape.size, shape.size],
-                  "dtype": "float32", "range": [0, 1], "channels": "RGB"},
+        "input": {
+            "name": "images",
+            "shape": ["batch", 3, shape.size, shape.size],
+            "dtype": "float32",
+            "range": [0, 1],
+            "channels": "RGB",
+        },
         "output": {"name": "probs", "shape": ["batch", len(predictor.electorate.columns)]},
         "preprocessing": before,
         "image_size": shape.size,
@@ -175,15 +189,16 @@ def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> d
         "normalised_inside": True,
         "models": [n.config.model for n in networks],
         "torch": torch.__version__,
-    }  # fmt: skip
+    }
 
 
 Run = Callable[[torch.Tensor], np.ndarray]
 
 
 def _write_torch(module: nn.Module, size: int, file: Path) -> Run:
-    program = torch.export.export(module, (torch.rand(2, 3, size, size),),
-                                  dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
+    program = torch.export.export(
+        module, (torch.rand(2, 3, size, size),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     torch.export.save(program, file)
     loaded = torch.export.load(file).module()
     return lambda images: loaded(images).detach().numpy()
@@ -192,9 +207,17 @@ def _write_torch(module: nn.Module, size: int, file: Path) -> Run:
 def _write_onnx(module: nn.Module, size: int, file: Path) -> Run:
     import onnxruntime
 
-    torch.onnx.export(module, (torch.rand(2, 3, size, size),), file, dynamo=True, verbose=False,
-                      input_names=["images"], output_names=["probs"], external_data=False,
-                      dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
+    torch.onnx.export(
+        module,
+        (torch.rand(2, 3, size, size),),
+        file,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["probs"],
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probs"], {"images": images.numpy()})[0]
 
@@ -217,5 +240,6 @@ def _quietly(out: Path) -> Iterator[None]:
         raise
     except Exception as error:  # exporters raise whatever a network makes them stumble over
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise UserError(f"{out}: this model cannot be exported ({type(error).__name__}: {reason})"
-                        ) from error  # fmt: skip
+        raise UserError(
+            f"{out}: this model cannot be exported ({type(error).__name__}: {reason})"
+        ) from error

@@ -136,8 +136,9 @@ def decoded(
             return str(error)
         return [np.ascontiguousarray(shape.fit(image).numpy()) for shape in geometries]
 
-    parts = iter([range(k, min(k + batch_size, len(paths)))
-                  for k in range(0, len(paths), batch_size)])  # fmt: skip
+    parts = iter(
+        [range(k, min(k + batch_size, len(paths))) for k in range(0, len(paths), batch_size)]
+    )
     waiting: deque[tuple[range, list[Future[list[np.ndarray] | str]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
 
@@ -190,9 +191,12 @@ def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _probs(
-    network: Network, images: torch.Tensor, number: int, amp: torch.dtype | None,
+    network: Network,
+    images: torch.Tensor,
+    number: int,
+    amp: torch.dtype | None,
     names: Sequence[str],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Probabilities [B, C] float32 of one network: the mean over the views of each image."""
     saved, recipe, found = network.checkpoint, network.recipe, []
     for view in tta.views(images, names):

@@ -104,8 +104,17 @@ def _key(candidate: Candidate, show: Show) -> str:
     recipe = show(saved)
     rows = sorted(zip(candidate.ids, candidate.labels))
     held_out = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    facts = [config.model, config.model_args, saved.classes, saved.image_size, saved.mean,
-             saved.std, asdict(recipe.geometry), config.pipeline, held_out]  # fmt: skip
+    facts = [
+        config.model,
+        config.model_args,
+        saved.classes,
+        saved.image_size,
+        saved.mean,
+        saved.std,
+        asdict(recipe.geometry),
+        config.pipeline,
+        held_out,
+    ]
     return json.dumps(facts, sort_keys=True)
 
 
@@ -119,9 +128,14 @@ class Kitchen:
     """Averages the candidates of one group and predicts with the mean; each set once."""
 
     def __init__(
-        self, group: Sequence[Candidate], build: Build, data: Data, device: torch.device,
-        amp: torch.dtype | None, batch_size: int,
-    ) -> None:  # fmt: skip
+        self,
+        group: Sequence[Candidate],
+        build: Build,
+        data: Data,
+        device: torch.device,
+        amp: torch.dtype | None,
+        batch_size: int,
+    ) -> None:
         self.group, self.data, self.device, self.amp = group, data, device, amp
         self.batch_size = batch_size
         network = build(group[0].saved).to(device)
@@ -143,8 +157,10 @@ class Kitchen:
     def cook(self, members: Sequence[int]) -> None:
         """Load the mean of the members' weights into the network, and let batch norms adapt."""
         total = self._total(members)
-        mean = {name: value / len(members) if value.is_floating_point() else value
-                for name, value in total.items()}  # fmt: skip
+        mean = {
+            name: value / len(members) if value.is_floating_point() else value
+            for name, value in total.items()
+        }
         fill(self.model, replace(self.group[members[0]].saved, weights=mean))
         adapt_norms(self.model, self._training_images(), resting=self._resting(members))
 
@@ -170,8 +186,11 @@ class Kitchen:
     def _resting(self, members: Sequence[int]) -> set[str]:
         """Name the batch norms that no member's training has moved: they were frozen."""
         first, *rest = (self._means[number] for number in members)
-        return {name.removesuffix(".running_mean") for name, value in first.items()
-                if all(torch.equal(value, other[name]) for other in rest)}  # fmt: skip
+        return {
+            name.removesuffix(".running_mean")
+            for name, value in first.items()
+            if all(torch.equal(value, other[name]) for other in rest)
+        }
 
     def _training_images(self) -> Iterator[torch.Tensor]:
         """Yield augmented training images as a first epoch shows them, up to `NORM_ROWS`."""
@@ -219,9 +238,11 @@ def adapt_norms(
 
 
 def greedy(
-    order: Sequence[int], taste: Callable[[Sequence[int]], np.ndarray],
-    score: Callable[[np.ndarray], float], lower: bool,
-) -> list[int]:  # fmt: skip
+    order: Sequence[int],
+    taste: Callable[[Sequence[int]], np.ndarray],
+    score: Callable[[np.ndarray], float],
+    lower: bool,
+) -> list[int]:
     """Add candidates, the best first, each kept where the mean scores no worse with it."""
     chosen = [order[0]]
     best = score(taste(chosen))
@@ -254,8 +275,10 @@ def make_soup(
     data = load(group[0].saved)
     val = data.folds[0].val
     if list(val.ids) != ids or list(val.labels) != targets.tolist():
-        raise UserError(f"--soup: the validation rows of {group[0].saved.config.data_dir} are not "
-                        f"those that {group[0].name} had; have the data as they were")  # fmt: skip
+        raise UserError(
+            f"--soup: the validation rows of {group[0].saved.config.data_dir} are not "
+            f"those that {group[0].name} had; have the data as they were"
+        )
     group = [replace(c, probs=p) for c, p in zip(group, probs)]
     kitchen = Kitchen(group, build, data, device or torch.device("cpu"), amp, batch_size)
     parts = combine.split_parts(ids, targets, val.groups, 2, seed)
@@ -294,10 +317,17 @@ def _write(
     kitchen.cook(chosen)
     data, saved = kitchen.data, kitchen.group[chosen[0]].saved
     names, val = [kitchen.group[k].name for k in chosen], data.folds[0].val
-    about = {"config": asdict(saved.config), "classes": saved.classes,
-             "image_size": saved.image_size, "mean": saved.mean, "std": saved.std, "epoch": None,
-             "scores": {f"val_{honest.metric}": honest.vote}, "start": saved.start,
-             "soup": names}  # fmt: skip
+    about = {
+        "config": asdict(saved.config),
+        "classes": saved.classes,
+        "image_size": saved.image_size,
+        "mean": saved.mean,
+        "std": saved.std,
+        "epoch": None,
+        "scores": {f"val_{honest.metric}": honest.vote},
+        "start": saved.start,
+        "soup": names,
+    }
     tensor_files.save_tensors(
         out / name / "best.pt", {"model": kitchen.model.state_dict(), "about": json.dumps(about)}
     )
@@ -307,11 +337,19 @@ def _write(
     if data.test:
         files.append(out / f"{name}.csv")
         write_ballot(files[-1], data.test.ids, data.classes, kitchen.predict(data.test))
-    write_json(out / name / "result.json", {
-        "run": name, "status": "done", "soup": names, "score": honest.vote,
-        "monitor": f"val_{honest.metric}", "held_out": asdict(honest), "classes": data.classes,
-        "submission": asdict(data.submission),
-    })  # fmt: skip
+    write_json(
+        out / name / "result.json",
+        {
+            "run": name,
+            "status": "done",
+            "soup": names,
+            "score": honest.vote,
+            "monitor": f"val_{honest.metric}",
+            "held_out": asdict(honest),
+            "classes": data.classes,
+            "submission": asdict(data.submission),
+        },
+    )
     return files
 
 

@@ -132,8 +132,10 @@ def _check_words(found: Found, command: TrialCommand) -> Options:
     found.problems += wrong
     ours = command.script >= 0
     names_script = bool(wrong) or ours
-    found.problems += [as_problem(error) for error in
-                       find_problems(told.space, told.space_source, ours=names_script)]  # fmt: skip
+    found.problems += [
+        as_problem(error)
+        for error in find_problems(told.space, told.space_source, ours=names_script)
+    ]
     if not ours:
         if told.command and not wrong:
             found.problems += _foreign(told, where)
@@ -161,8 +163,11 @@ def _foreign(told: Outline, where: str) -> list[Problem]:
 def data_problems(config: Config, code: Path, where: str) -> list[Problem]:
     """Return the folders and files of a trial that are not there."""
     found = []
-    for key, file in (("data_dir", config.data_dir), ("init_from", config.init_from),
-                      *(("plugins", file) for file in config.plugins)):  # fmt: skip
+    for key, file in (
+        ("data_dir", config.data_dir),
+        ("init_from", config.init_from),
+        *(("plugins", file) for file in config.plugins),
+    ):
         if file is not None and not Path(code, Path(file).expanduser()).exists():
             found.append(Problem(where, f"{key}: {file} is not there, seen from {code}"))
     return found
@@ -177,8 +182,11 @@ def _try(found: Found, options: Options, at_once: int) -> Tryout | None:
     told = found.told
     if options.config is None or options.command is None:
         return None
-    valid = {key: spec for key, spec in told.space.items()
-             if not find_problems({key: spec}, told.space_source)}  # fmt: skip
+    valid = {
+        key: spec
+        for key, spec in told.space.items()
+        if not find_problems({key: spec}, told.space_source)
+    }
     missing = data_problems(options.config, told.code, "")
     items = tryout.what_to_try(valid, train=not missing)
     try:

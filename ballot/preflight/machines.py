@@ -92,8 +92,10 @@ def data_folders(path: Path, wanted: str) -> tuple[Path, str]:
     options, _ = read_options(parse_command(told.command, told.code), told.code, str(path))
     there = needs_of(told.command, options.config).data
     if not there:
-        raise UserError(f"{path}: trialCommand names no folder of data on the machines; as in "
-                        "--data_dir $HOME/data/digits")  # fmt: skip
+        raise UserError(
+            f"{path}: trialCommand names no folder of data on the machines; as in "
+            "--data_dir $HOME/data/digits"
+        )
     own = wanted or (options.config and options.config.data_dir) or ""
     return Path(told.code, Path(own).expanduser()), there
 
@@ -151,8 +153,11 @@ def command_problems(told: Outline, config: Config, where: str) -> list[Problem]
     """Return what is wrong with a trial command for other machines, without asking them."""
     found = []
     theirs, sent = needs_of(told.command, config).paths, None
-    for key, file in (("data_dir", config.data_dir), ("init_from", config.init_from),
-                      *(("plugins", file) for file in config.plugins)):  # fmt: skip
+    for key, file in (
+        ("data_dir", config.data_dir),
+        ("init_from", config.init_from),
+        *(("plugins", file) for file in config.plugins),
+    ):
         if file is None or key in theirs or (key == "plugins" and _is_theirs(file)):
             continue
         sent = uploaded(told.code) if sent is None else sent
@@ -212,8 +217,10 @@ def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
     except UserError as error:
         if "there is no interpreter" not in str(error):
             raise
-        raise UserError(f"{error}, which {place} names; --install makes one in ~/.ballot/venv, or "
-                        f"correct {place}") from None  # fmt: skip
+        raise UserError(
+            f"{error}, which {place} names; --install makes one in ~/.ballot/venv, or "
+            f"correct {place}"
+        ) from None
 
 
 def facts_problems(name: str, said: Mapping[str, Any], needs: Needs, now: float) -> list[Problem]:
@@ -228,8 +235,9 @@ def facts_problems(name: str, said: Mapping[str, Any], needs: Needs, now: float)
         found.append(Problem(name, what, "look at its disk, quota and permissions"))
     elif free < LOW:
         what = f"only {size(free)} of disk are free in {said['home']}"
-        found.append(Problem(name, what, "a run folder with its checkpoints takes up to 1 GB",
-                             fatal=False))  # fmt: skip
+        found.append(
+            Problem(name, what, "a run folder with its checkpoints takes up to 1 GB", fatal=False)
+        )
     for key, path in needs.paths.items():
         if path in said["missing"]:
             remedy = "--sync_data copies it there" if key == "data_dir" else "copy it there"
@@ -244,8 +252,10 @@ def facts_problems(name: str, said: Mapping[str, Any], needs: Needs, now: float)
 def _gpu_problems(name: str, said: Mapping[str, Any]) -> list[Problem]:
     gpus = said["gpus"]
     if gpus and said["cuda"] is False:
-        what = f"has {len(gpus)} GPU{'s' * (len(gpus) > 1)}, but its torch " \
-               f"{said['packages'].get('torch')} cannot use any"  # fmt: skip
+        what = (
+            f"has {len(gpus)} GPU{'s' * (len(gpus) > 1)}, but its torch "
+            f"{said['packages'].get('torch')} cannot use any"
+        )
         return [Problem(name, what, "install a torch for its driver, or update the driver", False)]
     if gpus and all(total - used < total / 2 for _, total, used in gpus):
         what = f"its GPUs are in use: at most {size(max(t - u for _, t, u in gpus))} are free"
@@ -265,8 +275,10 @@ def version_problems(name: str, said: Mapping[str, Any], wanted: Sequence[str]) 
         return [Problem(name, what, INSTALL)]
     found = []
     if have["nni"] != "3.0" or not said["whole"]:
-        what = f"nni {have['nni']}{'' if said['whole'] else ', and not all of it,'} is installed " \
-               "there, 3.0 is needed"  # fmt: skip
+        what = (
+            f"nni {have['nni']}{'' if said['whole'] else ', and not all of it,'} is installed "
+            "there, 3.0 is needed"
+        )
         found.append(Problem(name, what, INSTALL))
     if int(have["setuptools"].partition(".")[0]) >= 81:
         what = f"setuptools {have['setuptools']} is installed there, but NNI needs one before 81"
@@ -326,8 +338,10 @@ def summary(name: str, said: Mapping[str, Any]) -> str:
     cards = ", ".join(f"{count} x {gpu}" for gpu, count in gpus.items())
     cards = f"{cards} ({size(least)} free)" if cards else "no GPU"
     python = ".".join(map(str, said["python"][:2]))
-    return f"{name}: {cards}, {size(said['free'])} of disk free, Python {python}, " \
-           f"torch {said['packages'].get('torch')}"  # fmt: skip
+    return (
+        f"{name}: {cards}, {size(said['free'])} of disk free, Python {python}, "
+        f"torch {said['packages'].get('torch')}"
+    )
 
 
 def sftp_problems(link: Link, fatal: bool) -> list[Problem]:
@@ -347,13 +361,23 @@ def tunnel_problems(link: Link, interpreter: str) -> list[Problem]:
     """Lead a port there to us, and let a program there knock at it."""
     with _greeter() as own, link.way_back(own) as port:
         if port is None:
-            return [Problem(link.name, "its sshd leads no port back to this machine",
-                            "it needs: AllowTcpForwarding remote")]  # fmt: skip
+            return [
+                Problem(
+                    link.name,
+                    "its sshd leads no port back to this machine",
+                    "it needs: AllowTcpForwarding remote",
+                )
+            ]
         with contextlib.suppress(UserError):
             if link.python(KNOCK, port, interpreter=interpreter, timeout=30) == GREETING:
                 return []
-    return [Problem(link.name, "cannot reach this machine through a tunnel",
-                    "look for what filters the loopback there")]  # fmt: skip
+    return [
+        Problem(
+            link.name,
+            "cannot reach this machine through a tunnel",
+            "look for what filters the loopback there",
+        )
+    ]
 
 
 @contextlib.contextmanager
@@ -408,5 +432,6 @@ def leave_out(config: Any, found: Reach, problems: Sequence[Problem]) -> list[Pr
         if link.name in bad:
             link.close()
     found.links = [link for link in found.links if link.name not in bad]
-    return [replace(p, remedy="it is left out", fatal=False) if p.where in bad else p
-            for p in problems]  # fmt: skip
+    return [
+        replace(p, remedy="it is left out", fatal=False) if p.where in bad else p for p in problems
+    ]

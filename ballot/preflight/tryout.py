@@ -123,9 +123,15 @@ def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NNI_")}
     environment = {"OMP_NUM_THREADS": str(threads), **inherited, **command.environment}
     with Path(folder.name, "out").open("w") as out, Path(folder.name, "err").open("w") as err:
-        process = subprocess.Popen(command.probe(wanted), cwd=code, env=environment, stdout=out,
-                                   stderr=err, stdin=subprocess.DEVNULL,
-                                   start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command.probe(wanted),
+            cwd=code,
+            env=environment,
+            stdout=out,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     return Tryout(list(items), process, folder)
 
 
@@ -193,19 +199,26 @@ def estimate(found: Answers, trials: int | None, at_once: int, limit: float | No
         rounds = usable / (mean * crowded)
         if rounds < 1:
             one = span(mean * crowded)
-            return (f"not one trial ends by itself in {span(limit)}: one takes {one}, so all are "
-                    "cut and vote with what they have")  # fmt: skip
+            return (
+                f"not one trial ends by itself in {span(limit)}: one takes {one}, so all are "
+                "cut and vote with what they have"
+            )
         # One that can do a good part of its epochs is begun, and cut at the end.
         fitting = int(rounds + 1 - USEFUL) * slots
         trials, total = min(trials or fitting, fitting), limit
     if trials is None or total is None:
         return ""
-    one = span(min(times)) if span(min(times)) == span(max(times)) else (
-        f"{span(min(times))} to {span(max(times))}")  # fmt: skip
+    one = (
+        span(min(times))
+        if span(min(times)) == span(max(times))
+        else (f"{span(min(times))} to {span(max(times))}")
+    )
     peak = max(facts["peak"] for facts in found.measured)
     kind = "GPU memory" if found.gpus else "memory"
-    return (f"about {trials} trial{'s' * (trials > 1)} in {span(total)}, {slots} at once: "
-            f"one takes {one} and {size(peak)} of {kind}")  # fmt: skip
+    return (
+        f"about {trials} trial{'s' * (trials > 1)} in {span(total)}, {slots} at once: "
+        f"one takes {one} and {size(peak)} of {kind}"
+    )
 
 
 def seconds_of_trial(facts: Mapping[str, Any]) -> float:
@@ -249,8 +262,10 @@ def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
     facts = [f"{cores} core{'s' * (cores > 1)}", f"a trial takes {size(peak)}"]
     if memory < math.inf:
         facts.insert(1, f"{size(memory)} of memory")
-    what = f"this machine carries {number} trial{'s' * (number > 1)} at once " \
-           f"({', '.join(facts)}), trialConcurrency is {at_once}"  # fmt: skip
+    what = (
+        f"this machine carries {number} trial{'s' * (number > 1)} at once "
+        f"({', '.join(facts)}), trialConcurrency is {at_once}"
+    )
     gain = "does more in the same time" if at_once < number else "does as much"
     return [Problem(source, what, f"--concurrency {number} {gain}", fatal=False)]
 

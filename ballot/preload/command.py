@@ -34,15 +34,55 @@ IDLE_S = 900.0  # after which a preloader ends that no trial needs
 ROOT = Path(__file__).resolve().parents[2]
 
 # What libraries read while they are imported, by the beginnings of the names.
-READ_EARLY = ("PYTHON", "LD_", "GLIBC_", "MALLOC_", "LANG", "LC_", "TZ", "OMP_", "GOMP_", "KMP_",
-              "MKL_", "OPENBLAS_", "BLIS_", "NUMEXPR_", "NPY_", "SCIPY_", "SKLEARN_", "ARROW_",
-              "TORCH", "PYTORCH_", "ATEN_", "TRITON_", "CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_",
-              "NCCL_", "HIP_", "HSA_", "ROCR_", "HF_", "DNNL_", "ONEDNN_", "TF_")  # fmt: skip
+READ_EARLY = (
+    "PYTHON",
+    "LD_",
+    "GLIBC_",
+    "MALLOC_",
+    "LANG",
+    "LC_",
+    "TZ",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "BLIS_",
+    "NUMEXPR_",
+    "NPY_",
+    "SCIPY_",
+    "SKLEARN_",
+    "ARROW_",
+    "TORCH",
+    "PYTORCH_",
+    "ATEN_",
+    "TRITON_",
+    "CUDA_",
+    "CUDNN_",
+    "CUBLAS_",
+    "NVIDIA_",
+    "NCCL_",
+    "HIP_",
+    "HSA_",
+    "ROCR_",
+    "HF_",
+    "DNNL_",
+    "ONEDNN_",
+    "TF_",
+)
 # Of those, what is read later, or set in the trial: each trial has its own.
 READ_LATE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
-RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
-           signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT)  # fmt: skip
+RELAYED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGCONT,
+)
 
 
 class NotPreloaded(Exception):
@@ -124,19 +164,28 @@ def identity(settings: dict[str, Any]) -> str:
     rights = ("Uid", "Gid", "Groups", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
     root = Path("/").stat()
     facts = [
-        settings, sys.executable, sys.version, interpreter_flags(), sorted(early().items()),
+        settings,
+        sys.executable,
+        sys.version,
+        interpreter_flags(),
+        sorted(early().items()),
         [line for line in status if line.startswith(rights)],
-        Path("/proc/self/cgroup").read_text(), (root.st_dev, root.st_ino),
+        Path("/proc/self/cgroup").read_text(),
+        (root.st_dev, root.st_ino),
         [str(Path("/proc/self/ns", name).readlink()) for name in ("mnt", "pid", "net", "ipc")],
-        os.getpriority(os.PRIO_PROCESS, 0), [hard for _, hard in limits().values()],
-    ]  # fmt: skip
+        os.getpriority(os.PRIO_PROCESS, 0),
+        [hard for _, hard in limits().values()],
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def early() -> dict[str, str]:
     """Return the part of the environment that imports may depend on."""
-    return {name: value for name, value in os.environ.items()
-            if name.startswith(READ_EARLY) and name not in READ_LATE}  # fmt: skip
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(READ_EARLY) and name not in READ_LATE
+    }
 
 
 def limits() -> dict[str, tuple[int, int]]:
@@ -156,15 +205,26 @@ def interpreter_flags() -> list[str]:
 
 def request(words: list[str], path: list[str]) -> dict[str, Any]:
     """Return all of this process that a trial takes over."""
-    ignored = [number for number in range(1, signal.NSIG) if number != signal.SIGPIPE
-               and signal.getsignal(number) == signal.SIG_IGN]  # fmt: skip
+    ignored = [
+        number
+        for number in range(1, signal.NSIG)
+        if number != signal.SIGPIPE and signal.getsignal(number) == signal.SIG_IGN
+    ]
     umask = os.umask(0o077)
     os.umask(umask)
-    return {"argv": words, "path": path, "cwd": str(Path.cwd()), "env": dict(os.environ),
-            "umask": umask, "limits": limits(), "cores": sorted(os.sched_getaffinity(0)),
-            "ignored": ignored, "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-            "parent": os.getppid(),
-            "streams": [manner(each) for each in (sys.stdin, sys.stdout, sys.stderr)]}  # fmt: skip
+    return {
+        "argv": words,
+        "path": path,
+        "cwd": str(Path.cwd()),
+        "env": dict(os.environ),
+        "umask": umask,
+        "limits": limits(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "ignored": ignored,
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "parent": os.getppid(),
+        "streams": [manner(each) for each in (sys.stdin, sys.stdout, sys.stderr)],
+    }
 
 
 def manner(stream: Any) -> tuple[str, str, bool, bool]:
@@ -280,9 +340,15 @@ def launch(place: Path, settings: dict[str, Any], deadline: float) -> str:
     command = [sys.executable, *interpreter_flags(), "-m", "ballot.preload.server", str(place)]
     with place.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(
-            [*command, str(tell), json.dumps(settings)], stdin=subprocess.DEVNULL, stdout=log,
-            stderr=log, cwd=ROOT, env=environment(), pass_fds=[tell], start_new_session=True,
-        )  # fmt: skip
+            [*command, str(tell), json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=environment(),
+            pass_fds=[tell],
+            start_new_session=True,
+        )
     os.close(tell)
     try:
         process.wait()  # what stays is its child

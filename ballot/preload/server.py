@@ -35,10 +35,28 @@ REQUEST_S = 5.0  # for a command to say what it wants
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 # What a trial imports while it runs, a part of it for NNI; what is not installed is left out.
-LATER = ("torch._dynamo", "torch.optim.swa_utils", "torch.utils.tensorboard", "scipy.stats",
-         "sklearn.datasets", "sklearn.metrics", "sklearn.model_selection", "PIL.Image", "psutil",
-         "requests", "json_tricks", "schema", "simplejson", "typeguard", "yaml", "filelock",
-         "sqlite3", "fileinput", "tqdm", "efficientnet_pytorch")  # fmt: skip
+LATER = (
+    "torch._dynamo",
+    "torch.optim.swa_utils",
+    "torch.utils.tensorboard",
+    "scipy.stats",
+    "sklearn.datasets",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "PIL.Image",
+    "psutil",
+    "requests",
+    "json_tricks",
+    "schema",
+    "simplejson",
+    "typeguard",
+    "yaml",
+    "filelock",
+    "sqlite3",
+    "fileinput",
+    "tqdm",
+    "efficientnet_pytorch",
+)
 
 
 @dataclass
@@ -185,8 +203,11 @@ class Preloader:
 
     def _hear(self, descriptor: int) -> None:
         """Pass a command's signals on to its trial; where the command is gone, end the trial."""
-        pid, link = next((pid, link) for pid, link in self.trials.items()
-                         if link is not None and link.fileno() == descriptor)  # fmt: skip
+        pid, link = next(
+            (pid, link)
+            for pid, link in self.trials.items()
+            if link is not None and link.fileno() == descriptor
+        )
         numbers = b""
         with contextlib.suppress(OSError):
             numbers = link.recv(100)
@@ -327,8 +348,9 @@ def _stream(number: int, encoding: str, errors: str, by_line: bool, at_once: boo
     if number == 0:
         return open(0, encoding=encoding, errors=errors, closefd=False)
     raw = open(number, "wb", buffering=0 if at_once else -1, closefd=False)  # noqa: SIM115
-    return io.TextIOWrapper(raw, encoding, errors, newline="\n", line_buffering=by_line,
-                            write_through=at_once)  # fmt: skip
+    return io.TextIOWrapper(
+        raw, encoding, errors, newline="\n", line_buffering=by_line, write_through=at_once
+    )
 
 
 def settle() -> None:
@@ -390,8 +412,10 @@ def main(argv: list[str] | None = None) -> int:
         os.write(ready, " ".join(f"{type(error).__name__}: {error}".split()).encode())
         raise
     if culprit:  # what is done is done, but not in a process that starts anew
-        os.execv(sys.executable, [sys.executable, *interpreter_flags(), "-m", "ballot.preload.server",
-                                  *words, culprit])  # fmt: skip
+        os.execv(
+            sys.executable,
+            [sys.executable, *interpreter_flags(), "-m", "ballot.preload.server", *words, culprit],
+        )
     os.chdir("/")
     gc.collect()
     gc.freeze()  # no collection in a child touches, and so copies, what all share

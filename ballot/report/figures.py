@@ -19,8 +19,13 @@ from ballot.wording import compact
 Spec = dict[str, Any]
 
 BLUE, ORANGE, GREEN, RED, SKY, PINK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
-)  # fmt: skip
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+)
 GREY, INK, LINE = "#8a8f98", "#1b1f24", "#d8dce2"
 LIGHT = "#ffffff"
 FIRST = 5  # trials whose curves have colours of their own
@@ -37,13 +42,30 @@ CONFIG: Spec = {
     "background": None,
     "aria": False,  # words for each of thousands of marks help nobody; the page names the figure
     "view": {"stroke": None},
-    "axis": {"labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": LINE,
-             "tickColor": LINE, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500,
-             "labelLimit": 180, "labelSeparation": 6},
-    "legend": {"labelColor": INK, "titleColor": INK, "orient": "bottom", "columns": 3,
-               "labelLimit": 160, "labelFontSize": 11, "titleFontSize": 11, "title": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "gridColor": LINE,
+        "domainColor": LINE,
+        "tickColor": LINE,
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "titleFontWeight": 500,
+        "labelLimit": 180,
+        "labelSeparation": 6,
+    },
+    "legend": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "orient": "bottom",
+        "columns": 3,
+        "labelLimit": 160,
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "title": None,
+    },
     "range": {"category": [BLUE, ORANGE, GREEN, RED, PINK, SKY]},
-}  # fmt: skip
+}
 
 
 def plot(values: Sequence[Mapping[str, Any]], height: int, **parts: Any) -> Spec:
@@ -92,33 +114,58 @@ def curves(found: Found, metric: str) -> Spec | None:
     colour = {"field": "t", "type": "nominal", "scale": {"domain": top}}
     lines = {"type": "line", "clip": bool(cut)}
     told = say("t=run", "e=epoch=n", f"v={metric}=n")
-    marks = {"field": "end", "type": "nominal", "scale": {
-        "domain": ["stopped", "failed"], "range": ["cross", "triangle-down"]}}  # fmt: skip
+    marks = {
+        "field": "end",
+        "type": "nominal",
+        "scale": {"domain": ["stopped", "failed"], "range": ["cross", "triangle-down"]},
+    }
     among = {"filter": {"field": "t", "oneOf": top}}
     base = {"x": x, "y": y, "detail": {"field": "t"}, "tooltip": told}
     layers: list[Spec] = [
-        {"transform": [{"filter": {"not": among["filter"]}}],
-         "mark": {**lines, "color": GREY, "opacity": 0.45, "strokeWidth": 1}, "encoding": base},
-        {"transform": [among], "mark": {**lines, "strokeWidth": 2},
-         "encoding": {**base, "color": colour}},
-    ]  # fmt: skip
+        {
+            "transform": [{"filter": {"not": among["filter"]}}],
+            "mark": {**lines, "color": GREY, "opacity": 0.45, "strokeWidth": 1},
+            "encoding": base,
+        },
+        {
+            "transform": [among],
+            "mark": {**lines, "strokeWidth": 2},
+            "encoding": {**base, "color": colour},
+        },
+    ]
     if len(found.scored) <= FIRST:
         layers = layers[1:] + ([layers[0]] if len(found.trials) > len(top) else [])
     if any(row["e"] == 1 for row in ends) or len(rows) == len(ends):
-        layers.append({"transform": [among], "mark": {"type": "point", "filled": True},
-                       "encoding": {**base, "color": colour}})  # fmt: skip
+        layers.append(
+            {
+                "transform": [among],
+                "mark": {"type": "point", "filled": True},
+                "encoding": {**base, "color": colour},
+            }
+        )
     if any(row["end"] in ("stopped", "failed") for row in ends):
-        layers.append({
-            "transform": [{"filter": {"field": "end", "oneOf": ["stopped", "failed"]}}],
-            "mark": {"type": "point", "filled": True, "size": 70, "color": RED, "clip": bool(cut)},
-            "encoding": {**base, "shape": marks},
-        })  # fmt: skip
+        layers.append(
+            {
+                "transform": [{"filter": {"field": "end", "oneOf": ["stopped", "failed"]}}],
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "size": 70,
+                    "color": RED,
+                    "clip": bool(cut),
+                },
+                "encoding": {**base, "shape": marks},
+            }
+        )
     return plot(rows, 300, layer=layers, resolve={"legend": {"shape": "independent"}})
 
 
 def _curve(trial: Trial, metric: str, most: int) -> list[dict[str, Any]]:
-    points = [(int(row.get("epoch", n)), row[metric])
-              for n, row in enumerate(trial.curve, start=1) if metric in row]  # fmt: skip
+    points = [
+        (int(row.get("epoch", n)), row[metric])
+        for n, row in enumerate(trial.curve, start=1)
+        if metric in row
+    ]
     step = max(1, math.ceil(len(points) / most))
     kept = points[::step] + ([points[-1]] if points and (len(points) - 1) % step else [])
     rows = [{"t": trial.label, "e": epoch, "v": float(f"{v:.5g}")} for epoch, v in kept]
@@ -145,12 +192,32 @@ def best_so_far(rows: Sequence[Mapping[str, Any]], monitor: str, against: str) -
     axis = {"tickCount": 6, "tickMinStep": 1 if against == "trial" else 0}
     x = {"field": against, "type": "quantitative", "title": title, "axis": axis}
     told = say("run=run", f"score={monitor}=n", "best=best so far=n", f"{against}={title}=n")
-    return plot(rows, 220, encoding={"x": x}, layer=[
-        {"mark": {"type": "point", "filled": True, "color": GREY, "size": 30, "opacity": 0.8},
-         "encoding": {"y": quantity("score", monitor), "tooltip": told}},
-        {"mark": {"type": "line", "interpolate": "step-after", "color": BLUE, "strokeWidth": 2},
-         "encoding": {"y": quantity("best", monitor)}},
-    ])  # fmt: skip
+    return plot(
+        rows,
+        220,
+        encoding={"x": x},
+        layer=[
+            {
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "color": GREY,
+                    "size": 30,
+                    "opacity": 0.8,
+                },
+                "encoding": {"y": quantity("score", monitor), "tooltip": told},
+            },
+            {
+                "mark": {
+                    "type": "line",
+                    "interpolate": "step-after",
+                    "color": BLUE,
+                    "strokeWidth": 2,
+                },
+                "encoding": {"y": quantity("best", monitor)},
+            },
+        ],
+    )
 
 
 def _steps(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -162,18 +229,36 @@ def _steps(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def importances(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """Draw a bar a hyperparameter with the spread over shuffles."""
-    rows = [{**row, "low": max(row["importance"] - row["error"], 0),
-             "high": row["importance"] + row["error"]} for row in rows]  # fmt: skip
+    rows = [
+        {
+            **row,
+            "low": max(row["importance"] - row["error"], 0),
+            "high": row["importance"] + row["error"],
+        }
+        for row in rows
+    ]
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
     told = say("name=hyperparameter", "importance=R² lost=n", "error=spread=n", digits=".2~f")
     title = "R² lost when shuffled"
     x = {"field": "importance", "type": "quantitative", "title": title, "axis": {"tickCount": 6}}
-    return plot(rows, 28 * len(rows) + 10, encoding={"y": y}, layer=[
-        {"mark": {"type": "bar", "color": BLUE, "height": 14},
-         "encoding": {"x": x, "tooltip": told}},
-        {"mark": {"type": "rule", "color": INK},
-         "encoding": {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}},
-    ])  # fmt: skip
+    return plot(
+        rows,
+        28 * len(rows) + 10,
+        encoding={"y": y},
+        layer=[
+            {
+                "mark": {"type": "bar", "color": BLUE, "height": 14},
+                "encoding": {"x": x, "tooltip": told},
+            },
+            {
+                "mark": {"type": "rule", "color": INK},
+                "encoding": {
+                    "x": {"field": "low", "type": "quantitative"},
+                    "x2": {"field": "high"},
+                },
+            },
+        ],
+    )
 
 
 def score_against(found: Found, name: str) -> Spec:
@@ -181,15 +266,22 @@ def score_against(found: Found, name: str) -> Spec:
     trials = best_and_others(found.scored, MOST_DRAWN)
     values = [t.values.get(name) for t in trials]
     numeric = is_numeric(values)
-    rows = [{"p": v if numeric else _word(v), "s": t.score, "t": t.label}
-            for t, v in zip(trials, values) if not numeric or v is not None]  # fmt: skip
+    rows = [
+        {"p": v if numeric else _word(v), "s": t.score, "t": t.label}
+        for t, v in zip(trials, values)
+        if not numeric or v is not None
+    ]
     told = say("t=run", f"p={_plain(name)}" + ("=n" if numeric else ""), "s=score=n")
     encoding: Spec = {"y": quantity("s", found.monitor), "tooltip": told}
     if numeric:
         encoding["x"] = _number_axis([float(value) for value in values if value is not None])
     else:
-        encoding["x"] = {"field": "p", "type": "nominal", "title": None,
-                         "axis": {"labelAngle": -25, "labelLimit": 120}}  # fmt: skip
+        encoding["x"] = {
+            "field": "p",
+            "type": "nominal",
+            "title": None,
+            "axis": {"labelAngle": -25, "labelLimit": 120},
+        }
     mark = {"type": "point", "filled": True, "color": BLUE, "opacity": 0.7, "size": 36}
     return plot(rows, 170, mark=mark, encoding=encoding)
 
@@ -230,10 +322,15 @@ def confusion_square(run: Judged) -> Spec | None:
     counts = confusion(run)
     totals = counts.sum(axis=1)
     rows = [
-        {"true": name, "said": other, "n": int(counts[i, j]),
-         "share": float(counts[i, j] / max(totals[i], 1))}
-        for i, name in enumerate(run.classes) for j, other in enumerate(run.classes)
-    ]  # fmt: skip
+        {
+            "true": name,
+            "said": other,
+            "n": int(counts[i, j]),
+            "share": float(counts[i, j] / max(totals[i], 1)),
+        }
+        for i, name in enumerate(run.classes)
+        for j, other in enumerate(run.classes)
+    ]
     order = list(run.classes)
     side = min(max(22 * len(order), 240), 640)
     text = "datum.n > 0 ? datum.n : ''"
@@ -247,54 +344,118 @@ def agreement_square(rows: Sequence[Mapping[str, Any]]) -> Spec:
     apart = [row["share"] for row in rows if row["a"] != row["b"]]
     low, high = min(apart), max(apart)
     # Members mostly agree: colours tell the pairs apart, the numbers say how much.
-    rows = [{**row, "level": row["share"],
-             "share": 1.0 if row["a"] == row["b"] else
-             0.1 + 0.6 * (row["share"] - low) / ((high - low) or 1.0)} for row in rows]  # fmt: skip
+    rows = [
+        {
+            **row,
+            "level": row["share"],
+            "share": 1.0
+            if row["a"] == row["b"]
+            else 0.1 + 0.6 * (row["share"] - low) / ((high - low) or 1.0),
+        }
+        for row in rows
+    ]
     side = min(max(40 * len(order), 200), 640)
     text = "format(100 * datum.level, '.0f')" if len(order) > 14 else "format(datum.level, '.1%')"
-    told = [*say("a=member", "b=member and"), {"field": "level", "type": "quantitative",
-            "title": "answers alike", "format": ".2%"}]  # fmt: skip
+    told = [
+        *say("a=member", "b=member and"),
+        {"field": "level", "type": "quantitative", "title": "answers alike", "format": ".2%"},
+    ]
     return _square(rows, ("b", None), ("a", None), order, side, text, told)
 
 
-def _square(rows: Sequence[Mapping[str, Any]], across: tuple, down: tuple, order: list[str],
-            side: int, text: str, told: list[Spec]) -> Spec:  # fmt: skip
+def _square(
+    rows: Sequence[Mapping[str, Any]],
+    across: tuple,
+    down: tuple,
+    order: list[str],
+    side: int,
+    text: str,
+    told: list[Spec],
+) -> Spec:
     angle = 0 if max(map(len, order)) <= 3 else -40
     numbers = {"type": "text", "fontSize": 11 if len(order) <= 12 else 9}
-    x = {"field": across[0], "type": "nominal", "title": across[1], "sort": order,
-         "axis": {"labelAngle": angle, "labelLimit": 90}}  # fmt: skip
-    y = {"field": down[0], "type": "nominal", "title": down[1], "sort": order,
-         "axis": {"labelLimit": 90}}  # fmt: skip
-    shade = {"field": "share", "type": "quantitative", "legend": None,
-             "scale": {"domain": [0, 1], "range": [0, 1]}}  # fmt: skip
-    return plot(rows, side, encoding={"x": x, "y": y, "tooltip": told}, layer=[
-        {"mark": {"type": "rect", "color": BLUE, "stroke": LINE, "strokeWidth": 0.5},
-         "encoding": {"fillOpacity": shade}},
-        {"transform": [{"calculate": text, "as": "text"}], "mark": numbers,
-         "encoding": {"text": {"field": "text"}, "color": {
-             "condition": {"test": "datum.share > 0.7", "value": LIGHT}, "value": INK}}},
-    ])  # fmt: skip
+    x = {
+        "field": across[0],
+        "type": "nominal",
+        "title": across[1],
+        "sort": order,
+        "axis": {"labelAngle": angle, "labelLimit": 90},
+    }
+    y = {
+        "field": down[0],
+        "type": "nominal",
+        "title": down[1],
+        "sort": order,
+        "axis": {"labelLimit": 90},
+    }
+    shade = {
+        "field": "share",
+        "type": "quantitative",
+        "legend": None,
+        "scale": {"domain": [0, 1], "range": [0, 1]},
+    }
+    return plot(
+        rows,
+        side,
+        encoding={"x": x, "y": y, "tooltip": told},
+        layer=[
+            {
+                "mark": {"type": "rect", "color": BLUE, "stroke": LINE, "strokeWidth": 0.5},
+                "encoding": {"fillOpacity": shade},
+            },
+            {
+                "transform": [{"calculate": text, "as": "text"}],
+                "mark": numbers,
+                "encoding": {
+                    "text": {"field": "text"},
+                    "color": {
+                        "condition": {"test": "datum.share > 0.7", "value": LIGHT},
+                        "value": INK,
+                    },
+                },
+            },
+        ],
+    )
 
 
 def reliability_line(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """Draw accuracy against confidence; the diagonal is a model that knows what it knows."""
     scale = {"domain": [0, 1]}
     axes = {
-        "x": {"field": "confidence", "type": "quantitative", "scale": scale,
-              "title": "confidence", "axis": {"format": ".0%", "tickCount": 5}},
-        "y": {"field": "accuracy", "type": "quantitative", "scale": scale,
-              "title": "accuracy", "axis": {"format": ".0%", "tickCount": 5}},
-    }  # fmt: skip
+        "x": {
+            "field": "confidence",
+            "type": "quantitative",
+            "scale": scale,
+            "title": "confidence",
+            "axis": {"format": ".0%", "tickCount": 5},
+        },
+        "y": {
+            "field": "accuracy",
+            "type": "quantitative",
+            "scale": scale,
+            "title": "accuracy",
+            "axis": {"format": ".0%", "tickCount": 5},
+        },
+    }
     told = say("confidence=confidence=n", "accuracy=accuracy=n", "rows=rows=n", digits=".3~f")
     ends = [{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]
     size = {"field": "rows", "type": "quantitative", "legend": None, "scale": {"range": [20, 300]}}
-    return plot(rows, 300, layer=[
-        {"data": {"values": ends}, "mark": {"type": "line", "color": GREY, "strokeDash": [4, 4]},
-         "encoding": axes},
-        {"mark": {"type": "line", "color": BLUE}, "encoding": axes},
-        {"mark": {"type": "point", "filled": True, "color": BLUE, "opacity": 1},
-         "encoding": {**axes, "size": size, "tooltip": told}},
-    ])  # fmt: skip
+    return plot(
+        rows,
+        300,
+        layer=[
+            {
+                "data": {"values": ends},
+                "mark": {"type": "line", "color": GREY, "strokeDash": [4, 4]},
+                "encoding": axes,
+            },
+            {"mark": {"type": "line", "color": BLUE}, "encoding": axes},
+            {
+                "mark": {"type": "point", "filled": True, "color": BLUE, "opacity": 1},
+                "encoding": {**axes, "size": size, "tooltip": told},
+            },
+        ],
+    )
 
 
 def class_counts(rows: Sequence[Mapping[str, Any]]) -> Spec:
@@ -306,11 +467,21 @@ def class_counts(rows: Sequence[Mapping[str, Any]]) -> Spec:
     order += sorted(s for s in splits if s not in order)
     place = {name: number for number, name in enumerate(order)}
     rows = [{**row, "order": place[row["split"]]} for row in rows]
-    return plot(rows, 20 * len(labels) + 10, mark={"type": "bar", "height": 13}, encoding={
-        "y": {"field": "label", "type": "nominal", "sort": labels, "title": None},
-        "x": {"field": "rows", "type": "quantitative", "title": "images", "stack": "zero",
-              "axis": {"tickMinStep": 1, "tickCount": 8}},
-        "color": {"field": "split", "type": "nominal", "scale": {"domain": order}},
-        "order": {"field": "order"},
-        "tooltip": say("label=class", "split=split", "rows=images=n", digits=",d"),
-    })  # fmt: skip
+    return plot(
+        rows,
+        20 * len(labels) + 10,
+        mark={"type": "bar", "height": 13},
+        encoding={
+            "y": {"field": "label", "type": "nominal", "sort": labels, "title": None},
+            "x": {
+                "field": "rows",
+                "type": "quantitative",
+                "title": "images",
+                "stack": "zero",
+                "axis": {"tickMinStep": 1, "tickCount": 8},
+            },
+            "color": {"field": "split", "type": "nominal", "scale": {"domain": order}},
+            "order": {"field": "order"},
+            "tooltip": say("label=class", "split=split", "rows=images=n", digits=",d"),
+        },
+    )

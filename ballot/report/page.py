@@ -96,8 +96,11 @@ def make_report(
         report.figures["counts"] = figures.class_counts(counts)
     else:
         report.missing["counts"] = "No run has left a split.csv."
-    report.context |= {"cost": statistics.cost(found), "params": found.params,
-                       "choice": _choice(len(found.trials), len(found.scored))}  # fmt: skip
+    report.context |= {
+        "cost": statistics.cost(found),
+        "params": found.params,
+        "choice": _choice(len(found.trials), len(found.scored)),
+    }
     return report
 
 
@@ -190,18 +193,26 @@ def render(report: Report, out: Path) -> None:
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"compact": compact, "clock": clock, "share": share}
     found = report.found
     ordered = [*found.scored, *(t for t in found.trials if not t.rank)]
     page = environment.get_template(TEMPLATE).render(
-        found=found, ordered=ordered, best=next(iter(found.scored), None),
-        figures=report.figures, missing=report.missing, vega=_vega() if report.figures else "",
-        made=time.strftime("%Y-%m-%d %H:%M"), most_rows=MOST_ROWS, **report.context,
-    )  # fmt: skip
+        found=found,
+        ordered=ordered,
+        best=next(iter(found.scored), None),
+        figures=report.figures,
+        missing=report.missing,
+        vega=_vega() if report.figures else "",
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        most_rows=MOST_ROWS,
+        **report.context,
+    )
     with replacing(out) as file:
         file.write(page)
 

@@ -31,12 +31,19 @@ def parallel(found: Found, names: Sequence[str]) -> Spec | None:
     axes.append(_axis(found.monitor, [t.score for t in trials]))
     rows = []
     for place, trial in enumerate(trials):
-        row: dict[str, Any] = {"t": trial.label, "number": trial.number, "s": trial.score,
-                               "level": place / max(len(trials) - 1, 1)}  # fmt: skip
+        row: dict[str, Any] = {
+            "t": trial.label,
+            "number": trial.number,
+            "s": trial.score,
+            "level": place / max(len(trials) - 1, 1),
+        }
         row |= {f"n{i}": axis["at"][place] for i, axis in enumerate(axes)}
         rows.append(row)
-    ticks = [{"axis": i, "at": at, "text": text}
-             for i, axis in enumerate(axes) for at, text in axis["ticks"]]  # fmt: skip
+    ticks = [
+        {"axis": i, "at": at, "text": text}
+        for i, axis in enumerate(axes)
+        for at, text in axis["ticks"]
+    ]
     rows.reverse()  # the best is drawn last
     return _spec(rows, ticks, [axis["title"] for axis in axes])
 
@@ -64,8 +71,11 @@ def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
     names = sorted(set(words), key=natural)
     spots = {word: (k + 0.5) / len(names) for k, word in enumerate(names)}
     shown = names[:: math.ceil(len(names) / MOST_NAMES)]
-    return {"title": name, "at": [spots[w] for w in words],
-            "ticks": [(spots[word], word) for word in shown]}  # fmt: skip
+    return {
+        "title": name,
+        "at": [spots[w] for w in words],
+        "ticks": [(spots[word], word) for word in shown],
+    }
 
 
 def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[str]) -> Spec:
@@ -79,31 +89,54 @@ def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[
     )
     path = _at(path, count)
     strong = 0.85 if len(rows) <= 40 else 0.55
-    signals: list[Spec] = [{"name": "width", "init": "containerSize()[0] || 860", "on": [
-        {"events": "window:resize", "update": "containerSize()[0]"}]}]  # fmt: skip
+    signals: list[Spec] = [
+        {
+            "name": "width",
+            "init": "containerSize()[0] || 860",
+            "on": [{"events": "window:resize", "update": "containerSize()[0]"}],
+        }
+    ]
     signals += [_brush(i) for i in range(count)]
     signals.append({"name": "held", "update": "pluck(data('held'), 'number')"})
     return {
         "$schema": "https://vega.github.io/schema/vega/v6.json",
-        "height": HEIGHT, "padding": {"left": 50, "right": 50, "top": 34, "bottom": 8},
+        "height": HEIGHT,
+        "padding": {"left": 50, "right": 50, "top": 34, "bottom": 8},
         "autosize": {"type": "none", "contains": "padding"},
         "config": {"aria": False},
         "signals": signals,
         "data": [
-            {"name": "trials", "values": rows,
-             "transform": [{"type": "formula", "as": "hit", "expr": inside}]},
-            {"name": "held", "source": "trials",
-             "transform": [{"type": "filter", "expr": "datum.hit"}]},
+            {
+                "name": "trials",
+                "values": rows,
+                "transform": [{"type": "formula", "as": "hit", "expr": inside}],
+            },
+            {
+                "name": "held",
+                "source": "trials",
+                "transform": [{"type": "filter", "expr": "datum.hit"}],
+            },
             {"name": "ticks", "values": ticks},
-            {"name": "axes", "values": [{"axis": i, "text": text, "up": i % 2}
-                                        for i, text in enumerate(titles)]},
+            {
+                "name": "axes",
+                "values": [{"axis": i, "text": text, "up": i % 2} for i, text in enumerate(titles)],
+            },
         ],
-        "scales": [{"name": "level", "type": "linear", "domain": [1, 0],
-                    "range": {"scheme": "viridis", "extent": [0.15, 0.85]}}],
-        "marks": [_lines("trials", "datum.hit", path, strong), *_frame(count),
-                  *[_catcher(i, count) for i in range(count)],
-                  *[_band(i, count) for i in range(count)]],
-    }  # fmt: skip
+        "scales": [
+            {
+                "name": "level",
+                "type": "linear",
+                "domain": [1, 0],
+                "range": {"scheme": "viridis", "extent": [0.15, 0.85]},
+            }
+        ],
+        "marks": [
+            _lines("trials", "datum.hit", path, strong),
+            *_frame(count),
+            *[_catcher(i, count) for i in range(count)],
+            *[_band(i, count) for i in range(count)],
+        ],
+    }
 
 
 def _at(expression: str, count: int) -> str:
@@ -124,38 +157,54 @@ def _brush(axis: int) -> Spec:
         "value": [0, 0],
         "on": [
             {"events": f"{catcher}:pointerdown", "update": "[y(), y()]"},
-            {"events": f"[{catcher}:pointerdown, window:pointerup] > window:pointermove!",
-             "update": f"[b{axis}[0], clamp(y(), 0, height)]"},
+            {
+                "events": f"[{catcher}:pointerdown, window:pointerup] > window:pointermove!",
+                "update": f"[b{axis}[0], clamp(y(), 0, height)]",
+            },
             {"events": f"{catcher}:dblclick", "update": "[0, 0]"},
         ],
-    }  # fmt: skip
+    }
 
 
 def _lines(data: str, hit: str, path: str, strong: float) -> Spec:
     return {
-        "type": "path", "from": {"data": data}, "interactive": False,
-        "encode": {"update": {
-            "path": {"signal": path},
-            "stroke": [{"test": hit, "scale": "level", "field": "level"}, {"value": GREY}],
-            "strokeWidth": [{"test": hit, "value": 1.6}, {"value": 1}],
-            "strokeOpacity": [{"test": hit, "value": strong}, {"value": 0.12}],
-            "zindex": [{"test": hit, "value": 1}, {"value": 0}],
-        }},
-    }  # fmt: skip
+        "type": "path",
+        "from": {"data": data},
+        "interactive": False,
+        "encode": {
+            "update": {
+                "path": {"signal": path},
+                "stroke": [{"test": hit, "scale": "level", "field": "level"}, {"value": GREY}],
+                "strokeWidth": [{"test": hit, "value": 1.6}, {"value": 1}],
+                "strokeOpacity": [{"test": hit, "value": strong}, {"value": 0.12}],
+                "zindex": [{"test": hit, "value": 1}, {"value": 0}],
+            }
+        },
+    }
 
 
 def _frame(count: int) -> list[Spec]:
     x = {"signal": f"width * datum.axis / {count - 1}"}
-    tick = {"text": {"field": "text"}, "fontSize": {"value": 10}, "baseline": {"value": "middle"},
-            "x": {"signal": f"width * datum.axis / {count - 1} + 5"},
-            "y": {"signal": "(1 - datum.at) * height"},
-            "limit": {"signal": f"width / {count - 1} - 12"}}  # fmt: skip
+    tick = {
+        "text": {"field": "text"},
+        "fontSize": {"value": 10},
+        "baseline": {"value": "middle"},
+        "x": {"signal": f"width * datum.axis / {count - 1} + 5"},
+        "y": {"signal": "(1 - datum.at) * height"},
+        "limit": {"signal": f"width / {count - 1} - 12"},
+    }
     # A copy as thick as a brush, in the colour of the ground, keeps lines out of the words.
     halo = {"stroke": {"value": LIGHT}, "strokeWidth": {"value": 4}}
-    title = {"text": {"field": "text"}, "fontSize": {"value": 11}, "fontWeight": {"value": 600},
-             "x": x, "y": {"signal": "datum.up ? -24 : -10"}, "align": {"value": "center"},
-             "limit": {"signal": f"2 * width / {count - 1} - 12"},
-             "fill": {"value": INK}}  # fmt: skip
+    title = {
+        "text": {"field": "text"},
+        "fontSize": {"value": 11},
+        "fontWeight": {"value": 600},
+        "x": x,
+        "y": {"signal": "datum.up ? -24 : -10"},
+        "align": {"value": "center"},
+        "limit": {"signal": f"2 * width / {count - 1} - 12"},
+        "fill": {"value": INK},
+    }
     rule = {"x": x, "y": {"value": 0}, "y2": {"signal": "height"}, "stroke": {"value": GREY}}
     return [
         _still("rule", "axes", rule),
@@ -167,32 +216,49 @@ def _frame(count: int) -> list[Spec]:
 
 def _still(kind: str, data: str, encode: Spec) -> Spec:
     """Return a mark that the pointer passes through."""
-    return {"type": kind, "from": {"data": data}, "interactive": False,
-            "encode": {"update": encode}}  # fmt: skip
+    return {
+        "type": kind,
+        "from": {"data": data},
+        "interactive": False,
+        "encode": {"update": encode},
+    }
 
 
 def _catcher(axis: int, count: int) -> Spec:
     """Return the invisible strip that takes the pointer."""
     return {
-        "type": "rect", "name": f"catch{axis}",
-        "encode": {"update": {
-            "xc": {"signal": _x(axis, count)}, "width": {"value": BAND}, "y": {"value": 0},
-            "height": {"signal": "height"}, "fill": {"value": LINE}, "fillOpacity": {"value": 0},
-            "cursor": {"value": "ns-resize"},
-        }},
-    }  # fmt: skip
+        "type": "rect",
+        "name": f"catch{axis}",
+        "encode": {
+            "update": {
+                "xc": {"signal": _x(axis, count)},
+                "width": {"value": BAND},
+                "y": {"value": 0},
+                "height": {"signal": "height"},
+                "fill": {"value": LINE},
+                "fillOpacity": {"value": 0},
+                "cursor": {"value": "ns-resize"},
+            }
+        },
+    }
 
 
 def _band(axis: int, count: int) -> Spec:
     """Return the range that is brushed."""
     brush = f"b{axis}"
     return {
-        "type": "rect", "interactive": False,
-        "encode": {"update": {
-            "xc": {"signal": _x(axis, count)}, "width": {"value": 14},
-            "y": {"signal": f"{brush}[0]"}, "y2": {"signal": f"{brush}[1]"},
-            "fill": {"value": BLUE}, "fillOpacity": {"value": 0.25},
-            "stroke": {"value": BLUE},
-            "strokeOpacity": {"signal": f"span({brush}) ? 1 : 0"},
-        }},
-    }  # fmt: skip
+        "type": "rect",
+        "interactive": False,
+        "encode": {
+            "update": {
+                "xc": {"signal": _x(axis, count)},
+                "width": {"value": 14},
+                "y": {"signal": f"{brush}[0]"},
+                "y2": {"signal": f"{brush}[1]"},
+                "fill": {"value": BLUE},
+                "fillOpacity": {"value": 0.25},
+                "stroke": {"value": BLUE},
+                "strokeOpacity": {"signal": f"span({brush}) ? 1 : 0"},
+            }
+        },
+    }

@@ -54,8 +54,15 @@ def progress(found: Found) -> list[dict[str, Any]]:
     for count, trial in enumerate(scored, start=1):
         best = trial.score if best is None else better(best, trial.score)
         minutes = None if trial.ended is None else round((trial.ended - first) / 60, 3)
-        rows.append({"trial": count, "minutes": minutes, "score": trial.score, "best": best,
-                     "run": trial.label})  # fmt: skip
+        rows.append(
+            {
+                "trial": count,
+                "minutes": minutes,
+                "score": trial.score,
+                "best": best,
+                "run": trial.label,
+            }
+        )
     return rows
 
 
@@ -69,8 +76,10 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
     if not names:
         return [], "No hyperparameter differs between the trials."
     if len(trials) < FEWEST_TRIALS:
-        return [], (f"With {len(trials)} scored trials nothing can be said of importance; "
-                    f"it takes {FEWEST_TRIALS}.")  # fmt: skip
+        return [], (
+            f"With {len(trials)} scored trials nothing can be said of importance; "
+            f"it takes {FEWEST_TRIALS}."
+        )
     from sklearn.ensemble import RandomForestRegressor
 
     table = np.column_stack([_column([t.values.get(name) for t in trials]) for name in names])
@@ -90,9 +99,11 @@ def importance(found: Found) -> tuple[list[dict[str, Any]], str]:
         trust = "That is not enough to trust the order below."
     else:
         trust = "Small differences below are noise." if explained < 0.5 else ""
-    return rows, (f"A forest of 100 trees over {len(trials)} trials explains "
-                  f"{max(explained, 0):.0%} of the score's variance on "
-                  f"trials that a tree has not seen. {trust}")  # fmt: skip
+    return rows, (
+        f"A forest of 100 trees over {len(trials)} trials explains "
+        f"{max(explained, 0):.0%} of the score's variance on "
+        f"trials that a tree has not seen. {trust}"
+    )
 
 
 def lost_by_shuffling(
@@ -104,8 +115,9 @@ def lost_by_shuffling(
     lost = np.empty((table.shape[1], SHUFFLES))
     for column in range(table.shape[1]):
         shuffled = np.tile(table, (SHUFFLES, 1))  # at once: each call asks a hundred trees
-        shuffled[:, column] = np.concatenate([rng.permutation(table[:, column])
-                                              for _ in range(SHUFFLES)])  # fmt: skip
+        shuffled[:, column] = np.concatenate(
+            [rng.permutation(table[:, column]) for _ in range(SHUFFLES)]
+        )
         apart = (predict(shuffled).reshape(SHUFFLES, -1) - scores) ** 2
         lost[column] = (apart.mean(axis=1) - whole) / variance
     return lost
@@ -299,8 +311,11 @@ def data_counts(found: Found) -> list[dict[str, Any]]:
 def differences(one: Trial, two: Trial) -> tuple[list[tuple[str, str, str]], list[tuple]]:
     """Return what differs between two runs: rows of settings, and rows of results."""
     keys = list(dict.fromkeys([*one.values, *two.values]))
-    settings = [(key, _said(one.values, key), _said(two.values, key)) for key in keys
-                if one.values.get(key) != two.values.get(key)]  # fmt: skip
+    settings = [
+        (key, _said(one.values, key), _said(two.values, key))
+        for key in keys
+        if one.values.get(key) != two.values.get(key)
+    ]
     results = []
     facts = [_facts(one), _facts(two)]
     for key in dict.fromkeys([*facts[0], *facts[1]]):
@@ -321,11 +336,25 @@ def _said(values: dict[str, Any], key: str) -> str:
 
 def _facts(trial: Trial) -> dict[str, Any]:
     result = trial.result
-    facts: dict[str, Any] = {"status": trial.status, "reason": trial.reason or None,
-                             "score": trial.score, "epochs": trial.epochs,
-                             "seconds": trial.seconds}  # fmt: skip
-    facts |= {key: result.get(key) for key in ("best_epoch", "parameters", "pretrained", "data",
-              "data_fingerprint", "machine", "device")}  # fmt: skip
+    facts: dict[str, Any] = {
+        "status": trial.status,
+        "reason": trial.reason or None,
+        "score": trial.score,
+        "epochs": trial.epochs,
+        "seconds": trial.seconds,
+    }
+    facts |= {
+        key: result.get(key)
+        for key in (
+            "best_epoch",
+            "parameters",
+            "pretrained",
+            "data",
+            "data_fingerprint",
+            "machine",
+            "device",
+        )
+    }
     facts |= result.get("scores") or {}
     facts |= {f"test_{key}": value for key, value in (result.get("test") or {}).items()}
     versions = result.get("versions") or {}

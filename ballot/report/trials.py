@@ -17,9 +17,22 @@ from ballot.runs.results import FACTS, read_table, spread
 from ballot.wording import natural
 
 # What differs between trials and is no hyperparameter.
-NO_HYPERPARAMETER = ("run_name", "out_dir", "model_dir", "resume", "device", "workers", "cache",
-                     "cache_limit", "tensorboard", "trials_per_gpu", "tracker", "log_every",
-                     "log_config", "save_period")  # fmt: skip
+NO_HYPERPARAMETER = (
+    "run_name",
+    "out_dir",
+    "model_dir",
+    "resume",
+    "device",
+    "workers",
+    "cache",
+    "cache_limit",
+    "tensorboard",
+    "trials_per_gpu",
+    "tracker",
+    "log_every",
+    "log_config",
+    "save_period",
+)
 
 
 @dataclass
@@ -146,8 +159,9 @@ def _folders(outputs: Path) -> list[Path]:
     try:
         return [f for f in outputs.iterdir() if (f / "config.json").exists()]
     except OSError as error:
-        raise UserError(f"{outputs}: cannot be read ({error.strerror}); name the folder of "
-                        "the runs") from None  # fmt: skip
+        raise UserError(
+            f"{outputs}: cannot be read ({error.strerror}); name the folder of the runs"
+        ) from None
 
 
 def _told(outputs: Path) -> dict[str, dict[str, str]]:
@@ -169,15 +183,22 @@ def _trial(folder: Path, told: Mapping[str, str] | None) -> Trial:
     if told and not values:
         skip = {*FACTS, None}
         values = {k: _read(v) for k, v in told.items() if k not in skip and v}
-        result = {"epochs": finite(told["epochs"]), "seconds": finite(told["seconds"]),
-                  "machine": told["machine"], "device": told["device"]} | result  # fmt: skip
+        result = {
+            "epochs": finite(told["epochs"]),
+            "seconds": finite(told["seconds"]),
+            "machine": told["machine"],
+            "device": told["device"],
+        } | result
     origin = config.get("origin")
     tuned = {k for k, v in origin.items() if v == "tuner"} if isinstance(origin, dict) else set()
-    curve = [{k: n for k, v in row.items() if (n := finite(v)) is not None}
-             for row in read_table_of(folder / "history.csv")]  # fmt: skip
+    curve = [
+        {k: n for k, v in row.items() if (n := finite(v)) is not None}
+        for row in read_table_of(folder / "history.csv")
+    ]
     score = None if status == "failed" else finite(result.get("score"))
-    return Trial(folder.name, folder, status or "unknown", reason, score, result, values, tuned,
-                 curve)  # fmt: skip
+    return Trial(
+        folder.name, folder, status or "unknown", reason, score, result, values, tuned, curve
+    )
 
 
 def _read(text: str) -> Any:
@@ -210,8 +231,10 @@ def _comparable(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
     if not out:
         return mine, []
     runs = "1 run is" if out == 1 else f"{out} runs are"
-    return mine, [f"{runs} left out, of other data or with another score; --search ID reports on "
-                  "one search alone."]  # fmt: skip
+    return mine, [
+        f"{runs} left out, of other data or with another score; --search ID reports on "
+        "one search alone."
+    ]
 
 
 def _score_by_curves(trials: Iterable[Trial], monitor: str, maximize: bool) -> None:

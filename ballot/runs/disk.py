@@ -69,9 +69,11 @@ def shortage(outputs: Path, folders: Sequence[Path], left: int | None) -> str:
         return ""
     room = max(0, free - RESERVE) // int(each) if each else 0
     more = f", and {left} are to come" if left is not None else ""
-    return (f"{outputs}: {free / 2**30:.1f} GiB are free on its disk, room for about {room} more "
-            f"trials of {each / 2**20:,.0f} MiB{more}; make room, or --keep_checkpoints 5 keeps "
-            "those of the best alone")  # fmt: skip
+    return (
+        f"{outputs}: {free / 2**30:.1f} GiB are free on its disk, room for about {room} more "
+        f"trials of {each / 2**20:,.0f} MiB{more}; make room, or --keep_checkpoints 5 keeps "
+        "those of the best alone"
+    )
 
 
 def _size(folder: Path) -> int:

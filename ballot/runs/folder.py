@@ -77,8 +77,10 @@ def run_to_resume(path: Path) -> Path:
     if path.suffix not in (".pt", ".pth") or path.is_dir():
         return path
     if path.name != "last.pt":
-        raise UserError(f"resume: a run goes on from its last.pt; --init_from {path} starts a new "
-                        "one from these weights")  # fmt: skip
+        raise UserError(
+            f"resume: a run goes on from its last.pt; --init_from {path} starts a new "
+            "one from these weights"
+        )
     folder = path.parent
     inner = re.fullmatch(r"fold\d+", folder.name) and not (folder / "config.json").exists()
     return folder.parent if inner else folder
@@ -109,8 +111,10 @@ def open_run(
         yield Run(folder, facts, writes=False)
         return
     if folder.exists() and not resume:
-        raise UserError(f"{folder}: exists already; --resume {folder} continues it, "
-                        "--run_name gives another name")  # fmt: skip
+        raise UserError(
+            f"{folder}: exists already; --resume {folder} continues it, "
+            "--run_name gives another name"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=resume)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -141,6 +145,8 @@ def run_name(wanted: str | None, model: str, criterion: str) -> str:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 VALIDATION = "val.csv"  # in a run's folder: what a run votes with where the data have no test rows
 
 

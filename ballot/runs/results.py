@@ -86,10 +86,12 @@ class Results:
         """Return the trial with the best score among those that did not fail."""
         rows = {row["run"]: row for row in self.rows}
         scored = [
-            (row["score"], trial) for trial in trials
+            (row["score"], trial)
+            for trial in trials
             if (row := rows.get(self.folder_of(trial).name))
-            and row["score"] is not None and row["status"] in ("done", "stopped")
-        ]  # fmt: skip
+            and row["score"] is not None
+            and row["status"] in ("done", "stopped")
+        ]
         if not scored:
             return None
         return (max if self.maximize else min)(scored, key=lambda pair: pair[0])[1]
@@ -98,10 +100,18 @@ class Results:
         """Return a trial's row: the same object again unless something of it has changed."""
         folder = os.fspath(self.folder_of(trial))
         made_of = (
-            over, trial.status, trial.final, trial.scores, trial.resumed, trial.ended,
-            trial.machine, trial.parameters, self.reasons.get(trial.id),
-            stamp(f"{folder}/result.json"), stamp(f"{folder}/config.json"),
-        )  # fmt: skip
+            over,
+            trial.status,
+            trial.final,
+            trial.scores,
+            trial.resumed,
+            trial.ended,
+            trial.machine,
+            trial.parameters,
+            self.reasons.get(trial.id),
+            stamp(f"{folder}/result.json"),
+            stamp(f"{folder}/config.json"),
+        )
         known = self._known.get(trial.id)
         if known is None or known[0] != made_of or known[1]["reason"] == NO_WORD:
             known = self._known[trial.id] = made_of, self._make_row(trial, over)
@@ -122,9 +132,16 @@ class Results:
         seconds = result.get("seconds")
         if seconds is None and trial.ended and trial.resumed:
             seconds = round(trial.ended - trial.resumed, 3)
-        facts = (self.folder_of(trial).name, status, reason, score,
-                 result.get("epochs", len(trial.scores)), seconds,
-                 trial.machine or result.get("machine"), result.get("device"))  # fmt: skip
+        facts = (
+            self.folder_of(trial).name,
+            status,
+            reason,
+            score,
+            result.get("epochs", len(trial.scores)),
+            seconds,
+            trial.machine or result.get("machine"),
+            result.get("device"),
+        )
         # Facts come last: the device that was asked for is not the one that it ran on.
         return self.values_of(trial) | dict(zip(FACTS, facts))
 

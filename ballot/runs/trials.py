@@ -27,4 +27,6 @@ class TrialRecord:
     def has_ended(self) -> bool:
         """Whether nothing more will come from it."""
         return self.status in ENDED
+
+
 NO_WORD = "it left no word"  # a trial that ended

@@ -48,8 +48,13 @@ class Finalist:
 
     def on_fold(self, fold: int, folds: int) -> dict[str, Any]:
         """Return the parameters of a trial: the same split for all folds, another seed for each."""
-        return {**self.parameters, "fold": fold, "folds": folds, "split_seed": self.split_seed,
-                "seed": (self.seed + 1 + fold) % 2**32}  # fmt: skip
+        return {
+            **self.parameters,
+            "fold": fold,
+            "folds": folds,
+            "split_seed": self.split_seed,
+            "seed": (self.seed + 1 + fold) % 2**32,
+        }
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,15 @@ def choose_search(wanted: str | None, files: Sequence[Path]) -> tuple[Search, se
     """
     if not files:
         return experiment.find_search(wanted) if wanted else experiment.newest_search(None), None
-    told = {file: read_json(run_of(file) / "result.json").get("experiment")
-            for file in files}  # fmt: skip
+    told = {file: read_json(run_of(file) / "result.json").get("experiment") for file in files}
     known = {search for search in told.values() if search and search == (wanted or search)}
     if len(known) != 1:
         what = f"are of {len(known)} searches" if known else "are of no search"
         raise UserError(f"--finalize: the files {what}; name one with --search")
     search = known.pop()
-    return experiment.find_search(search), {run_of(f).name for f, of in told.items() if of == search}
+    return experiment.find_search(search), {
+        run_of(f).name for f, of in told.items() if of == search
+    }
 
 
 def choose(
@@ -111,15 +117,23 @@ def choose(
         seed = values.get("seed") or 0
         split = values.get("split_seed")
         words = " ".join(f"{k}={short_value(v)}" for k, v in searched_values(trial).items())
-        this = Finalist(folder.name, row["score"], dict(trial.parameters), words, seed,
-                        seed if split is None else split)  # fmt: skip
+        this = Finalist(
+            folder.name,
+            row["score"],
+            dict(trial.parameters),
+            words,
+            seed,
+            seed if split is None else split,
+        )
         key = json.dumps({k: v for k, v in trial.parameters.items() if k != "seed"}, sort_keys=True)
         if key not in found or (this.score > found[key].score) == results.maximize:
             found[key] = this
     ranked = sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
     if len(ranked) < count:
-        raise UserError(f"--finalize: search {results.search_id} has {len(ranked)} configurations "
-                        f"with a score and a whole CSV, not {count}")  # fmt: skip
+        raise UserError(
+            f"--finalize: search {results.search_id} has {len(ranked)} configurations "
+            f"with a score and a whole CSV, not {count}"
+        )
     return ranked[:count]
 
 
@@ -151,9 +165,12 @@ def find_work(
 def _voted(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]:
     """Return the ballots of trials that came to their end, by the trials' ids."""
     ballots = _ballots(results, trials)
-    return {trial.id: ballots[name] for trial in trials
-            if (name := results.folder_of(trial).name) in ballots
-            and results.result_of(trial).get("status") == "done"}  # fmt: skip
+    return {
+        trial.id: ballots[name]
+        for trial in trials
+        if (name := results.folder_of(trial).name) in ballots
+        and results.result_of(trial).get("status") == "done"
+    }
 
 
 def _ballots(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]:
@@ -169,12 +186,16 @@ def finalize(
     Returns how they stand, and whether it was interrupted.
     """
     if search.manager() is not None:
-        raise UserError(f"search {search.id}: still runs; wait for its end, or end it with "
-                        f"search.py --stop {search.id}")  # fmt: skip
+        raise UserError(
+            f"search {search.id}: still runs; wait for its end, or end it with "
+            f"search.py --stop {search.id}"
+        )
     params, _ = search.profile()
     if is_elsewhere(params) and not search.note().get("guarded", True):
-        raise UserError(f"search {search.id}: ran on other machines with --no_guard; its trials "
-                        "can be given anew only through the guard")  # fmt: skip
+        raise UserError(
+            f"search {search.id}: ran on other machines with --no_guard; its trials "
+            "can be given anew only through the guard"
+        )
     plan = resumed_plan(search, params)
     results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
     results.reasons.update(search.note().get("reasons", {}))
@@ -197,8 +218,10 @@ def finalize(
 def trouble_line(search: Search, trouble: Trouble) -> str:
     """Say why it cannot go on, with the last words of what failed."""
     said = search.last_words(trouble.trials[-1].id) if trouble.trials else search.tuner_words()
-    return (f"search {search.id}: {trouble.what}{f' ({said})' if said else ''}; mend it, and the "
-            "same command goes on from here")  # fmt: skip
+    return (
+        f"search {search.id}: {trouble.what}{f' ({said})' if said else ''}; mend it, and the "
+        "same command goes on from here"
+    )
 
 
 def plan_line(
@@ -213,9 +236,13 @@ def plan_line(
 
 
 def train(
-    search: Search, plan: Plan, results: Results, trials: Sequence[TrialRecord], work: Work,
+    search: Search,
+    plan: Plan,
+    results: Results,
+    trials: Sequence[TrialRecord],
+    work: Work,
     port: int,
-) -> End:  # fmt: skip
+) -> End:
     """Run the trials under a manager that asks no tuner (ballot/engines/nni/node/trials.js)."""
     search.stop()  # what a dead manager left
     most, public = len(trials) + len(work.missing), search.note().get("public", False)
@@ -241,8 +268,10 @@ def post(search: Search, parameters: Sequence[Mapping[str, Any]]) -> None:
             break
         time.sleep(0.2)
     if answer[0] not in ("RUNNING", "NO_MORE_TRIAL"):
-        raise UserError(f"NNI: its manager takes no trials ({'; '.join(answer[1]) or answer[0]}); "
-                        f"see {search.folder / 'log'}")  # fmt: skip
+        raise UserError(
+            f"NNI: its manager takes no trials ({'; '.join(answer[1]) or answer[0]}); "
+            f"see {search.folder / 'log'}"
+        )
     for each in parameters:
         try:
             search.ask("POST", "trial-jobs", each)
@@ -257,8 +286,11 @@ def rank(
     standings, voted = [], _voted(results, trials)
     for each in finalists:
         parameters = [each.on_fold(k, folds) for k in range(folds)]
-        done = {trial.parameters["fold"]: trial for trial in trials
-                if trial.parameters in parameters and trial.id in voted}  # fmt: skip
+        done = {
+            trial.parameters["fold"]: trial
+            for trial in trials
+            if trial.parameters in parameters and trial.id in voted
+        }
         ballots = [voted[done[k].id] for k in sorted(done)]
         scores = [results.result_of(done[k])["score"] for k in sorted(done)]
         if scores:
@@ -268,8 +300,13 @@ def rank(
         return []
     best = standings[0]
     error = best.deviation / math.sqrt(len(best.scores))
-    return [best, *(dataclasses.replace(each, tied=abs(each.mean - best.mean) <= error)
-                    for each in standings[1:])]  # fmt: skip
+    return [
+        best,
+        *(
+            dataclasses.replace(each, tied=abs(each.mean - best.mean) <= error)
+            for each in standings[1:]
+        ),
+    ]
 
 
 def table(standings: Sequence[Standing], folds: int) -> list[str]:
@@ -279,9 +316,11 @@ def table(standings: Sequence[Standing], folds: int) -> list[str]:
     for place, each in enumerate(standings):
         word = "best" if place == 0 else "tied" if each.tied else ""
         counted, voter = f"{len(each.scores)}/{folds}", run_of(each.ballots[0]).name
-        lines.append(f"{each.finalist.name:<{names}}  {counted:>5}"
-                     f"{each.mean:>8.4f}{each.deviation:>8.4f}{each.finalist.score:>15.4f}  "
-                     f"{word:<4}  {voter:<{names}}  {each.finalist.words}".rstrip())  # fmt: skip
+        lines.append(
+            f"{each.finalist.name:<{names}}  {counted:>5}"
+            f"{each.mean:>8.4f}{each.deviation:>8.4f}{each.finalist.score:>15.4f}  "
+            f"{word:<4}  {voter:<{names}}  {each.finalist.words}".rstrip()
+        )
     if any(each.tied for each in standings):
         lines.append("tied: within one standard error of the best's mean")
     return lines

@@ -35,12 +35,17 @@ def resumed_plan(search: Search, params: dict[str, Any]) -> Plan:
     """Return the plan of a search as NNI's database has it."""
     limit = params.get("maxExperimentDuration")
     command, away = params["trialCommand"], is_elsewhere(params)
-    return Plan(None, command,
-                outputs_of(command, params["trialCodeDirectory"], elsewhere=away),
-                params.get("maxTrialNumber"), seconds_of(limit, "NNI") if limit else None,
-                params["trialConcurrency"], is_maximized(params),
-                away or bool(params.get("trialGpuNumber")),
-                remote.links_again(search, params) if away else ())  # fmt: skip
+    return Plan(
+        None,
+        command,
+        outputs_of(command, params["trialCodeDirectory"], elsewhere=away),
+        params.get("maxTrialNumber"),
+        seconds_of(limit, "NNI") if limit else None,
+        params["trialConcurrency"],
+        is_maximized(params),
+        away or bool(params.get("trialGpuNumber")),
+        remote.links_again(search, params) if away else (),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,10 @@ class Screen:
         plan, budget = self._plan, self._budget
         limit = None if budget.limit is None else budget.left(now)
         left = status.time_left(trials, plan.max_trials, plan.concurrency, limit, now)
-        parts = [status.count_line(trials, results.rows, plan.max_trials),
-                 f"best {status.best_score(results.rows, plan.maximize)}"]  # fmt: skip
+        parts = [
+            status.count_line(trials, results.rows, plan.max_trials),
+            f"best {status.best_score(results.rows, plan.maximize)}",
+        ]
         line = " | ".join([wording.clock(budget.spent(now)), *parts, f"{left} left"])
         if sys.stdout.isatty():
             width = shutil.get_terminal_size((100, 24)).columns

@@ -26,8 +26,11 @@ def count_line(
     apart = [f"{counts[word]} {word}" for word in ("failed", "stopped") if counts[word]]
     running = sum(trial.status == "RUNNING" for trial in trials)
     most = max_trials and max(max_trials, len(trials))  # those of --finalize come on top
-    return (f"{ended}/{most or '?'} trials done"
-            + (f" ({', '.join(apart)})" if apart else "") + f", {running} running")  # fmt: skip
+    return (
+        f"{ended}/{most or '?'} trials done"
+        + (f" ({', '.join(apart)})" if apart else "")
+        + f", {running} running"
+    )
 
 
 def best_score(rows: Sequence[Mapping[str, Any]], maximize: bool) -> str:
@@ -38,9 +41,12 @@ def best_score(rows: Sequence[Mapping[str, Any]], maximize: bool) -> str:
 
 
 def time_left(
-    trials: Sequence[TrialRecord], max_trials: int | None, concurrency: int,
-    limit: float | None, now: float,
-) -> str:  # fmt: skip
+    trials: Sequence[TrialRecord],
+    max_trials: int | None,
+    concurrency: int,
+    limit: float | None,
+    now: float,
+) -> str:
     """Estimate the time left from the mean time of the trials that have ended.
 
     `limit` is what is left of the search's own time, if it has one.
@@ -57,8 +63,9 @@ def time_left(
 def results_of(search: Search) -> tuple[Results, list[TrialRecord], dict[str, Any]]:
     """Return a search's table as far as it can be read, its trials and its configuration."""
     params, _ = search.profile()
-    outputs = outputs_of(params["trialCommand"], params["trialCodeDirectory"],
-                         elsewhere=is_elsewhere(params))  # fmt: skip
+    outputs = outputs_of(
+        params["trialCommand"], params["trialCodeDirectory"], elsewhere=is_elsewhere(params)
+    )
     maximize = is_maximized(params)
     results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
     results.reasons.update(search.note().get("reasons", {}))
@@ -88,13 +95,17 @@ def list_lines(searches: Sequence[Search]) -> list[str]:
             continue
         limit = params.get("maxTrialNumber")
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(search.began))
-        lines.append(f"{search.id}  {when}  {state_of(search, trials, limit):<8}"
-                     f"{count_line(trials, results.rows, limit)}, "
-                     f"best {best_score(results.rows, is_maximized(params))}  "
-                     f"{results.outputs}")  # fmt: skip
+        lines.append(
+            f"{search.id}  {when}  {state_of(search, trials, limit):<8}"
+            f"{count_line(trials, results.rows, limit)}, "
+            f"best {best_score(results.rows, is_maximized(params))}  "
+            f"{results.outputs}"
+        )
     if others := len(searches) - len(ours):
-        lines.append(f"besides, {others} of NNI's experiments that search.py did not start "
-                     "(nnictl experiment list --all)")  # fmt: skip
+        lines.append(
+            f"besides, {others} of NNI's experiments that search.py did not start "
+            "(nnictl experiment list --all)"
+        )
     return lines or ["no search has been started yet"]
 
 
@@ -104,17 +115,21 @@ def status_lines(search: Search) -> list[str]:
     limit = params.get("maxTrialNumber")
     state = state_of(search, trials, limit)
     where = f", {search.url}" if search.manager() else ""
-    lines = [f"search {search.id}: {state}{where}",
-             f"{count_line(trials, results.rows, limit)} | best "
-             f"{best_score(results.rows, is_maximized(params))}"]  # fmt: skip
+    lines = [
+        f"search {search.id}: {state}{where}",
+        f"{count_line(trials, results.rows, limit)} | best "
+        f"{best_score(results.rows, is_maximized(params))}",
+    ]
     lines += machine_lines(search, trials)
     for trial, row in zip(trials, results.rows):
         score = "-" if row["score"] is None else format(row["score"], ".4f")
         seconds = "-" if row["seconds"] is None else clock(row["seconds"])
         values = " ".join(f"{k}={short_value(v)}" for k, v in searched_values(trial).items())
         reason = f"  ({row['reason']})" if row["reason"] else ""
-        lines.append(f"{trial.sequence:>4}  {trial.id}  {row['status']:<8}{score:>8}  "
-                     f"{row['epochs']:>4} epochs  {seconds:>7}  {values}{reason}")  # fmt: skip
+        lines.append(
+            f"{trial.sequence:>4}  {trial.id}  {row['status']:<8}{score:>8}  "
+            f"{row['epochs']:>4} epochs  {seconds:>7}  {values}{reason}"
+        )
     lines.append(f"runs: {results.outputs}; table: {results.path}; NNI's files: {search.folder}")
     if state in ("stopped", "error", "hangs"):
         lines.append(f"continue with: python search.py --resume {search.id}")

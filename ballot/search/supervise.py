@@ -143,13 +143,20 @@ class Chores:
     """What is to be done beside watching: files brought up to date, hanging trials, the time."""
 
     def __init__(
-        self, search: Search, plan: Plan, results: Results, budget: Budget, screen: Screen,
+        self,
+        search: Search,
+        plan: Plan,
+        results: Results,
+        budget: Budget,
+        screen: Screen,
         fleet: Fleet | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._search, self._plan, self._results = search, plan, results
         self._budget, self._screen, self._fleet = budget, screen, fleet
         self._told = set(search.retries())
-        self._trial_limit = float(trial_command.option_of(plan.command, "--time_limit", "0")) or None
+        self._trial_limit = (
+            float(trial_command.option_of(plan.command, "--time_limit", "0")) or None
+        )
         self._began = time.time()
         self._table, self._note = Pace(UPDATE_S), Pace(NOTE_S)
         self._page = Pace(PAGE_S, time.time())
@@ -177,8 +184,11 @@ class Chores:
         self._keep_time(trials, now)
         self._end_what_hangs(trials, now)
         self._keep_house(trials)
-        if self._page.is_due(now) and any(trial.scores for trial in trials) \
-                and self._budget.left_for_trials(now) > 2 * self._page.took + 1:  # fmt: skip
+        if (
+            self._page.is_due(now)
+            and any(trial.scores for trial in trials)
+            and self._budget.left_for_trials(now) > 2 * self._page.took + 1
+        ):
             with self._page:
                 try_report(self._plan.outputs, self._plan.page, search=self._search.id)
 

@@ -97,8 +97,15 @@ def time_before(note: Mapping[str, Any], counted: float, *, runs: bool, now: flo
 
 def usual_seconds(trials: Iterable[TrialRecord]) -> float | None:
     """Return the median time of the trials that came to an end of their own, if there are any."""
-    times = [t.ended - t.started for t in trials if t.ended and t.started and t.scores
-             and t.status in ("SUCCEEDED", "EARLY_STOPPED") and t.started == t.resumed]  # fmt: skip
+    times = [
+        t.ended - t.started
+        for t in trials
+        if t.ended
+        and t.started
+        and t.scores
+        and t.status in ("SUCCEEDED", "EARLY_STOPPED")
+        and t.started == t.resumed
+    ]
     return statistics.median(times) if times else None
 
 

@@ -60,8 +60,11 @@ class Watch:
             return Trouble(what, again, of_tuner=True)
         failing = crashed_in_a_row([t for t in trials if (t.ended or now) >= self.since])
         if len(failing) >= IN_A_ROW:
-            return Trouble(f"{IN_A_ROW} trials in a row crashed before their first epoch",
-                           f"mend what they say; then {again}", trials=tuple(failing))  # fmt: skip
+            return Trouble(
+                f"{IN_A_ROW} trials in a row crashed before their first epoch",
+                f"mend what they say; then {again}",
+                trials=tuple(failing),
+            )
         return self._idle(status, trials, now, again)
 
     def is_done(self, status: str, trials: Sequence[TrialRecord], now: float) -> bool:
@@ -131,6 +134,9 @@ def overdue(
         return []
     patience = limit + max(60.0, 0.5 * limit)  # reading data, the last epoch, the answers
     return [
-        trial for trial in trials if trial.status == "RUNNING" and trial.id in signs
+        trial
+        for trial in trials
+        if trial.status == "RUNNING"
+        and trial.id in signs
         and now - max(trial.resumed or now, signs[trial.id]) > patience
-    ]  # fmt: skip
+    ]

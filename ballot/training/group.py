@@ -105,14 +105,17 @@ class Group:
     def device_name(self, name: str) -> str:
         """Return the device of this process where several were started."""
         if name.startswith("cuda:"):
-            raise UserError(f"device: {name!r} is one GPU for {self.size} processes; "
-                            "auto gives each its own")  # fmt: skip
+            raise UserError(
+                f"device: {name!r} is one GPU for {self.size} processes; auto gives each its own"
+            )
         if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
             return "cpu"
         if name in ("auto", "cuda") and self.local < torch.cuda.device_count():
             return f"cuda:{self.local}"
-        raise UserError(f"device: there is no GPU for process {self.local + 1} of this machine; "
-                        "start as many as there are GPUs, or say --device cpu")  # fmt: skip
+        raise UserError(
+            f"device: there is no GPU for process {self.local + 1} of this machine; "
+            "start as many as there are GPUs, or say --device cpu"
+        )
 
     def dissolve(self, signum: int) -> str | None:
         """Go on alone after a signal: the other processes end, this one keeps what there is.
@@ -170,8 +173,13 @@ def joined() -> Iterator[Group]:
     if local < gpus:
         torch.cuda.set_device(local)
     store, rank, size = next(dist.rendezvous("env://"))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank,
-                            world_size=size, timeout=PATIENCE)  # fmt: skip
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
     group = Group(rank, size, local, store)
     try:
         yield group

@@ -74,8 +74,14 @@ def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None
     mean = float(np.average(step_losses, weights=sizes))
     if not math.isfinite(mean):
         raise TrialFailed(f"the loss stopped being finite in epoch {state.epoch + 1}")
-    return Epoch(mean, step_losses, lrs, _softmax(logits), torch.cat(labels).cpu().numpy(),
-                 sum(sizes) / seconds)  # fmt: skip
+    return Epoch(
+        mean,
+        step_losses,
+        lrs,
+        _softmax(logits),
+        torch.cat(labels).cpu().numpy(),
+        sum(sizes) / seconds,
+    )
 
 
 def _step(
@@ -182,8 +188,14 @@ def _settle_parts(state: TrainState, images: torch.Tensor, targets: torch.Tensor
     A process that ran out of it within a step would leave the others waiting for its answers.
     """
     own = targets[piece(len(targets), state.group.rank, state.group.size)]
-    alone = TrainState(state.model, state.criterion, state.optimizer, state.schedule,
-                       amp=state.amp, parts=state.parts)  # fmt: skip
+    alone = TrainState(
+        state.model,
+        state.criterion,
+        state.optimizer,
+        state.schedule,
+        amp=state.amp,
+        parts=state.parts,
+    )
     with state.group.together():
         while True:
             try:
@@ -258,9 +270,12 @@ def _forward(model: nn.Module, images: torch.Tensor, amp: torch.dtype | None) ->
 def rows_of_all(logits: list[torch.Tensor], batches: list[int], group: Group) -> torch.Tensor:
     """Put together what the processes have predicted of batches of these sizes, in one transfer."""
     starts = np.cumsum([0, *batches[:-1]])
-    own = [np.concatenate([np.arange(n)[piece(n, rank, group.size)] + start
-                           for n, start in zip(batches, starts)])
-           for rank in range(group.size)]  # fmt: skip
+    own = [
+        np.concatenate(
+            [np.arange(n)[piece(n, rank, group.size)] + start for n, start in zip(batches, starts)]
+        )
+        for rank in range(group.size)
+    ]
     everyone = group.rows(torch.cat(logits), [len(rows) for rows in own])
     whole = everyone.new_empty(sum(batches), everyone.shape[1])
     whole[torch.from_numpy(np.concatenate(own)).to(whole.device)] = everyone

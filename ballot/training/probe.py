@@ -91,9 +91,15 @@ def measure(
     began = time.perf_counter()
     loop.predict(state.scored, islice(val(), 1), state.amp)
     predict = time.perf_counter() - began
-    return {"first_step": first, "step": step, "predict": predict, "peak": peak_memory(device),
-            "parts": state.parts, "parameters": sum(p.numel() for p in state.model.parameters()),
-            **device_facts(device)}  # fmt: skip
+    return {
+        "first_step": first,
+        "step": step,
+        "predict": predict,
+        "peak": peak_memory(device),
+        "parts": state.parts,
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        **device_facts(device),
+    }
 
 
 def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:

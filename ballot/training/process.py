@@ -75,8 +75,9 @@ def pick_amp(mode: str, device: torch.device) -> torch.dtype | None:
     if mode == "fp16" and device.type == "cpu":
         raise UserError("amp: fp16 needs a GPU; choose bf16 or off")
     if mode == "bf16" and device.type == "cpu" and not has_bfloat16():
-        log.warning("amp: this processor has no instructions for bfloat16; off is several times "
-                    "as fast")  # fmt: skip
+        log.warning(
+            "amp: this processor has no instructions for bfloat16; off is several times as fast"
+        )
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[mode]
 
 

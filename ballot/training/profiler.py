@@ -47,8 +47,9 @@ class Clock:
         if torch.cuda.is_available():
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         steps = torch.profiler.schedule(wait=0, warmup=2, active=TRACED, repeat=1)
-        profiler = torch.profiler.profile(activities=kinds, schedule=steps,
-                                          on_trace_ready=self._write)  # fmt: skip
+        profiler = torch.profiler.profile(
+            activities=kinds, schedule=steps, on_trace_ready=self._write
+        )
         profiler.start()
         return profiler
 
@@ -67,8 +68,9 @@ class Clock:
         seconds, self._seconds = self._seconds, None
         seconds["report"] = total - sum(seconds.values())
         lines = [f"where the {total:.2f} s of this epoch went (the trace is {self._trace})"]
-        lines += [f"  {name:<12} {spent:8.3f} s {spent / total:7.1%}"
-                  for name, spent in seconds.items()]  # fmt: skip
+        lines += [
+            f"  {name:<12} {spent:8.3f} s {spent / total:7.1%}" for name, spent in seconds.items()
+        ]
         return "\n".join(lines)
 
     @contextlib.contextmanager

@@ -45,8 +45,16 @@ def commit(folder: Path) -> str | None:
     """
     if not (folder / ".git").exists():
         return None
-    words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40",
-             "--exclude=*"]  # fmt: skip
+    words = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(words, capture_output=True, text=True, timeout=5)
         return done.stdout.strip() or None

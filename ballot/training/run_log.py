@@ -146,8 +146,14 @@ class StepLines:
         """Count a step, and log it if its turn has come."""
         self.n, self.steps = self.n + images, self.steps + 1
         if self.steps % self.every == 0:
-            log.info("epoch %d, step %d, %d of %d images: %s", self.epoch, self.steps, self.n,
-                     self.total, self._text)  # fmt: skip
+            log.info(
+                "epoch %d, step %d, %d of %d images: %s",
+                self.epoch,
+                self.steps,
+                self.n,
+                self.total,
+                self._text,
+            )
         due = (self.steps + 1) % self.every == 0
         self.last_print_t = -math.inf if due else math.inf
 

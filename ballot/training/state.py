@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
 
-
 def sample_of(model: torch.nn.Module) -> list[float]:
     """Return the first weight of every matrix and filter: alike for networks of one start alone.
 
@@ -92,12 +91,22 @@ class TrainState:
 
     def save(self, path: Path) -> None:
         """Write the state after an epoch: tensors, and JSON for the rest."""
-        plain = {"epoch": self.epoch, "step": self.step, "parts": self.parts,
-                 "best_score": self.best_score, "best_epoch": self.best_epoch,
-                 "best_scores": self.best_scores, "start": self.start}  # fmt: skip
+        plain = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "parts": self.parts,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_scores": self.best_scores,
+            "start": self.start,
+        }
         ema = None if self.ema is None else self.ema.state_dict()
-        whole = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule,
-                 "scaler": self.scaler}  # fmt: skip
+        whole = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
         states = {name: part.state_dict() for name, part in whole.items()}
         save_tensors(path, {**states, "ema": ema, "state": json.dumps(plain)})
 

@@ -28,8 +28,16 @@ log = logging.getLogger(__name__)
 LINGER = 60.0  # seconds that a trial waits at its end for what its trackers still have to send
 LIFETIME = 120  # seconds that a tracker has once its trial is gone
 QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-FILES = ("config.json", "result.json", "history.csv", "fold*/history.csv", "split.csv", "val.csv",
-         "submission.csv", "run.log")  # fmt: skip
+FILES = (
+    "config.json",
+    "result.json",
+    "history.csv",
+    "fold*/history.csv",
+    "split.csv",
+    "val.csv",
+    "submission.csv",
+    "run.log",
+)
 MOST_CLASSES = 30  # whose curves and cells a person looks at
 CELL, BLUE = 26, (0, 114, 178)  # pixels of a cell, and its colour where all rows are
 
@@ -153,9 +161,13 @@ class Sender:
         try:
             with (folder / f"{name}.log").open("ab") as output:
                 self.process = subprocess.Popen(
-                    command, env=env, stdin=subprocess.PIPE, stdout=output,
-                    stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+                    command,
+                    env=env,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         except OSError as error:
             self._warn(str(error))
             return
@@ -248,14 +260,21 @@ class WandB:
 
         has_key = wandb.login(prompt=False)
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
-        settings = wandb.Settings(console="off", silent=True, init_timeout=15, disable_git=True,
-                                  x_disable_stats=True)  # fmt: skip
+        settings = wandb.Settings(
+            console="off", silent=True, init_timeout=15, disable_git=True, x_disable_stats=True
+        )
         self.run = run or uuid.uuid4().hex[:12]
         self._wandb = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "ballot"), group=group or None, id=self.run,
-            name=folder.name, resume="allow", dir=str(folder), config=dict(config), mode=mode,
+            project=os.environ.get("WANDB_PROJECT", "ballot"),
+            group=group or None,
+            id=self.run,
+            name=folder.name,
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+            mode=mode,
             settings=settings,
-        )  # fmt: skip
+        )
 
     def log(self, scores: Mapping[str, float], epoch: int) -> None:
         """Send an epoch's scores."""

@@ -46,8 +46,11 @@ class Assessor(NniAssessor):
     ) -> None:
         if optimize_mode not in ("maximize", "minimize"):
             raise ValueError(f"optimize_mode is {optimize_mode!r}; it is maximize or minimize")
-        for name, value, least in (("start_step", start_step, 1), ("min_trials", min_trials, 1),
-                                   ("reduction_factor", reduction_factor, 1.1)):  # fmt: skip
+        for name, value, least in (
+            ("start_step", start_step, 1),
+            ("min_trials", min_trials, 1),
+            ("reduction_factor", reduction_factor, 1.1),
+        ):
             if value is not None and not (_is_number(value) and value >= least):
                 raise ValueError(f"{name} is {value!r}; it is a number from {least} on")
         self._sign = 1 if optimize_mode == "maximize" else -1

@@ -105,9 +105,11 @@ class Model:
         return rows  # [N, D]
 
     def _point(self, row: np.ndarray) -> dict[tuple, float]:
-        return {key: from_unit(spec, u) if ordered else int(u)
-                for (key, spec), u, ordered in zip(self.space.items(), row, self.ordered)
-                if not math.isnan(u)}  # fmt: skip
+        return {
+            key: from_unit(spec, u) if ordered else int(u)
+            for (key, spec), u, ordered in zip(self.space.items(), row, self.ordered)
+            if not math.isnan(u)
+        }
 
     def _widths(self, number: int) -> np.ndarray:
         """Return each option's kernel width for so many points: narrower with more of them."""

@@ -73,8 +73,13 @@ class Tuner(TpeTuner):
     ) -> None:
         experiment = experiment_of(sys.argv)
         max_trials = max_trials or experiment.get("maxTrialNumber")
-        ours = {"constant_liar_type": "mean", "n_startup_jobs": startup_jobs(max_trials),
-                "n_ei_candidates": 32, "gamma": 0.15, "prior_weight": 1.0}  # fmt: skip
+        ours = {
+            "constant_liar_type": "mean",
+            "n_startup_jobs": startup_jobs(max_trials),
+            "n_ei_candidates": 32,
+            "gamma": 0.15,
+            "prior_weight": 1.0,
+        }
         super().__init__(optimize_mode, seed, {**ours, **(tpe_args or {})})
         if self.args.n_ei_candidates < 1 or not 0 < self.args.gamma <= 1:
             raise ValueError("tpe_args: n_ei_candidates is at least 1, gamma a share of the trials")
@@ -149,8 +154,10 @@ class Tuner(TpeTuner):
         folder = self.get_checkpoint_path()
         if folder is not None:
             # The keys are JSON already; to write it anew would take most of a suggestion.
-            known = [f"[{key}, {json.dumps(trial.state)}, {json.dumps(trial.loss)}]"
-                     for key, trial in self._trials.items()]  # fmt: skip
+            known = [
+                f"[{key}, {json.dumps(trial.state)}, {json.dumps(trial.loss)}]"
+                for key, trial in self._trials.items()
+            ]
             try:
                 with replacing(Path(folder, "tuner.json")) as file:
                     file.write("[" + ",\n".join(known) + "]\n")
@@ -244,8 +251,9 @@ class Tuner(TpeTuner):
             if trial.state in ("done", "stopped") or (trial.state == "running" and lie)
         )
         points = [known[number].point for *_, number in ranked]
-        best = min(math.ceil(self.args.gamma * len(points)), self.args.linear_forgetting,
-                   max(len(done), 1))  # fmt: skip
+        best = min(
+            math.ceil(self.args.gamma * len(points)), self.args.linear_forgetting, max(len(done), 1)
+        )
         return points[:best], points[best:], failed
 
 

@@ -184,9 +184,13 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
     try:
         # In chunks: a whole frame and its copy as one array would be two files in memory.
         with pd.read_csv(
-            path, header=0, names=list(kinds), dtype=kinds, na_filter=False,
+            path,
+            header=0,
+            names=list(kinds),
+            dtype=kinds,
+            na_filter=False,
             chunksize=max(1, CHUNK // len(kinds)),
-        ) as chunks:  # fmt: skip
+        ) as chunks:
             for frame in chunks:
                 if not isinstance(frame.index, pd.RangeIndex):
                     raise ValueError("rows are longer than the header")

@@ -16,8 +16,21 @@ from ballot.vote.ballots import Ballot, read_ballot
 from ballot.wording import few, natural
 
 # What may differ between the folds and seeds of one configuration.
-OWN_TO_A_RUN = ("seed", "split_seed", "fold", "run_name", "out_dir", "resume", "device", "workers",
-                "tensorboard", "tracker", "log_every", "log_config", "save_period")  # fmt: skip
+OWN_TO_A_RUN = (
+    "seed",
+    "split_seed",
+    "fold",
+    "run_name",
+    "out_dir",
+    "resume",
+    "device",
+    "workers",
+    "tensorboard",
+    "tracker",
+    "log_every",
+    "log_config",
+    "save_period",
+)
 TRIAL = re.compile(r"\w+-\d{3,}-\w+")  # a run of a search: its number there, and the trial's id
 
 
@@ -49,8 +62,10 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         if any(mark in path for mark in "*?[") and not Path(path).exists():
             found = sorted(glob.glob(path))  # noqa: PTH207 - the pattern may be absolute
             if not found:
-                raise UserError(f"{path}: matches no file; run train.py or collect.py first (runs "
-                                f"without test rows vote by outputs/*/{VALIDATION})")  # fmt: skip
+                raise UserError(
+                    f"{path}: matches no file; run train.py or collect.py first (runs "
+                    f"without test rows vote by outputs/*/{VALIDATION})"
+                )
         files += map(Path, found)
     own = [f for f in files if f.name == "soft.csv" and f.with_name("ensemble.json").exists()]
     if own:
@@ -66,8 +81,10 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
             raise UserError(f"{file}: is given twice; --weights gives a member more say")
     held_out = [file for file in files if is_validation(file)]
     if held_out and len(held_out) < len(files):  # also the two files of one run
-        raise UserError(f"{held_out[0]}: holds validation rows, other members' files test rows; "
-                        "give of all runs the one, or of all the other")  # fmt: skip
+        raise UserError(
+            f"{held_out[0]}: holds validation rows, other members' files test rows; "
+            "give of all runs the one, or of all the other"
+        )
     return files, notes
 
 

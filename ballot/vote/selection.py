@@ -116,14 +116,20 @@ def read_poll(
         check_same_classes(ballot, first)
     truth = agreed_labels(read.values())
     common = set(truth).intersection(*{id(b.ids): b.ids for b in read.values()}.values())
-    own = {i: score_all(b.probs, numbers(b.labels or (), b.classes), options)
-           for i, b in read.items()}  # fmt: skip
+    own = {
+        i: score_all(b.probs, numbers(b.labels or (), b.classes), options) for i, b in read.items()
+    }
     if len(common) < max(len(b.ids) for b in read.values()):
         notes.append(
             f"validation rows differ between members: {len(common):,} of {len(truth):,} are common "
-            "to all" + (", scores are of these" if common else ", each score is of a member's own "
-            "rows; --group_folds joins the folds of one configuration")
-        )  # fmt: skip
+            "to all"
+            + (
+                ", scores are of these"
+                if common
+                else ", each score is of a member's own "
+                "rows; --group_folds joins the folds of one configuration"
+            )
+        )
     if not common:
         return None, own
     ids, polled = sorted(common), list(read)
@@ -272,7 +278,9 @@ def fit_recipe(
     if options.select == "greedy":
         if options.method != "mean":
             values = np.stack([combine.transform(member, options.method) for member in values])
-        weights = combine.greedy(values, targets, options.metric, bags=options.bag, seed=options.seed)
+        weights = combine.greedy(
+            values, targets, options.metric, bags=options.bag, seed=options.seed
+        )
     elif options.select and options.select.startswith("best:"):
         kept = best_members(options.metric, values, targets)[: int(options.select[5:])]
         weights = [float(i in kept) for i in range(len(values))]

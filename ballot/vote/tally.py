@@ -154,8 +154,10 @@ def has_test_rows(members: Sequence[Member], options: VoteOptions) -> bool:
 def without_test_rows(options: VoteOptions) -> str:
     """Say what a vote of validation rows is, and what its scores are worth."""
     chosen = " and members chosen" if options.select not in (None, "all") or options.stack else ""
-    return (f"no test rows: scores are of the validation rows by which epochs were kept{chosen}; "
-            f"python predict.py {options.out_dir} IMAGES --out FILE applies the vote")  # fmt: skip
+    return (
+        f"no test rows: scores are of the validation rows by which epochs were kept{chosen}; "
+        f"python predict.py {options.out_dir} IMAGES --out FILE applies the vote"
+    )
 
 
 def check_out_dir(folder: Path, members: Sequence[Member]) -> None:
@@ -170,9 +172,7 @@ def check_out_dir(folder: Path, members: Sequence[Member]) -> None:
             )
 
 
-def drop_broken(
-    members: list[Member], notes: list[str]
-) -> tuple[list[Member], list[str | None]]:  # fmt: skip
+def drop_broken(members: list[Member], notes: list[str]) -> tuple[list[Member], list[str | None]]:
     """Leave out runs that did not end well and have no whole CSV; name all that ended early."""
     kept: list[Member] = []
     statuses: list[str | None] = []
@@ -279,8 +279,10 @@ def known_targets(
         if label is None:
             continue
         if label not in number:
-            raise UserError(f"{source}: id {short(name)} has the label {short(label)}, which is "
-                            f"no class of {first.path}{suggest(label, first.classes)}")  # fmt: skip
+            raise UserError(
+                f"{source}: id {short(name)} has the label {short(label)}, which is "
+                f"no class of {first.path}{suggest(label, first.classes)}"
+            )
         targets[row] = number[label]
     return targets
 

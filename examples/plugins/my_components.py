@@ -32,9 +32,13 @@ def my_net(num_classes: int, pretrained: bool, *, width: int = 32) -> nn.Module:
         return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
 
     return nn.Sequential(
-        stage(3, width), stage(width, 2 * width), stage(2 * width, 4 * width),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes),
-    )  # fmt: skip
+        stage(3, width),
+        stage(width, 2 * width),
+        stage(2 * width, 4 * width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, num_classes),
+    )
 
 
 # A loss takes logits [N, C] and targets, indices [N] or probabilities [N, C]. One with an argument

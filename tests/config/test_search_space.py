@@ -14,11 +14,14 @@ GOOD = {
         "_type": "choice",
         "_value": [
             {"_name": "AdamW"},
-            {"_name": "SGD", "momentum": {"_type": "uniform", "_value": [0.5, 0.9]},
-             "lr": {"_type": "uniform", "_value": [0.01, 0.1]}},
+            {
+                "_name": "SGD",
+                "momentum": {"_type": "uniform", "_value": [0.5, 0.9]},
+                "lr": {"_type": "uniform", "_value": [0.01, 0.1]},
+            },
         ],
     },
-}  # fmt: skip
+}
 
 
 def test_a_good_search_space_passes():
@@ -39,17 +42,29 @@ def test_a_good_search_space_passes():
         ("batch_size", {"_type": "choice", "_value": [16, "many"]}, "takes a whole number"),
         ("batch_size", {"_type": "choice", "_value": []}, "one or more values"),
         ("epochs", {"_type": "choice", "_value": [0]}, "at least 1"),
-        ("optimizer", {"_type": "choice", "_value": [{"_name": "SGD", "lr": {"_type": "uniform",
-         "_value": [-2, -1]}}]}, "must be greater than 0"),
+        (
+            "optimizer",
+            {
+                "_type": "choice",
+                "_value": [{"_name": "SGD", "lr": {"_type": "uniform", "_value": [-2, -1]}}],
+            },
+            "must be greater than 0",
+        ),
         ("lr.x", GOOD["lr"], "has no parts"),
         ("monitor", {"_type": "choice", "_value": ["val_acc"]}, "cannot be compared"),
         ("lr", {"_type": "quniform", "_value": [0.1, 1, 0]}, "make them above 0"),
-        ("optimizer", {"_type": "choice", "_value": ["AdamW", {"_name": "SGD",
-         "lr": GOOD["lr"]}]}, "mixes names"),
-        ("optimizer", {"_type": "choice", "_value": [{"_name": "SGD", "momentum": 0.9}]},
-         "NNI's tuner dies"),
+        (
+            "optimizer",
+            {"_type": "choice", "_value": ["AdamW", {"_name": "SGD", "lr": GOOD["lr"]}]},
+            "mixes names",
+        ),
+        (
+            "optimizer",
+            {"_type": "choice", "_value": [{"_name": "SGD", "momentum": 0.9}]},
+            "NNI's tuner dies",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_search_space_is_named_by_file_and_key(key, spec, message):
     (problem,) = find_problems({key: spec}, "space.json")
     assert str(problem).startswith("space.json: ") and message in str(problem)
@@ -66,13 +81,28 @@ def test_every_problem_of_a_search_space_is_found():
         ({"batch_size": {"_type": "choice", "_value": [16, 32, 64]}}, 3),
         ({"epochs": {"_type": "randint", "_value": [2, 7]}}, 5),
         ({"batch_size": {"_type": "quniform", "_value": [16, 64, 16]}}, 4),
-        ({"lr": {"_type": "uniform", "_value": [0, 1]}, "epochs": {"_type": "randint",
-          "_value": [2, 7]}}, math.inf),
-        ({"criterion": {"_type": "choice", "_value": [{"_name": "a"}, {"_name": "b",
-          "gamma": {"_type": "choice", "_value": [1, 2, 3]}}]},
-          "folds": {"_type": "choice", "_value": [1, 5]}}, 8),
+        (
+            {
+                "lr": {"_type": "uniform", "_value": [0, 1]},
+                "epochs": {"_type": "randint", "_value": [2, 7]},
+            },
+            math.inf,
+        ),
+        (
+            {
+                "criterion": {
+                    "_type": "choice",
+                    "_value": [
+                        {"_name": "a"},
+                        {"_name": "b", "gamma": {"_type": "choice", "_value": [1, 2, 3]}},
+                    ],
+                },
+                "folds": {"_type": "choice", "_value": [1, 5]},
+            },
+            8,
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_configurations_of_a_space_are_counted(space, expected):
     assert count(space) == expected
 

@@ -41,8 +41,19 @@ def test_a_project_of_three_parts_trains_on_dummy_data(script, tmp_path):
 
 def test_a_config_json_project_trains_resumes_and_predicts(script, tmp_path):
     folder = EXAMPLES / "template_config"
-    done = script("train.py", "-c", folder / "config.json", "--lr", 0.003, "--bs", 64,
-                  "--log_config", folder / "logger_config.json", "--run_name", "one")  # fmt: skip
+    done = script(
+        "train.py",
+        "-c",
+        folder / "config.json",
+        "--lr",
+        0.003,
+        "--bs",
+        64,
+        "--log_config",
+        folder / "logger_config.json",
+        "--run_name",
+        "one",
+    )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "saved" / "Digits_LeNet" / "one"
     values = json.loads((run / "config.json").read_text())["values"]
@@ -75,8 +86,17 @@ def test_a_config_json_project_trains_resumes_and_predicts(script, tmp_path):
 
 
 def test_an_upper_case_project_trains_and_mlflow_has_its_config_log_and_csvs(script, tmp_path):
-    done = script("train.py", "-c", EXAMPLES / "template_yacs" / "cifar10.yaml", "--dataset",
-                  "dummy", "--data_dir", "none", "--run_name", "upper")  # fmt: skip
+    done = script(
+        "train.py",
+        "-c",
+        EXAMPLES / "template_yacs" / "cifar10.yaml",
+        "--dataset",
+        "dummy",
+        "--data_dir",
+        "none",
+        "--run_name",
+        "upper",
+    )
     assert done.returncode == 0, done.stderr
     assert "tracker mlflow" not in done.stdout
     from mlflow import MlflowClient
@@ -119,8 +139,13 @@ def test_training_goes_on_when_the_terminal_is_closed_and_can_be_watched(tmp_pat
     installed.touch()
     make = ["make", "-s", "VENV=venv", f"BIN={Path(sys.executable).parent}"]
     words = "ARGS=--epochs 2 --run_name mine"
-    with subprocess.Popen([*make, "train", words], cwd=tmp_path, text=True, start_new_session=True,
-                          stdout=subprocess.PIPE) as started:  # fmt: skip
+    with subprocess.Popen(
+        [*make, "train", words],
+        cwd=tmp_path,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    ) as started:
         said = started.stdout.readline()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGHUP)  # what a terminal sends when it is closed
@@ -131,8 +156,13 @@ def test_training_goes_on_when_the_terminal_is_closed_and_can_be_watched(tmp_pat
         assert time.monotonic() < deadline, [p.read_text() for p in tmp_path.glob("outputs/*.out")]
         time.sleep(0.5)
     assert json.loads(result.read_text())["status"] == "done"
-    with subprocess.Popen([*make, "watch", "RUN=mine"], cwd=tmp_path, text=True,
-                          start_new_session=True, stdout=subprocess.PIPE) as watching:  # fmt: skip
+    with subprocess.Popen(
+        [*make, "watch", "RUN=mine"],
+        cwd=tmp_path,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    ) as watching:
         lines = [watching.stdout.readline() for _ in range(3)]
         os.killpg(watching.pid, signal.SIGTERM)
     assert any("run folder: outputs/mine" in line for line in lines)

@@ -176,44 +176,88 @@ BACKBONE = {"backbone": "resnet18"}
     "values, wanted",
     [
         ({**TRAINER, "loss": "cross_entropy"}, {"criterion": "cross_entropy"}),
-        ({**TRAINER, "loss": {"type": "FocalLoss", "args": {"gamma": 1}}},
-         {"criterion": "focal", "criterion_args": {"gamma": 1}}),
+        (
+            {**TRAINER, "loss": {"type": "FocalLoss", "args": {"gamma": 1}}},
+            {"criterion": "focal", "criterion_args": {"gamma": 1}},
+        ),
         ({**TRAINER, "n_gpu": 0}, {"device": "cpu"}),
         ({**TRAINER, "n_gpu": 2}, {"device": "0,1"}),
-        ({**TRAINER, "arch": {"type": "ResNet18", "args": {"pretrained": True}}},
-         {"model": "resnet18", "pretrained": "yes"}),
+        (
+            {**TRAINER, "arch": {"type": "ResNet18", "args": {"pretrained": True}}},
+            {"model": "resnet18", "pretrained": "yes"},
+        ),
         ({"trainer": {"monitor": "max val_accuracy"}}, {"monitor": "max val_acc"}),
         ({"trainer": {"early_stop": None}}, {"early_stop": 0}),
-        ({**TRAINER, "data_loader": {"type": "MnistDataLoader", "args": {"data_dir": "x"}}},
-         {"dataset": "MNIST", "data_dir": "x"}),
-        ({**TRAINER, "data_loader": {"args": {"num_folds": 5, "fold_id": 1}}},
-         {"folds": 5, "fold": 1}),
-        ({**TRAINER, "lr_scheduler": {"type": "ExponentialLR", "args": {"gamma": 0.9}}},
-         {"scheduler": "step", "scheduler_args": {"step_size": 1, "gamma": 0.9}}),
-        ({**TRAINER, "lr_scheduler": {"type": "ReduceLROnPlateau"}},
-         {"scheduler": "plateau", "scheduler_args": {"patience": 10}}),
-        ({"trainer": {"epochs": 9}, "optimizer": {"type": "AdamW", "args": {"lr": 0.1}},
-          "lr_scheduler": {"type": "CosineAnnealingLR", "args": {"T_max": 9, "eta_min": 0.001}}},
-         {"weight_decay": 0.01, "scheduler": "cosine", "scheduler_args": {"min_factor": 0.01}}),
-        ({**TRAINER, "optimizer": {"type": "SGD", "args": {"lr": 0.1}}},
-         {"optimizer": "SGD", "weight_decay": 0.0, "scheduler": "constant"}),
-        ({**BACKBONE, "head": {"type": "LinearClsHead", "dropout_ratio": 0.2}},
-         {"model": "backbone_head",
-          "model_args": {"backbone": "resnet18", "head": "linear", "head_args": {"dropout": 0.2}}}),
-        ({**BACKBONE, "resume": "outputs/a", "gpu": 1},
-         {"resume": "outputs/a", "device": "cuda:1"}),
-        ({"TRAIN": {"MAX_EPOCHS": 3, "OPTIMIZER": {"NAME": "adam", "LR": 0.1}}},
-         {"epochs": 3, "optimizer": "Adam", "lr": 0.1}),
-        ({"TRAINER": {"PRECISION": "16-mixed", "DEVICES": [0, 1]}},
-         {"amp": "fp16", "device": "0,1"}),
-        ({"TRAIN_TRANSFORM_LIST": ["RandomResizedCrop", "ToTensor"], "IMG_SIZE": 48},
-         {"pipeline": {"train": {"RandomResizedCrop": {"size": 48}, "ToTensor": None},
-                       "val": {"Resize": {"size": [48, 48]}, "ToTensor": None}}}),
+        (
+            {**TRAINER, "data_loader": {"type": "MnistDataLoader", "args": {"data_dir": "x"}}},
+            {"dataset": "MNIST", "data_dir": "x"},
+        ),
+        (
+            {**TRAINER, "data_loader": {"args": {"num_folds": 5, "fold_id": 1}}},
+            {"folds": 5, "fold": 1},
+        ),
+        (
+            {**TRAINER, "lr_scheduler": {"type": "ExponentialLR", "args": {"gamma": 0.9}}},
+            {"scheduler": "step", "scheduler_args": {"step_size": 1, "gamma": 0.9}},
+        ),
+        (
+            {**TRAINER, "lr_scheduler": {"type": "ReduceLROnPlateau"}},
+            {"scheduler": "plateau", "scheduler_args": {"patience": 10}},
+        ),
+        (
+            {
+                "trainer": {"epochs": 9},
+                "optimizer": {"type": "AdamW", "args": {"lr": 0.1}},
+                "lr_scheduler": {
+                    "type": "CosineAnnealingLR",
+                    "args": {"T_max": 9, "eta_min": 0.001},
+                },
+            },
+            {"weight_decay": 0.01, "scheduler": "cosine", "scheduler_args": {"min_factor": 0.01}},
+        ),
+        (
+            {**TRAINER, "optimizer": {"type": "SGD", "args": {"lr": 0.1}}},
+            {"optimizer": "SGD", "weight_decay": 0.0, "scheduler": "constant"},
+        ),
+        (
+            {**BACKBONE, "head": {"type": "LinearClsHead", "dropout_ratio": 0.2}},
+            {
+                "model": "backbone_head",
+                "model_args": {
+                    "backbone": "resnet18",
+                    "head": "linear",
+                    "head_args": {"dropout": 0.2},
+                },
+            },
+        ),
+        (
+            {**BACKBONE, "resume": "outputs/a", "gpu": 1},
+            {"resume": "outputs/a", "device": "cuda:1"},
+        ),
+        (
+            {"TRAIN": {"MAX_EPOCHS": 3, "OPTIMIZER": {"NAME": "adam", "LR": 0.1}}},
+            {"epochs": 3, "optimizer": "Adam", "lr": 0.1},
+        ),
+        (
+            {"TRAINER": {"PRECISION": "16-mixed", "DEVICES": [0, 1]}},
+            {"amp": "fp16", "device": "0,1"},
+        ),
+        (
+            {"TRAIN_TRANSFORM_LIST": ["RandomResizedCrop", "ToTensor"], "IMG_SIZE": 48},
+            {
+                "pipeline": {
+                    "train": {"RandomResizedCrop": {"size": 48}, "ToTensor": None},
+                    "val": {"Resize": {"size": [48, 48]}, "ToTensor": None},
+                }
+            },
+        ),
         ({"LOGGER": ["tensorboard", "wandb"]}, {"tracker": ("tensorboard", "wandb")}),
-        ({"MODEL": {"TYPE": "simple_cnn", "DROPOUT": 0.3}},
-         {"model": "simple_cnn", "model_args": {"dropout": 0.3}}),
+        (
+            {"MODEL": {"TYPE": "simple_cnn", "DROPOUT": 0.3}},
+            {"model": "simple_cnn", "model_args": {"dropout": 0.3}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_old_word_has_this_meaning(values, wanted):
     ours, _ = old(values)
     assert {key: ours[key] for key in wanted} == wanted
@@ -232,7 +276,7 @@ def test_an_old_word_has_this_meaning(values, wanted):
         ({"MLFLOW": {"TRACKING_URI": "http://x"}}, "MLFLOW.TRACKING_URI (a tracker"),
         ({**TRAINER, "lr_scheduler": {"type": "StepLR", "args": {"last_epoch": 3}}}, "last_epoch"),
     ],
-)  # fmt: skip
+)
 def test_a_key_without_a_counterpart_is_in_the_warning(values, message):
     (line,) = [line for line in old(values)[1].splitlines() if line.startswith("warning:")]
     assert message in line
@@ -253,7 +297,7 @@ def test_two_old_keys_that_disagree_are_an_error():
         ({"DATASET_TYPE": "cifar11"}, "unknown dataset 'cifar11'; did you mean 'CIFAR10'"),
         ({**TRAINER, "arch": {"type": "LeNet", "args": {"wdth": 3}}}, "takes no argument 'wdth'"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_name_is_an_error_with_the_nearest(tmp_path, values, message):
     (tmp_path / "old.json").write_text(json.dumps(values))
     with pytest.raises(UserError) as caught:
@@ -272,8 +316,26 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
     assert (config.lr, config.run_name) == (0.002, "1e")
 
 
-JUNK = (None, 0, -1, 2.5, True, "", "x", "SGD", [], ["Resize"], [None], [[1]], {}, {"type": 5},
-        {"Resize": 3}, {"val": 3}, 10**400, float("inf"))  # fmt: skip
+JUNK = (
+    None,
+    0,
+    -1,
+    2.5,
+    True,
+    "",
+    "x",
+    "SGD",
+    [],
+    ["Resize"],
+    [None],
+    [[1]],
+    {},
+    {"type": 5},
+    {"Resize": 3},
+    {"val": 3},
+    10**400,
+    float("inf"),
+)
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -291,8 +353,11 @@ def test_whatever_stands_in_a_file_is_read_or_refused_in_one_line(seed):
         merge([Layer("f", translate([("f", values)], recognise(values) or "parts")[0])])
 
 
-OURS = [*EXAMPLES.glob("mask/train.json"), *EXAMPLES.glob("trashnet/train.json"),
-        *(EXAMPLES.parent / "configs").glob("*.json")]  # fmt: skip
+OURS = [
+    *EXAMPLES.glob("mask/train.json"),
+    *EXAMPLES.glob("trashnet/train.json"),
+    *(EXAMPLES.parent / "configs").glob("*.json"),
+]
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)

@@ -47,8 +47,10 @@ def test_our_script_is_found_behind_what_starts_it(text, words, environment, mon
     assert command.words[command.script] == "train.py"
 
 
-@pytest.mark.parametrize("text", ["python3 mine.py", "sh train.py", "train.py",
-                                  "python -m torch.distributed.run train.py"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["python3 mine.py", "sh train.py", "train.py", "python -m torch.distributed.run train.py"],
+)
 def test_what_does_not_run_our_script_directly_is_another_script(text):
     assert parse_command(text, ROOT).script == -1
 

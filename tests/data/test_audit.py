@@ -52,9 +52,14 @@ def test_a_file_on_both_sides_is_an_error_that_names_it(root):
 
 def test_a_group_on_both_sides_is_an_error_that_names_it(tmp_path):
     rows = [
-        {"path": save(tmp_path / f"{k}.png", k).name, "label": "ab"[k % 2], "person": f"p{k // 2}",
-         "split": "test" if k in (1, 8, 9) else "train"} for k in range(12)
-    ]  # fmt: skip
+        {
+            "path": save(tmp_path / f"{k}.png", k).name,
+            "label": "ab"[k % 2],
+            "person": f"p{k // 2}",
+            "split": "test" if k in (1, 8, 9) else "train",
+        }
+        for k in range(12)
+    ]
     table(tmp_path / "labels.csv", rows)
     with pytest.raises(UserError, match=r"a group stands on both sides of the split: p0 \(0.png"):
         load(tmp_path)
@@ -113,9 +118,13 @@ def test_classes_with_too_few_rows_are_told(root, caplog):
 
 def test_classes_with_too_few_groups_are_told(tmp_path, caplog):
     rows = [
-        {"path": save(tmp_path / f"{k}.png", k).name, "label": "a" if k < 8 else "b",
-         "person": f"p{min(k, 8) // 2}"} for k in range(12)
-    ]  # fmt: skip
+        {
+            "path": save(tmp_path / f"{k}.png", k).name,
+            "label": "a" if k < 8 else "b",
+            "person": f"p{min(k, 8) // 2}",
+        }
+        for k in range(12)
+    ]
     table(tmp_path / "labels.csv", rows)
     load(tmp_path)
     assert "1 classes have fewer than 2 groups, too few to split: b (1)" in caplog.text

@@ -175,8 +175,11 @@ def test_a_pipeline_keeps_the_scale_of_pixels(tail):
 
 
 def test_a_pipelines_own_normalisation_is_the_last_word():
-    spec = {"Resize": {"size": [24, 24]}, "ToTensor": None,
-            "Normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}}  # fmt: skip
+    spec = {
+        "Resize": {"size": [24, 24]},
+        "ToTensor": None,
+        "Normalize": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
     recipe = make(spec)
     out = images(2)
     for step in recipe.steps:
@@ -208,7 +211,9 @@ def test_a_wrong_pipeline_is_refused_before_training(spec, message):
 
 
 def test_nested_transforms_are_made_by_name_too():
-    spec = {"Resize": {"size": [24, 24]}, "RandomApply": {
-        "transforms": {"GaussianBlur": {"kernel_size": 3}}, "p": 1.0}}  # fmt: skip
+    spec = {
+        "Resize": {"size": [24, 24]},
+        "RandomApply": {"transforms": {"GaussianBlur": {"kernel_size": 3}}, "p": 1.0},
+    }
     out = run(make(spec).steps[0], images(2))
     assert not torch.equal(out, images(2))

@@ -17,9 +17,14 @@ def subset(count=21, labels=None, weighted=False, steps=(), mixer=None, groups=N
     labels = np.arange(count) % 3 if labels is None else np.asarray(labels)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     table = Table(
-        "test", ["a", "b", "c"], [f"r{k}" for k in range(count)], labels, ArraySource(pixels),
-        ["train"] * count, groups,
-    )  # fmt: skip
+        "test",
+        ["a", "b", "c"],
+        [f"r{k}" for k in range(count)],
+        labels,
+        ArraySource(pixels),
+        ["train"] * count,
+        groups,
+    )
     store = MemoryStore(table.source, Geometry(8))
     plain = Look(store, MEAN, STD)
     train = Look(store, MEAN, STD, steps, mixer)
@@ -91,8 +96,18 @@ def test_weighted_draws_every_class_alike():
 
 
 def data_of(folds, weighting="balanced", test=None):
-    return Data("t", ["a", "b", "c"], 8, MEAN, STD, folds, test, Submission(("id", "label"), []),
-                "x", weighting)  # fmt: skip
+    return Data(
+        "t",
+        ["a", "b", "c"],
+        8,
+        MEAN,
+        STD,
+        folds,
+        test,
+        Submission(("id", "label"), []),
+        "x",
+        weighting,
+    )
 
 
 def test_balanced_weights_are_scikit_learns():

@@ -192,9 +192,12 @@ print("sum", all_of(opened(source, {cache!r}), 9).sum().item())
 
 def builder(images, cache, pause):
     code = BUILD.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), images=str(images.root), cache=str(cache),
+        root=str(ROOT),
+        tests=str(ROOT / "tests"),
+        images=str(images.root),
+        cache=str(cache),
         pause=pause,
-    )  # fmt: skip
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -248,9 +251,12 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(images, tmp_path):
     peaks = []
     for count in (1000, 3000):  # 150 MB and 450 MB of pixels
         code = PEAK.format(
-            root=str(ROOT), tests=str(ROOT / "tests"), images=str(images.root), count=count,
+            root=str(ROOT),
+            tests=str(ROOT / "tests"),
+            images=str(images.root),
+            count=count,
             cache=str(tmp_path / f"c{count}"),
-        )  # fmt: skip
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout) * 1024)

@@ -51,25 +51,32 @@ THREE_GREYS = np.dstack([GREY] * 3)
 READABLE = {
     "rgb png": (lambda: encoded(Image.fromarray(RGB), "PNG"), RGB, 0),
     "16-bit png": (
-        lambda: encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"), THREE_GREYS, 0
+        lambda: encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"),
+        THREE_GREYS,
+        0,
     ),
     "png with alpha": (lambda: encoded(Image.fromarray(clear_left_half()), "PNG"), on_white(), 0),
     "gif": (
         lambda: encoded(
             Image.fromarray(GREY), "GIF", save_all=True, append_images=[Image.fromarray(GREY[::-1])]
-        ), THREE_GREYS, 0,
+        ),
+        THREE_GREYS,
+        0,
     ),
     "grey jpeg": (lambda: encoded(Image.fromarray(GREY), "JPEG", quality=95), THREE_GREYS, 4),
     "cmyk jpeg": (
         lambda: encoded(Image.fromarray(THREE_GREYS).convert("CMYK"), "JPEG", quality=95),
-        THREE_GREYS, 4,
+        THREE_GREYS,
+        4,
     ),
     "bmp": (lambda: encoded(Image.fromarray(RGB), "BMP"), RGB, 0),
     "lossless webp": (lambda: encoded(Image.fromarray(RGB), "WEBP", lossless=True), RGB, 0),
     "one bit": (
-        lambda: encoded(Image.fromarray(GREY > 127), "PNG"), np.dstack([(GREY > 127) * 255] * 3), 0
+        lambda: encoded(Image.fromarray(GREY > 127), "PNG"),
+        np.dstack([(GREY > 127) * 255] * 3),
+        0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", READABLE)

@@ -37,8 +37,10 @@ def test_one_fold_is_the_same_one_alone(root):
 
 
 def test_the_split_seed_alone_decides_the_split(root):
-    held_out = {key: load(root, folds=3, fold=1, seed=key[0], split_seed=key[1]).folds[0].val.ids
-                for key in ((1, None), (2, None), (2, 1), (3, 1), (1, 2))}  # fmt: skip
+    held_out = {
+        key: load(root, folds=3, fold=1, seed=key[0], split_seed=key[1]).folds[0].val.ids
+        for key in ((1, None), (2, None), (2, 1), (3, 1), (1, 2))
+    }
     assert held_out[1, None] != held_out[2, None]
     assert held_out[1, None] == held_out[2, 1] == held_out[3, 1]
     assert held_out[2, None] == held_out[1, 2]
@@ -90,12 +92,22 @@ def test_a_pipeline_is_shown_in_its_stage_only(root):
     [
         ({"trian": {}}, "unknown stage 'trian'; did you mean 'train'"),
         ({"decode": "big"}, "decode is 'big'"),
-        ({"train": {"Resize": {"size": [12, 12]}}, "val": {"Resize": {"size": [16, 16]}}},
-         "images of different sizes"),
-        ({"train": {"Resize": {"size": [16, 16]}, "ToTensor": None,
-                    "Normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}}, "some stages only"),
+        (
+            {"train": {"Resize": {"size": [12, 12]}}, "val": {"Resize": {"size": [16, 16]}}},
+            "images of different sizes",
+        ),
+        (
+            {
+                "train": {
+                    "Resize": {"size": [16, 16]},
+                    "ToTensor": None,
+                    "Normalize": {"mean": [0.5] * 3, "std": [0.5] * 3},
+                }
+            },
+            "some stages only",
+        ),
     ],
-)  # fmt: skip
+)
 def test_stages_that_do_not_fit_together_are_refused(spec, message, root):
     with pytest.raises(UserError, match=message):
         load(root, image_size=None, pipeline=spec)

@@ -69,8 +69,9 @@ def kinds_here() -> Kinds:
 
 def deal(kinds: Kinds, count: int, rng: random.Random) -> list[Card]:
     """Return the faults: of each kind its share, and each fault of a kind about as often."""
-    scenes = shuffled([name for name, times in DECK.items() if name in kinds for _ in range(times)],
-                      rng)  # fmt: skip
+    scenes = shuffled(
+        [name for name, times in DECK.items() if name in kinds for _ in range(times)], rng
+    )
     faults = {name: shuffled(kinds[name][1], rng) for name in kinds}
     names = [next(scenes) for _ in range(count)]
     return [(number, name, next(faults[name])) for number, name in enumerate(names)]

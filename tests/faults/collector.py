@@ -51,21 +51,38 @@ class Homecoming(Scene):
         folder = place / "home/nni-experiments" / ID
         state = {trial: 0.5 + 0.1 * number for number, trial in enumerate(TRIALS)}
         host = self.far.machine.host
-        database(folder,
-                 [(1000 * at, trial, event, number, given(number, lr=0.1),
-                   f"{host}:~/nni-experiments/{ID}/environments/remote-worker1/trials/{trial}")
-                  for number, trial in enumerate(state)
-                  for at, event in enumerate(("WAITING", "RUNNING", "SUCCEEDED"))],
-                 [(trial, "0", "FINAL", score) for trial, score in state.items()])  # fmt: skip
-        params = {"trialCommand": f"python3 train.py --out_dir {OUT_DIR}", "maxTrialNumber": 3,
-                  "trialCodeDirectory": str(place), "trialConcurrency": 1,
-                  "tuner": {"classArgs": {"optimize_mode": "maximize"}},
-                  "trainingService": {"platform": "remote"}}  # fmt: skip
+        database(
+            folder,
+            [
+                (
+                    1000 * at,
+                    trial,
+                    event,
+                    number,
+                    given(number, lr=0.1),
+                    f"{host}:~/nni-experiments/{ID}/environments/remote-worker1/trials/{trial}",
+                )
+                for number, trial in enumerate(state)
+                for at, event in enumerate(("WAITING", "RUNNING", "SUCCEEDED"))
+            ],
+            [(trial, "0", "FINAL", score) for trial, score in state.items()],
+        )
+        params = {
+            "trialCommand": f"python3 train.py --out_dir {OUT_DIR}",
+            "maxTrialNumber": 3,
+            "trialCodeDirectory": str(place),
+            "trialConcurrency": 1,
+            "tuner": {"classArgs": {"optimize_mode": "maximize"}},
+            "trainingService": {"platform": "remote"},
+        }
         with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
             db.execute("CREATE TABLE ExperimentProfile (params, execDuration, revision)")
             db.execute("INSERT INTO ExperimentProfile VALUES (?, 60, 1)", (json.dumps(params),))
-        note = {"folder": str(place), "machines": [asdict(self.far.machine)],
-                "ssh_options": self.far.ssh_options}  # fmt: skip
+        note = {
+            "folder": str(place),
+            "machines": [asdict(self.far.machine)],
+            "ssh_options": self.far.ssh_options,
+        }
         (folder / "search.json").write_text(json.dumps(note))
         entry = {"logDir": str(folder.parent), "startTime": 1000}
         (folder.parent / ".experiment").write_text(json.dumps({ID: entry}))
@@ -82,8 +99,10 @@ class Homecoming(Scene):
 
     def read(self, place: Path) -> dict[str, str]:
         """Return a hash of every file that came home, parts of files too, and of the table."""
-        files = [*(path for path in place.glob("outputs/**/*") if path.is_file()),
-                 *place.glob("results.csv")]  # fmt: skip
+        files = [
+            *(path for path in place.glob("outputs/**/*") if path.is_file()),
+            *place.glob("results.csv"),
+        ]
         return {str(path.relative_to(place)): hash_of(path) for path in files}
 
     def mends(self, name: Path) -> bool:
@@ -104,8 +123,12 @@ class Homecoming(Scene):
                 assert hash_of(path) == hash_of(self.runs / name), f"{name} is not as it is there"
         for result in outputs.glob("*/result.json"):
             wanted = {path for path in (self.runs / result.parent.name).glob("*.[cj]s*")}
-            missing = [name for path in wanted if (name := path.relative_to(self.runs)) != self.gone
-                       and not (outputs / name).exists()]  # fmt: skip
+            missing = [
+                name
+                for path in wanted
+                if (name := path.relative_to(self.runs)) != self.gone
+                and not (outputs / name).exists()
+            ]
             assert not missing, f"there is a result.json and no {missing}"
 
 

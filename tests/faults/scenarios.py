@@ -19,10 +19,36 @@ import ensemble
 import train
 from tests.faults.processes import damaged, run, start
 
-TRIAL = ["--epochs", "3", "--dataset", "dummy", "--dataset_args.rows", "80", "--image_size", "16",
-         "--batch_size", "32", "--no_tensorboard", "--run_name", "run"]  # fmt: skip
-PHOTOS = ["--epochs", "1", "--data_dir", "photos", "--cache", "kept", "--image_size", "16",
-          "--batch_size", "32", "--no_tensorboard", "--run_name", "run"]  # fmt: skip
+TRIAL = [
+    "--epochs",
+    "3",
+    "--dataset",
+    "dummy",
+    "--dataset_args.rows",
+    "80",
+    "--image_size",
+    "16",
+    "--batch_size",
+    "32",
+    "--no_tensorboard",
+    "--run_name",
+    "run",
+]
+PHOTOS = [
+    "--epochs",
+    "1",
+    "--data_dir",
+    "photos",
+    "--cache",
+    "kept",
+    "--image_size",
+    "16",
+    "--batch_size",
+    "32",
+    "--no_tensorboard",
+    "--run_name",
+    "run",
+]
 ANSWERS = ("run.csv", "run/val.csv", "run/history.csv")
 
 
@@ -205,10 +231,14 @@ def file_is_cut(scene: Scene, rng: random.Random) -> None:
     place = scene.fresh()
     child = run(scene.task, place, scene.said)
     assert child.status == 0, child.words
-    given = {path.relative_to(scene.folder / "given") for path in
-             (scene.folder / "given").rglob("*")}  # fmt: skip
-    files = [path for path in sorted(place.rglob("*"))
-             if path.is_file() and path.relative_to(place) not in given]  # fmt: skip
+    given = {
+        path.relative_to(scene.folder / "given") for path in (scene.folder / "given").rglob("*")
+    }
+    files = [
+        path
+        for path in sorted(place.rglob("*"))
+        if path.is_file() and path.relative_to(place) not in given
+    ]
     victim = rng.choice(files)
     if rng.random() < 0.5:
         victim.unlink()

@@ -37,10 +37,15 @@ from tests.searches_for_tests import (
 )
 
 RATES = [0.003, 0.01, 0.03]
-TUNER = {"className": "ballot.tuning.tpe.Tuner", "codeDirectory": str(ROOT),
-         "classArgs": {"optimize_mode": "maximize", "seed": 0}}  # fmt: skip
-TRIAL = ("python3 -m ballot.preload train.py --resume auto --epochs 12 --dataset dummy "
-         "--dataset_args.rows 80 --image_size 16 --batch_size 32 --no_tensorboard")  # fmt: skip
+TUNER = {
+    "className": "ballot.tuning.tpe.Tuner",
+    "codeDirectory": str(ROOT),
+    "classArgs": {"optimize_mode": "maximize", "seed": 0},
+}
+TRIAL = (
+    "python3 -m ballot.preload train.py --resume auto --epochs 12 --dataset dummy "
+    "--dataset_args.rows 80 --image_size 16 --batch_size 32 --no_tensorboard"
+)
 # By what the parts of a search are known in the list of processes, and for about how long each is
 # there. The preloader's name is also that of the trials that it forks.
 PARTS = {"main.js": 6.0, "--exp_params": 6.0, "train.py": 2.0, "ballot.preload.server": 2.0}
@@ -77,13 +82,18 @@ class SmallSearch(Scene):
         """Return what each learning rate and the vote came to."""
         found = {}
         with (place / "results.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file)
-                    if row["run"].startswith(only_experiment(place).name)]  # fmt: skip
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if row["run"].startswith(only_experiment(place).name)
+            ]
         for row in rows:
             assert row["lr"] not in found, f"two trials of the rate {row['lr']}"
             ballot = (place / "outputs" / f"{row['run']}.csv").read_bytes()
-            found[row["lr"]] = (f"{row['status']} {row['score']} {row['epochs']} "
-                                f"{hashlib.sha256(ballot).hexdigest()}")  # fmt: skip
+            found[row["lr"]] = (
+                f"{row['status']} {row['score']} {row['epochs']} "
+                f"{hashlib.sha256(ballot).hexdigest()}"
+            )
         with (place / "ensemble/soft.csv").open(newline="") as file:
             first, *rest = csv.reader(file)
             probs = [[name, *(f"{float(p):.6f}" for p in cells)] for name, *cells in rest]
@@ -99,8 +109,11 @@ class SmallSearch(Scene):
         """Go on, demand the undisturbed result, and that nothing runs any more."""
         super().finish(place)
         deadline = time.monotonic() + 10
-        while left := [word for word in PARTS if word != "ballot.preload.server"
-                       and process_of(self.home, word)]:  # fmt: skip
+        while left := [
+            word
+            for word in PARTS
+            if word != "ballot.preload.server" and process_of(self.home, word)
+        ]:
             assert time.monotonic() < deadline, f"{left} still run"
             time.sleep(0.1)
 
@@ -158,6 +171,15 @@ def interrupted(scene: SmallSearch, rng: random.Random) -> None:
     scene.finish(place)
 
 
-SEARCH_FAULTS = (parts_die, parts_die, parts_die, power_fails, interrupted, scenarios.killed,
-                 scenarios.two_at_once, scenarios.file_is_cut, scenarios.clock_jumps,
-                 scenarios.write_fails)  # fmt: skip
+SEARCH_FAULTS = (
+    parts_die,
+    parts_die,
+    parts_die,
+    power_fails,
+    interrupted,
+    scenarios.killed,
+    scenarios.two_at_once,
+    scenarios.file_is_cut,
+    scenarios.clock_jumps,
+    scenarios.write_fails,
+)

@@ -52,8 +52,13 @@ class HereLink(Link):
 def make_run(home, name, status="done", **files):
     run = home / "nni-experiments/x/outputs" / name
     run.mkdir(parents=True)
-    contents = {"result.json": json.dumps({"status": status}), "history.csv": "epoch\n1\n",
-                "best.pt": "weights of " + name, "last.pt": "all of " + name, **files}  # fmt: skip
+    contents = {
+        "result.json": json.dumps({"status": status}),
+        "history.csv": "epoch\n1\n",
+        "best.pt": "weights of " + name,
+        "last.pt": "all of " + name,
+        **files,
+    }
     for file, text in contents.items():
         (run / file).parent.mkdir(exist_ok=True)
         (run / file).write_text(text)
@@ -199,8 +204,21 @@ def test_a_disk_that_is_full_here_is_no_broken_connection(link, collector, monke
     assert "could not be brought home" in line and "No space left on device" in line
 
 
-OUTSIDE = ("../x-001-b.csv", "../../x", "/etc/passwd", "a/../../b", "a//b", "", ".", "..",
-           ".ssh/id", "a\nb", "a b", "./a", "-rf")  # fmt: skip
+OUTSIDE = (
+    "../x-001-b.csv",
+    "../../x",
+    "/etc/passwd",
+    "a/../../b",
+    "a//b",
+    "",
+    ".",
+    "..",
+    ".ssh/id",
+    "a\nb",
+    "a b",
+    "./a",
+    "-rf",
+)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -211,9 +229,7 @@ def test_a_name_that_leaves_its_folder_is_refused(name):
 
 def test_names_and_the_ballots_of_a_run_are_taken():
     files = {"a.csv": [1, "0" * 64], "fold0/b_1.pt": [2, "f" * 64], "../x-000-a.csv": [3, "a" * 64]}
-    assert fetch.checked_names(files, "x-000-a", "gpu1") == {
-        k: tuple(v) for k, v in files.items()
-    }
+    assert fetch.checked_names(files, "x-000-a", "gpu1") == {k: tuple(v) for k, v in files.items()}
     with pytest.raises(UserError, match="nothing sensible"):
         fetch.checked_names({"a": ["1", "0" * 64]}, "x-000-a", "gpu1")
 
@@ -305,14 +321,16 @@ def test_a_sweep_ends_the_trials_of_its_search_and_of_no_other():
 
 
 def test_a_sweep_lets_a_trial_write_what_it_has(tmp_path):
-    code = ("import pathlib, signal, sys, time\n"
-            "def end(*_):\n"
-            "    time.sleep(0.5)\n"
-            f"    pathlib.Path({str(tmp_path / 'written')!r}).touch()\n"
-            "    sys.exit(3)\n"
-            "signal.signal(signal.SIGTERM, end)\n"
-            f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-            "time.sleep(60)\n")  # fmt: skip
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.5)\n"
+        f"    pathlib.Path({str(tmp_path / 'written')!r}).touch()\n"
+        "    sys.exit(3)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
     names = {**os.environ, "NNI_OUTPUT_DIR": "/h/nni-experiments/gently/environments/e/trials/t"}
     trial = subprocess.Popen([sys.executable, "-c", code], env=names)
     try:
@@ -335,9 +353,15 @@ def test_the_addresses_that_a_process_listens_on_are_seen():
 
 @pytest.mark.parametrize(
     "gpus, concurrency, slots",
-    [([0, 0], 2, [1, 1]), ([0, 0], 3, [2, 1]), ([8, 1], 9, [8, 1]), ([2, 1], 6, [4, 2]),
-     ([1], 1, [1]), ([0, 4], 1, [1, 4])],
-)  # fmt: skip
+    [
+        ([0, 0], 2, [1, 1]),
+        ([0, 0], 3, [2, 1]),
+        ([8, 1], 9, [8, 1]),
+        ([2, 1], 6, [4, 2]),
+        ([1], 1, [1]),
+        ([0, 4], 1, [1, 4]),
+    ],
+)
 def test_slots_follow_the_gpus(gpus, concurrency, slots):
     assert remote.slots_of(gpus, concurrency) == slots
 

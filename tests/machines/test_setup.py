@@ -17,11 +17,14 @@ from ballot.machines.ssh import Link
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("python", "venv"), [
-    (None, "$HOME/.ballot/venv"),
-    ("$HOME/.ballot/venv/bin", "$HOME/.ballot/venv"),
-    ("/opt/env/bin/python3", "/opt/env"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("python", "venv"),
+    [
+        (None, "$HOME/.ballot/venv"),
+        ("$HOME/.ballot/venv/bin", "$HOME/.ballot/venv"),
+        ("/opt/env/bin/python3", "/opt/env"),
+    ],
+)
 def test_the_environment_is_where_the_configuration_looks_for_it(python, venv):
     assert setup.venv_of(Link(Machine("a", python=python))) == venv
 
@@ -86,8 +89,10 @@ def test_an_environment_is_made_kept_and_brought_up_to_date(links, lab, tmp_path
         assert setup.install(links, wanted) == []
         assert capsys.readouterr().out.count("is ready after") == 2
         for link in links:
-            found = link.python("import tiny\nprint(json.dumps(tiny.version))",
-                                interpreter="$HOME/.ballot/venv/bin/python")  # fmt: skip
+            found = link.python(
+                "import tiny\nprint(json.dumps(tiny.version))",
+                interpreter="$HOME/.ballot/venv/bin/python",
+            )
             assert found == version
     assert setup.install(links, wanted) == []
     assert capsys.readouterr().out.count("has everything already") == 2

@@ -33,9 +33,12 @@ def v2(*entries):
 def test_both_versions_of_a_configuration_name_the_same_machines(tmp_path):
     (tmp_path / "key").touch()
     new = v2({"host": "a", "port": 2222, "user": "u", "sshKeyFile": "key", "pythonPath": "/v/bin"})
-    old = {"trainingServicePlatform": "remote",
-           "machineList": [{"ip": "a", "port": 2222, "username": "u", "sshKeyPath": "key",
-                            "pythonPath": "/v/bin"}]}  # fmt: skip
+    old = {
+        "trainingServicePlatform": "remote",
+        "machineList": [
+            {"ip": "a", "port": 2222, "username": "u", "sshKeyPath": "key", "pythonPath": "/v/bin"}
+        ],
+    }
     expected = [Machine("a", 2222, "u", str(tmp_path / "key"), "/v/bin", "a")]
     assert machines_of(new, tmp_path) == machines_of(old, tmp_path) == expected
 
@@ -57,43 +60,54 @@ def test_names_are_unique():
     assert names == ["a:22", "a:23", "b"]
 
 
-@pytest.mark.parametrize(("entries", "said"), [
-    ([], "names no machine"),
-    ([{"user": "u"}], "machine 1: names no host"),
-    ([{"host": "-oProxyCommand=x"}], "host '-oProxyCommand=x' is none"),
-    ([{"host": "a", "user": "-x"}], "user '-x' is none"),
-    ([{"host": "a", "port": 70000}], "port 70000 is none"),
-    ([{"host": "a"}, {"host": "b", "password": "x"}], "machine 2: has a password in the file"),
-    ([{"host": "a", "sshPassphrase": "x"}], "has a sshpassphrase in the file"),
-    ([{"host": "a"}, {"host": "a", "user": "x"}], "a:22 is there twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([], "names no machine"),
+        ([{"user": "u"}], "machine 1: names no host"),
+        ([{"host": "-oProxyCommand=x"}], "host '-oProxyCommand=x' is none"),
+        ([{"host": "a", "user": "-x"}], "user '-x' is none"),
+        ([{"host": "a", "port": 70000}], "port 70000 is none"),
+        ([{"host": "a"}, {"host": "b", "password": "x"}], "machine 2: has a password in the file"),
+        ([{"host": "a", "sshPassphrase": "x"}], "has a sshpassphrase in the file"),
+        ([{"host": "a"}, {"host": "a", "user": "x"}], "a:22 is there twice"),
+    ],
+)
 def test_entries_that_cannot_be_used_are_refused(entries, said):
     with pytest.raises(UserError, match=r"^machineList: ") as error:
         machines_of(v2(*entries))
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize(("python", "interpreter"), [
-    (None, "python3"),
-    ("$HOME/.ballot/venv/bin", "$HOME/.ballot/venv/bin/python3"),
-    ("/usr/bin/", "/usr/bin/python3"),
-    ("/usr/bin/python3.12", "/usr/bin/python3.12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("python", "interpreter"),
+    [
+        (None, "python3"),
+        ("$HOME/.ballot/venv/bin", "$HOME/.ballot/venv/bin/python3"),
+        ("/usr/bin/", "/usr/bin/python3"),
+        ("/usr/bin/python3.12", "/usr/bin/python3.12"),
+    ],
+)
 def test_a_python_path_is_a_folder_or_an_interpreter(python, interpreter):
     assert Machine("a", python=python).interpreter == interpreter
 
 
 @pytest.mark.parametrize("path", ["~/a b", "$HOME/a b", "${HOME}/a b"])
 def test_a_home_in_a_path_is_the_machines(path):
-    said = subprocess.run(["sh", "-c", f"printf %s {shell_word(path)}"], env={"HOME": "/h x"},
-                          capture_output=True, text=True).stdout  # fmt: skip
+    said = subprocess.run(
+        ["sh", "-c", f"printf %s {shell_word(path)}"],
+        env={"HOME": "/h x"},
+        capture_output=True,
+        text=True,
+    ).stdout
     assert said == "/h x/a b"
 
 
 @pytest.mark.parametrize("path", ["/a $(touch x)`y`", "-x", "a'b", "/$HOME/a"])
 def test_anything_else_in_a_path_is_taken_as_it_is(path):
-    said = subprocess.run(["sh", "-c", f"printf %s {shell_word(path)}"],
-                          capture_output=True, text=True).stdout  # fmt: skip
+    said = subprocess.run(
+        ["sh", "-c", f"printf %s {shell_word(path)}"], capture_output=True, text=True
+    ).stdout
     assert said == path
 
 
@@ -107,29 +121,47 @@ def test_the_callers_ssh_options_come_first_since_the_first_one_counts():
 # ---------------------------------------------------------------- ssh's words
 
 
-@pytest.mark.parametrize(("said", "what"), [
-    ("ssh: Could not resolve hostname h: Name or service not known", "no such host name"),
-    ("ssh: connect to host h port 2222: Connection refused", "refuses connections on port 2222"),
-    ("ssh: connect to host h port 2222: Connection timed out", "cannot be reached"),
-    ("ssh: connect to host h port 2222: No route to host", "cannot be reached"),
-    (f"debug1: Server host key: ssh-ed25519 {SHA}\nHost key verification failed.", SHA),
-    ("WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\nOffending ED25519 key in /k/hosts:7\n"
-     "Host key verification failed.", "ssh-keygen -R '[h]:2222' -f /k/hosts"),
-    ("Host key verification failed.\nConnection closed by UNKNOWN port 65535", "its jump host"),
-    (f"debug1: Offering public key: /k/id ED25519 {SHA} explicit\n"
-     "ann@h: Permission denied (publickey).", "does not let us in for ann with /k/id;"),
-    ("ann@h: Permission denied (publickey).", "with no key at all"),
-    ("Permissions 0644 for '/k/id' are too open.\nann@h: Permission denied (publickey).",
-     "chmod 600 /k/id"),
-    ('Load key "/k/id": invalid format\nann@h: Permission denied (publickey).',
-     "/k/id is no key that ssh can read"),
-    ("Received disconnect from h port 22:2: Too many authentication failures", "too many keys"),
-    ("kex_exchange_identification: Connection closed by remote host", "hangs up"),
-    ('Authenticated to h ([h]:22) using "publickey".\nThis account is currently not available.',
-     "runs no command (This account is currently not available.)"),
-    ("debug1: nothing\nsomething new", "something new"),
-    ("", "does not answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ("ssh: Could not resolve hostname h: Name or service not known", "no such host name"),
+        (
+            "ssh: connect to host h port 2222: Connection refused",
+            "refuses connections on port 2222",
+        ),
+        ("ssh: connect to host h port 2222: Connection timed out", "cannot be reached"),
+        ("ssh: connect to host h port 2222: No route to host", "cannot be reached"),
+        (f"debug1: Server host key: ssh-ed25519 {SHA}\nHost key verification failed.", SHA),
+        (
+            "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\nOffending ED25519 key in /k/hosts:7\n"
+            "Host key verification failed.",
+            "ssh-keygen -R '[h]:2222' -f /k/hosts",
+        ),
+        ("Host key verification failed.\nConnection closed by UNKNOWN port 65535", "its jump host"),
+        (
+            f"debug1: Offering public key: /k/id ED25519 {SHA} explicit\n"
+            "ann@h: Permission denied (publickey).",
+            "does not let us in for ann with /k/id;",
+        ),
+        ("ann@h: Permission denied (publickey).", "with no key at all"),
+        (
+            "Permissions 0644 for '/k/id' are too open.\nann@h: Permission denied (publickey).",
+            "chmod 600 /k/id",
+        ),
+        (
+            'Load key "/k/id": invalid format\nann@h: Permission denied (publickey).',
+            "/k/id is no key that ssh can read",
+        ),
+        ("Received disconnect from h port 22:2: Too many authentication failures", "too many keys"),
+        ("kex_exchange_identification: Connection closed by remote host", "hangs up"),
+        (
+            'Authenticated to h ([h]:22) using "publickey".\nThis account is currently not available.',
+            "runs no command (This account is currently not available.)",
+        ),
+        ("debug1: nothing\nsomething new", "something new"),
+        ("", "does not answer"),
+    ],
+)
 def test_ssh_is_understood(said, what):
     error = diagnose(Machine("h", 2222, name="box"), said, lambda: None)
     assert str(error).startswith("box: ") and what in str(error) and "\n" not in str(error)
@@ -188,10 +220,11 @@ def test_what_a_shell_prints_at_login_is_no_answer(link, lab):
 def test_failures_there_are_one_line(link):
     one = link()
     one.open()
-    for source, how, said in (("raise OSError('too late')", {}, "failed: OSError: too late"),
-                              ("", {"interpreter": "/no/python"}, "no interpreter /no/python"),
-                              ("import time; time.sleep(9)", {"timeout": 0.5}, "no answer in 0 s"),
-                              ):  # fmt: skip
+    for source, how, said in (
+        ("raise OSError('too late')", {}, "failed: OSError: too late"),
+        ("", {"interpreter": "/no/python"}, "no interpreter /no/python"),
+        ("import time; time.sleep(9)", {"timeout": 0.5}, "no answer in 0 s"),
+    ):
         with pytest.raises(UserError, match=said):
             one.python(source, **how)
 
@@ -200,8 +233,9 @@ def test_failures_there_are_one_line(link):
 def test_an_unknown_host_key_is_shown_and_taken_only_where_that_is_said(link, lab):
     lab.known_hosts.write_text("")
     box = lab.boxes[0]
-    shown = subprocess.run(["ssh-keygen", "-lf", box.folder / "host_key.pub"], text=True,
-                           capture_output=True).stdout.split()[1]  # fmt: skip
+    shown = subprocess.run(
+        ["ssh-keygen", "-lf", box.folder / "host_key.pub"], text=True, capture_output=True
+    ).stdout.split()[1]
     with pytest.raises(Unreachable, match="accept_new_host_keys") as error:
         link().open()
     assert shown in str(error.value) and lab.known_hosts.read_text() == ""
@@ -225,8 +259,10 @@ def test_a_changed_host_key_is_refused_whatever_is_said(lab):
 @pytest.mark.slow
 def test_keys_of_both_kinds_open_and_others_are_named(link, lab):
     link(key_file=str(lab.rsa_key)).open()
-    for key, said in ((lab.wrong_key, f"does not let us in for ann with {lab.wrong_key}"),
-                      (lab.folder / "none", "its key file .*none is not there")):  # fmt: skip
+    for key, said in (
+        (lab.wrong_key, f"does not let us in for ann with {lab.wrong_key}"),
+        (lab.folder / "none", "its key file .*none is not there"),
+    ):
         with pytest.raises(Unreachable, match=said):
             link(key_file=str(key)).open()
 
@@ -280,8 +316,12 @@ def typing(program, answers, patience=60.0):
 
 @pytest.mark.slow
 def test_a_passphrase_is_asked_for_once_for_all_machines_and_kept_nowhere(lab):
-    program = ASKING.format(root=str(ROOT), key=str(lab.locked_key), options=lab.ssh_options,
-                            hosts=[box.address for box in lab.boxes])  # fmt: skip
+    program = ASKING.format(
+        root=str(ROOT),
+        key=str(lab.locked_key),
+        options=lab.ssh_options,
+        hosts=[box.address for box in lab.boxes],
+    )
     said = typing(program, [("Enter passphrase", "open sesame")])
     assert said.count("Enter passphrase") == 1 and "opened [None, None]" in said
     assert "sesame" not in said
@@ -292,13 +332,17 @@ def test_a_passphrase_is_asked_for_once_for_all_machines_and_kept_nowhere(lab):
 @pytest.mark.slow
 def test_an_alias_of_ssh_config_leads_through_a_jump_host(lab):
     one, two = lab.boxes
-    lab.configure(f"Host hop\n HostName {one.address}\n User ann\n IdentityFile {lab.key}\n"
-                  f"Host far\n HostName {two.address}\n User ann\n IdentityFile {lab.key}\n"
-                  " ProxyJump hop\n")  # fmt: skip
+    lab.configure(
+        f"Host hop\n HostName {one.address}\n User ann\n IdentityFile {lab.key}\n"
+        f"Host far\n HostName {two.address}\n User ann\n IdentityFile {lab.key}\n"
+        " ProxyJump hop\n"
+    )
     far = Link(Machine("far", python=sys.executable), ssh_options=lab.ssh_options)
     far.open()
     assert far.run("hostname; echo $SSH_CONNECTION").stdout.split()[:2] == [
-        b"box2", one.address.encode()]  # fmt: skip
+        b"box2",
+        one.address.encode(),
+    ]
     far.close()
     lab.known_hosts.write_text("")
     with pytest.raises(Unreachable, match="the host key of its jump host, ssh-ed25519 SHA256:"):
@@ -329,10 +373,14 @@ def test_a_machine_that_goes_is_noticed_and_comes_back(link, lab):
 
 @pytest.mark.slow
 def test_nothing_stays_where_the_program_is_killed(lab):
-    program = ASKING.format(root=str(ROOT), key=str(lab.key), options=lab.ssh_options,
-                            hosts=[lab.boxes[0].address])  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", program + "import time; time.sleep(99)"],
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    program = ASKING.format(
+        root=str(ROOT), key=str(lab.key), options=lab.ssh_options, hosts=[lab.boxes[0].address]
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + "import time; time.sleep(99)"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "opened [None]\n"
     assert any("cat" in line for line in lab.boxes[0].processes())
     process.kill()

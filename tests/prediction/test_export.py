@@ -29,8 +29,9 @@ def made(tmp_path_factory):
     data = coloured(folder / "data", {"train": 8, "val": 8, "test": 3})
     small = ("--epochs", 1, "--augmentation_args.crop", 32)
     one = run(folder, data, "one", *small, "--image_size", 16, "--channels_last")
-    two = run(folder, data, "two", *small, "--image_size", 16, "--seed", 7,
-              "--mean", 0.4, "--std", 0.3)  # fmt: skip
+    two = run(
+        folder, data, "two", *small, "--image_size", 16, "--seed", 7, "--mean", 0.4, "--std", 0.3
+    )
     large = run(folder, data, "large", *small, "--image_size", 20)
     return one, two, large, data
 
@@ -64,8 +65,14 @@ def as_the_sidecar_says(paths, facts) -> torch.Tensor:
     for path in paths:
         image = Image.open(path).convert("RGB")
         left, top = (round(max(n - facts["crop"], 0) / 2) for n in image.size)
-        image = image.crop((left, top, min(left + facts["crop"], image.width),
-                            min(top + facts["crop"], image.height)))  # fmt: skip
+        image = image.crop(
+            (
+                left,
+                top,
+                min(left + facts["crop"], image.width),
+                min(top + facts["crop"], image.height),
+            )
+        )
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         size = (facts["image_size"],) * 2
         made.append(F.interpolate(pixels, size, mode="bilinear", antialias=True))
@@ -151,8 +158,15 @@ def test_a_missing_package_is_one_line(made, capsys, monkeypatch):
 
 def test_a_pipeline_that_no_file_holds_is_refused(made, tmp_path, capsys):
     config = tmp_path / "c.json"
-    config.write_text(json.dumps({"pipeline": {"val": {
-        "Resize": {"size": [16, 16]}, "Grayscale": {"num_output_channels": 3}}}}))  # fmt: skip
+    config.write_text(
+        json.dumps(
+            {
+                "pipeline": {
+                    "val": {"Resize": {"size": [16, 16]}, "Grayscale": {"num_output_channels": 3}}
+                }
+            }
+        )
+    )
     grey = run(tmp_path, made[3], "grey", "--epochs", 1, "--image_size", 16, "--config", config)
     assert predict.main([str(grey), "--export", "torch", "--out", "m.pt2"]) == 2
     assert "the run's pipeline does more to test images" in capsys.readouterr().err

@@ -50,8 +50,21 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         data = coloured(folder / "data", {"train": 40, "val": 30, "test": 5})
-        base = run(folder, data, "base", "--epochs", 8, "--image_size", 16, "--lr", 0.003,
-                   "--scheduler", "cosine", "--batch_size", 16)  # fmt: skip
+        base = run(
+            folder,
+            data,
+            "base",
+            "--epochs",
+            8,
+            "--image_size",
+            16,
+            "--lr",
+            0.003,
+            "--scheduler",
+            "cosine",
+            "--batch_size",
+            16,
+        )
         near = [shaken(base, f"near{k}", k // 2, data, 1.5 * (-1) ** k) for k in range(4)]
     return base, near, data
 
@@ -139,8 +152,9 @@ def test_only_runs_of_one_start_one_look_and_one_validation_are_averaged(made, t
     seed = run(tmp_path, data, "seed", *small, "--seed", 1)
     size = run(tmp_path, data, "size", "--epochs", 1, "--image_size", 20)
     folds = run(tmp_path, data, "folds", *small, "--folds", 2)
-    again = run(tmp_path, data, "again", *small, "--lr", 0.01, "--augmentation",
-                "AffineAugmentation")  # fmt: skip
+    again = run(
+        tmp_path, data, "again", *small, "--lr", 0.01, "--augmentation", "AffineAugmentation"
+    )
     tuned = run(tmp_path, data, "tuned", *small, "--init_from", base)
     found, notes = find_candidates([base, near[0], seed, size, folds, again, tuned])
     assert notes == ["folds trained several folds, on other rows each"]
@@ -178,10 +192,14 @@ def test_batch_norms_take_their_statistics_from_images_as_pytorch_does_it():
     def network():
         torch.manual_seed(1)
         return nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3),
-            nn.BatchNorm2d(2, momentum=0.3), nn.Dropout(0.5),
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 2, 3),
+            nn.BatchNorm2d(2, momentum=0.3),
+            nn.Dropout(0.5),
             nn.BatchNorm2d(2, track_running_stats=False),
-        )  # fmt: skip
+        )
 
     ours, theirs = network(), network()
     adapt_norms(ours, batches)

@@ -20,10 +20,12 @@ CONFIG = {
     "trialCodeDirectory": str(ROOT),
     "trialConcurrency": 1,
     "maxTrialNumber": 4,
-    "tuner": {"name": "TPE", "classArgs": {"optimize_mode": "maximize",
-                                           "tpe_args": {"n_startup_jobs": 2}}},
+    "tuner": {
+        "name": "TPE",
+        "classArgs": {"optimize_mode": "maximize", "tpe_args": {"n_startup_jobs": 2}},
+    },
     "trainingService": {"platform": "local"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -36,8 +38,9 @@ def examine(tmp_path, monkeypatch):
         content = {k: v for k, v in {**CONFIG, **change}.items() if v is not None}
         (tmp_path / "c.yml").write_text(yaml.safe_dump(content))
         # Not NNI's own 8080, on which a search may run while this is tested.
-        return examine_module.examine(tmp_path / "c.yml", lambda _: limits or {}, probe=probe,
-                                 guarded=guarded, port=28400)  # fmt: skip
+        return examine_module.examine(
+            tmp_path / "c.yml", lambda _: limits or {}, probe=probe, guarded=guarded, port=28400
+        )
 
     return do
 
@@ -54,16 +57,30 @@ def test_everything_is_found_at_once(examine):
         "batch_size": {"_type": "choice", "_value": [16, "many"]},
         "monitor": {"_type": "choice", "_value": ["val_acc"]},
     }
-    found = examine(space, trialCommand="python3 train.py --epoch 3 --data_dir nowhere",
-                    tuner={"name": "Hyperband"}, assessor={"name": "Medianstopp"},
-                    useAnnotation=True, maxExperimentDuration="90 minutes", maxTrialNumbr=3,
-                    trainingService={"platform": "local", "reuseMode": True})  # fmt: skip
+    found = examine(
+        space,
+        trialCommand="python3 train.py --epoch 3 --data_dir nowhere",
+        tuner={"name": "Hyperband"},
+        assessor={"name": "Medianstopp"},
+        useAnnotation=True,
+        maxExperimentDuration="90 minutes",
+        maxTrialNumbr=3,
+        trainingService={"platform": "local", "reuseMode": True},
+    )
     text = "\n".join(map(str, found.errors))
-    for message in ("unknown option 'learning_rate'; did you mean 'lr'?", "batch_size is 'many'",
-                    "monitor is searched", "unknown flag '--epoch'", "nowhere is not there",
-                    "the tuner Hyperband fails", "no assessor 'Medianstopp'", "useAnnotation",
-                    "'90 minutes' is no duration", "there is no 'maxTrialNumbr'",
-                    "reuseMode: true"):  # fmt: skip
+    for message in (
+        "unknown option 'learning_rate'; did you mean 'lr'?",
+        "batch_size is 'many'",
+        "monitor is searched",
+        "unknown flag '--epoch'",
+        "nowhere is not there",
+        "the tuner Hyperband fails",
+        "no assessor 'Medianstopp'",
+        "useAnnotation",
+        "'90 minutes' is no duration",
+        "there is no 'maxTrialNumbr'",
+        "reuseMode: true",
+    ):
         assert text.count(message) == 1, message
     assert len(found.errors) == 11
 
@@ -78,13 +95,15 @@ def test_everything_is_found_at_once(examine):
         ({"trialCommand": "python3 train.py --monitor val_loss"}, "set it to minimize"),
         ({"trialCommand": "python3 train.py --monitor 'max val_loss'"}, None),
         ({"tuner": {"name": "TPE"}}, "set it to maximize"),
-        ({"trialGpuNumber": 1, "trainingService": {"platform": "local", "useActiveGpu": True}},
-         "this machine has no GPU: NNI waits for ever"),
+        (
+            {"trialGpuNumber": 1, "trainingService": {"platform": "local", "useActiveGpu": True}},
+            "this machine has no GPU: NNI waits for ever",
+        ),
         ({"trialGpuNumber": 0}, None),
         ({"searchSpaceFile": "none.json"}, "none.json: cannot be read"),
         ({"trialCodeDirectory": "."}, "has no train.py"),
     ],
-)  # fmt: skip
+)
 def test_a_single_mistake_is_a_single_problem(examine, change, message):
     found = examine(**change)
     assert len(found.errors) == (message is not None)
@@ -98,8 +117,12 @@ def test_the_monitor_may_stand_in_a_file_of_the_trial_command(examine, tmp_path)
 
 
 def test_the_command_line_of_the_search_comes_before_its_file(examine):
-    limits = {"maxTrialNumber": 9, "trialConcurrency": 3, "maxExperimentDuration": "90",
-              "trialCommand": "python3 train.py --resume auto --time_limit 5"}  # fmt: skip
+    limits = {
+        "maxTrialNumber": 9,
+        "trialConcurrency": 3,
+        "maxExperimentDuration": "90",
+        "trialCommand": "python3 train.py --resume auto --time_limit 5",
+    }
     config = examine(limits=limits).config
     assert (config.max_trial_number, config.trial_concurrency) == (9, 3)
     assert config.max_experiment_duration == "90s" and "--time_limit 5" in config.trial_command
@@ -129,11 +152,14 @@ def test_what_is_hardly_meant_is_noted(examine, change, message):
 
 def test_version_1_is_converted_and_said(examine):
     old = {
-        **dict.fromkeys(CONFIG), "searchSpacePath": "space.json", "maxTrialNum": 4,
-        "trialConcurrency": 1, "trainingServicePlatform": "local",
+        **dict.fromkeys(CONFIG),
+        "searchSpacePath": "space.json",
+        "maxTrialNum": 4,
+        "trialConcurrency": 1,
+        "trainingServicePlatform": "local",
         "trial": {"command": CONFIG["trialCommand"], "codeDir": str(ROOT)},
         "tuner": {"builtinTunerName": "TPE", "classArgs": CONFIG["tuner"]["classArgs"]},
-    }  # fmt: skip
+    }
     found = examine(**old)
     assert found.errors == [] and "was converted" in str(found.notes[0])
     found = examine(**{**old, "tuner": {"builtinTunerName": "BOHB"}})
@@ -157,11 +183,17 @@ def gpu(wanted, gpus, concurrency=1, guarded=True, **options):
 @pytest.mark.parametrize(
     "wanted, gpus, guarded, fatal",
     [
-        (None, 1, True, None), (0, 0, True, None), (0, 1, True, True), (1, 0, True, True),
-        (1, 1, True, False), (1, 1, False, True), (1, 2, True, None), (2, 2, True, False),
+        (None, 1, True, None),
+        (0, 0, True, None),
+        (0, 1, True, True),
+        (1, 0, True, True),
+        (1, 1, True, False),
+        (1, 1, False, True),
+        (1, 2, True, None),
+        (2, 2, True, False),
         (3, 2, True, True),
     ],
-)  # fmt: skip
+)
 def test_gpus_that_nni_would_assign_wrongly(wanted, gpus, guarded, fatal):
     found = gpu(wanted, gpus, guarded=guarded)
     assert [problem.fatal for problem in found] == ([] if fatal is None else [fatal])
@@ -230,12 +262,20 @@ def test_the_trial_itself_knows_names_their_arguments_and_which_way_is_better(ex
         **SPACE,
         "criterion": {"_type": "choice", "_value": ["cross_entropy", "focall"]},
         "model": {"_type": "choice", "_value": [{"_name": "simple_cnn"}, {"_name": "simple_cn"}]},
-        "optimizer": {"_type": "choice", "_value": [
-            {"_name": "SGD", "momentumm": {"_type": "uniform", "_value": [0, 1]}},
-            {"_name": "AdamW"}]},
-    }  # fmt: skip
-    found = examine(space, probe=True, trialCommand="python3 train.py --resume auto --epochs 1 "
-                    "--metrics acc --monitor val_log_loss")  # fmt: skip
+        "optimizer": {
+            "_type": "choice",
+            "_value": [
+                {"_name": "SGD", "momentumm": {"_type": "uniform", "_value": [0, 1]}},
+                {"_name": "AdamW"},
+            ],
+        },
+    }
+    found = examine(
+        space,
+        probe=True,
+        trialCommand="python3 train.py --resume auto --epochs 1 "
+        "--metrics acc --monitor val_log_loss",
+    )
     text = "\n".join(map(str, found.errors))
     assert "space.json: unknown criterion 'focall'; did you mean 'focal'?" in text
     assert "did you mean 'simple_cnn'?" in text and "did you mean 'momentum'?" in text

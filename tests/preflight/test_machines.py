@@ -34,11 +34,25 @@ GB = 1_000_000_000
 NOW = 1_700_000_000.0
 WELL = {
     "python": [3, 12, 1],
-    "packages": {"nni": "3.0", "setuptools": "80.9.0", "torch": "2.15.0", "torchvision": "0.29",
-                 "numpy": "2.4", "scikit-learn": "1.8", "pillow": "12"},
-    "whole": True, "gpus": [["H200", 140 * GB, 1 * GB]], "cuda": True, "home": "/home/ann",
-    "free": 400 * GB, "unwritable": [], "missing": [], "data": None, "time": NOW,
-}  # fmt: skip
+    "packages": {
+        "nni": "3.0",
+        "setuptools": "80.9.0",
+        "torch": "2.15.0",
+        "torchvision": "0.29",
+        "numpy": "2.4",
+        "scikit-learn": "1.8",
+        "pillow": "12",
+    },
+    "whole": True,
+    "gpus": [["H200", 140 * GB, 1 * GB]],
+    "cuda": True,
+    "home": "/home/ann",
+    "free": 400 * GB,
+    "unwritable": [],
+    "missing": [],
+    "data": None,
+    "time": NOW,
+}
 NEEDS = Needs("", {"data_dir": "$HOME/d", "init_from": "/w.pt"}, "$HOME/d")
 
 
@@ -50,22 +64,25 @@ def with_version(package, version):
     return {"packages": {**WELL["packages"], package: version}}
 
 
-@pytest.mark.parametrize(("change", "what", "fatal"), [
-    ({"python": [3, 9, 0]}, "its Python 3.9 is not one of 3.10 to 3.13", True),
-    (without("nni"), "nni is not installed there", True),
-    (without("torch"), "torch is not installed there", True),
-    (with_version("nni", "2.10"), "nni 2.10 is installed there, 3.0 is needed", True),
-    ({"whole": False}, "not all of it", True),
-    (with_version("setuptools", "81.0"), "NNI needs one before 81", True),
-    ({"free": 100_000_000}, "its disk is full: 100 MB are free in /home/ann", True),
-    ({"free": 2 * GB}, "only 2.0 GB of disk are free", False),
-    ({"unwritable": ["/tmp"]}, "nothing can be written in /tmp", True),
-    ({"missing": ["$HOME/d"]}, "data_dir: $HOME/d is not there; --sync_data", True),
-    ({"missing": ["/w.pt"]}, "init_from: /w.pt is not there; copy it there", True),
-    ({"time": NOW + 3600}, "its clock is 3600 s ahead", False),
-    ({"cuda": False}, "has 1 GPU, but its torch 2.15.0 cannot use any", False),
-    ({"gpus": [["H200", 140 * GB, 100 * GB]]}, "its GPUs are in use: at most 40.0 GB", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "what", "fatal"),
+    [
+        ({"python": [3, 9, 0]}, "its Python 3.9 is not one of 3.10 to 3.13", True),
+        (without("nni"), "nni is not installed there", True),
+        (without("torch"), "torch is not installed there", True),
+        (with_version("nni", "2.10"), "nni 2.10 is installed there, 3.0 is needed", True),
+        ({"whole": False}, "not all of it", True),
+        (with_version("setuptools", "81.0"), "NNI needs one before 81", True),
+        ({"free": 100_000_000}, "its disk is full: 100 MB are free in /home/ann", True),
+        ({"free": 2 * GB}, "only 2.0 GB of disk are free", False),
+        ({"unwritable": ["/tmp"]}, "nothing can be written in /tmp", True),
+        ({"missing": ["$HOME/d"]}, "data_dir: $HOME/d is not there; --sync_data", True),
+        ({"missing": ["/w.pt"]}, "init_from: /w.pt is not there; copy it there", True),
+        ({"time": NOW + 3600}, "its clock is 3600 s ahead", False),
+        ({"cuda": False}, "has 1 GPU, but its torch 2.15.0 cannot use any", False),
+        ({"gpus": [["H200", 140 * GB, 100 * GB]]}, "its GPUs are in use: at most 40.0 GB", False),
+    ],
+)
 def test_each_fault_is_one_line_with_what_to_do(change, what, fatal):
     assert facts_problems("box", WELL, NEEDS, NOW) == []
     (problem,) = facts_problems("box", {**WELL, **change}, NEEDS, NOW)
@@ -80,9 +97,7 @@ def test_a_machine_is_summed_up_in_a_line():
 
 
 def test_other_versions_are_worth_a_word():
-    (problem,) = differences(
-        {"a": WELL, "b": {**WELL, **with_version("torch", "2.9")}}
-    )
+    (problem,) = differences({"a": WELL, "b": {**WELL, **with_version("torch", "2.9")}})
     assert "torch: is not the same everywhere (2.15.0 on a, 2.9 on b)" in str(problem)
     assert not problem.fatal
 
@@ -110,13 +125,18 @@ def test_the_machine_with_other_data_is_named_and_ours_may_be_others(tmp_path):
     assert data_problems({"a": usual, "b": None}, "/d", "") == []
 
 
-@pytest.mark.parametrize(("command", "interpreter"), [
-    ('exec "$HOME/.ballot/venv/bin/python" -m ballot.preload train.py',
-     "$HOME/.ballot/venv/bin/python"),
-    ("A=1 exec /v/bin/python3.12 train.py", "/v/bin/python3.12"),
-    ("python3 train.py", "python3"),
-    ("./run.sh", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "interpreter"),
+    [
+        (
+            'exec "$HOME/.ballot/venv/bin/python" -m ballot.preload train.py',
+            "$HOME/.ballot/venv/bin/python",
+        ),
+        ("A=1 exec /v/bin/python3.12 train.py", "/v/bin/python3.12"),
+        ("python3 train.py", "python3"),
+        ("./run.sh", ""),
+    ],
+)
 def test_the_trials_interpreter_stands_in_the_command(command, interpreter):
     assert trial_interpreter(command) == interpreter
 
@@ -174,18 +194,31 @@ def test_the_slurm_example_searches_the_nodes_of_its_job(tmp_path):
     )
     for name in ("scontrol", "python"):
         (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "4",
-           "PYTHON": "./python", "TEMPLATE": str(ROOT / "config_remote.yml"),
-           "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_GPUS_ON_NODE": "4",
+        "PYTHON": "./python",
+        "TEMPLATE": str(ROOT / "config_remote.yml"),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
     script = ROOT / "examples" / "slurm" / "search.sbatch"
     for nodes, config, trials in ((2, "slurm-7.yml", 8), (1, job["TEMPLATE"], 4)):
-        done = subprocess.run(["bash", script], env={**job, "SLURM_JOB_NUM_NODES": str(nodes)},
-                              cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
+        done = subprocess.run(
+            ["bash", script],
+            env={**job, "SLURM_JOB_NUM_NODES": str(nodes)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert f"search.py --config {config} " in done.stdout
         assert f"--concurrency {trials}" in done.stdout
     content = yaml.safe_load((tmp_path / "slurm-7.yml").read_text())
     assert [(m.host, m.python) for m in machines_of(content)] == [
-        ("n1", str(tmp_path)), ("n2", str(tmp_path))]  # fmt: skip
+        ("n1", str(tmp_path)),
+        ("n2", str(tmp_path)),
+    ]
     assert trial_interpreter(content["trialCommand"]) == str(tmp_path / "python")
 
 
@@ -210,14 +243,29 @@ def check(lab, tmp_path):
             "trialCommand": f"exec {sys.executable} train.py --resume auto {options}",
             "trialCodeDirectory": str(ROOT),
             "searchSpaceFile": str(ROOT / "search_space.json"),
-            "trainingService": {"platform": "remote", "machineList": [
-                {**box.entry(), **changes} for box in lab.boxes]},
-        }  # fmt: skip
+            "trainingService": {
+                "platform": "remote",
+                "machineList": [{**box.entry(), **changes} for box in lab.boxes],
+            },
+        }
         (tmp_path / "search.yml").write_text(yaml.safe_dump(service or config))
         return subprocess.run(
-            [sys.executable, ROOT / "search.py", "--config", tmp_path / "search.yml", "--check",
-             "--port", "9460", "--ssh_config", lab.ssh_config, *words],
-            capture_output=True, text=True, timeout=120)  # fmt: skip
+            [
+                sys.executable,
+                ROOT / "search.py",
+                "--config",
+                tmp_path / "search.yml",
+                "--check",
+                "--port",
+                "9460",
+                "--ssh_config",
+                lab.ssh_config,
+                *words,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     return start
 
@@ -234,14 +282,26 @@ def test_machines_that_are_well_are_shown(check, lab):
 @pytest.mark.slow
 def test_a_file_for_old_versions_of_nni_is_checked_alike(check, lab):
     old = {
-        "authorName": "ann", "experimentName": "old", "trialConcurrency": 2, "maxTrialNum": 4,
-        "maxExecDuration": "1h", "trainingServicePlatform": "remote", "useAnnotation": False,
+        "authorName": "ann",
+        "experimentName": "old",
+        "trialConcurrency": 2,
+        "maxTrialNum": 4,
+        "maxExecDuration": "1h",
+        "trainingServicePlatform": "remote",
+        "useAnnotation": False,
         "searchSpacePath": str(ROOT / "search_space.json"),
         "tuner": {"builtinTunerName": "TPE", "classArgs": {"optimize_mode": "maximize"}},
         "trial": {"command": f"exec {sys.executable} train.py", "codeDir": str(ROOT)},
-        "machineList": [{"ip": box.address, "username": "ann", "sshKeyPath": str(lab.key),
-                         "pythonPath": str(Path(sys.executable).parent)} for box in lab.boxes],
-    }  # fmt: skip
+        "machineList": [
+            {
+                "ip": box.address,
+                "username": "ann",
+                "sshKeyPath": str(lab.key),
+                "pythonPath": str(Path(sys.executable).parent),
+            }
+            for box in lab.boxes
+        ],
+    }
     done = check(service=old)
     assert done.returncode == 0, done.stderr
     assert f"{lab.boxes[1].address}: no GPU, " in done.stdout
@@ -249,8 +309,12 @@ def test_a_file_for_old_versions_of_nni_is_checked_alike(check, lab):
 
 @pytest.mark.slow
 def test_an_alias_of_ssh_config_is_enough(check, lab, tmp_path):
-    lab.configure("".join(f"Host {box.name}\n HostName {box.address}\n User ann\n IdentityFile "
-                          f"{lab.key}\n" for box in lab.boxes))  # fmt: skip
+    lab.configure(
+        "".join(
+            f"Host {box.name}\n HostName {box.address}\n User ann\n IdentityFile {lab.key}\n"
+            for box in lab.boxes
+        )
+    )
     assert check().returncode == 0
     config = yaml.safe_load((tmp_path / "search.yml").read_text())
     python = {"pythonPath": str(Path(sys.executable).parent)}
@@ -262,13 +326,16 @@ def test_an_alias_of_ssh_config_is_enough(check, lab, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"sshKeyFile": "wrong"}, "does not let us in for ann with"),
-    ({"sshKeyFile": "/none"}, "its key file /none is not there"),
-    ({"pythonPath": "/usr/bin"}, "nni is not installed there"),
-    ({"pythonPath": "~/x"}, "there is no interpreter ~/x/python3, which pythonPath names"),
-    ({"options": "--data_dir $HOME/data/x"}, "data_dir: $HOME/data/x is not there"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sshKeyFile": "wrong"}, "does not let us in for ann with"),
+        ({"sshKeyFile": "/none"}, "its key file /none is not there"),
+        ({"pythonPath": "/usr/bin"}, "nni is not installed there"),
+        ({"pythonPath": "~/x"}, "there is no interpreter ~/x/python3, which pythonPath names"),
+        ({"options": "--data_dir $HOME/data/x"}, "data_dir: $HOME/data/x is not there"),
+    ],
+)
 def test_what_is_wrong_is_named_for_each_machine_before_anything_starts(check, lab, changes, said):
     if changes.get("sshKeyFile") == "wrong":
         changes = {"sshKeyFile": str(lab.wrong_key)}

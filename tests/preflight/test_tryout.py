@@ -13,13 +13,27 @@ from ballot.config.trial_command import TrialCommand
 from ballot.preflight import tryout
 from ballot.preflight.tryout import Answers, Item
 
-ITEMS = [Item("the smallest configuration", {"batch_size": 1}, True),
-         Item("the largest configuration", {"batch_size": 2}, True)]  # fmt: skip
+ITEMS = [
+    Item("the smallest configuration", {"batch_size": 1}, True),
+    Item("the largest configuration", {"batch_size": 2}, True),
+]
 FACTS = {
-    "monitor": "val_acc", "mode": "max", "epochs": 10, "own_start": 4.0, "ready": 1.0,
-    "first_step": 1.0, "step": 0.1, "predict": 0.05, "peak": 5e8, "parts": 1, "device": "cpu",
-    "gpus": 0, "batches": {"train": 40, "val": 20, "test": 20}, "folds": 1, "warnings": [],
-}  # fmt: skip
+    "monitor": "val_acc",
+    "mode": "max",
+    "epochs": 10,
+    "own_start": 4.0,
+    "ready": 1.0,
+    "first_step": 1.0,
+    "step": 0.1,
+    "predict": 0.05,
+    "peak": 5e8,
+    "parts": 1,
+    "device": "cpu",
+    "gpus": 0,
+    "batches": {"train": 40, "val": 20, "test": 20},
+    "folds": 1,
+    "warnings": [],
+}
 
 
 def answers(*facts, status=0, words=(), late=False):
@@ -65,12 +79,14 @@ def test_a_good_answer_is_no_problem():
 @pytest.mark.parametrize(
     "error, said",
     [
-        ("tuner: unknown criterion 'focall'; did you mean 'focal'?",
-         "space.json: unknown criterion 'focall'; did you mean 'focal'?"),
+        (
+            "tuner: unknown criterion 'focall'; did you mean 'focal'?",
+            "space.json: unknown criterion 'focall'; did you mean 'focal'?",
+        ),
         ("command line: unknown model 'x'", "c.yml: trialCommand: unknown model 'x'"),
         ("data_dir: there are no images", "data_dir: there are no images"),
     ],
-)  # fmt: skip
+)
 def test_an_error_is_said_once_and_of_the_file_it_comes_from(error, said):
     wrong = {"error": error, "warnings": []}
     assert problems(answers(wrong, wrong)) == [(said, True)]
@@ -113,18 +129,38 @@ def test_memory_is_counted_for_the_trials_that_run_at_once(monkeypatch):
     "cores, memory, at_once, wanted",
     [
         (2, 24e9, 2, ""),
-        (2, 24e9, 4, "2 trials at once (2 cores, 24.0 GB of memory, a trial takes 500 MB), "
-                     "trialConcurrency is 4; --concurrency 2 does as much"),
+        (
+            2,
+            24e9,
+            4,
+            "2 trials at once (2 cores, 24.0 GB of memory, a trial takes 500 MB), "
+            "trialConcurrency is 4; --concurrency 2 does as much",
+        ),
         (8, 24e9, 5, ""),
-        (8, 24e9, 4, "8 trials at once (8 cores, 24.0 GB of memory, a trial takes 500 MB), "
-                     "trialConcurrency is 4; --concurrency 8 does more in the same time"),
+        (
+            8,
+            24e9,
+            4,
+            "8 trials at once (8 cores, 24.0 GB of memory, a trial takes 500 MB), "
+            "trialConcurrency is 4; --concurrency 8 does more in the same time",
+        ),
         (8, 1.2e9, 2, ""),
-        (8, 1.2e9, 1, "2 trials at once (8 cores, 1.2 GB of memory, a trial takes 500 MB), "
-                      "trialConcurrency is 1; --concurrency 2 does more in the same time"),
-        (1, float("inf"), 2, "1 trial at once (1 core, a trial takes 500 MB), "
-                             "trialConcurrency is 2; --concurrency 1 does as much"),
+        (
+            8,
+            1.2e9,
+            1,
+            "2 trials at once (8 cores, 1.2 GB of memory, a trial takes 500 MB), "
+            "trialConcurrency is 1; --concurrency 2 does more in the same time",
+        ),
+        (
+            1,
+            float("inf"),
+            2,
+            "1 trial at once (1 core, a trial takes 500 MB), "
+            "trialConcurrency is 2; --concurrency 1 does as much",
+        ),
     ],
-)  # fmt: skip
+)
 def test_trials_at_once_are_suggested_by_cores_and_memory(
     monkeypatch, cores, memory, at_once, wanted
 ):
@@ -147,9 +183,11 @@ def test_each_model_is_tried_large_and_each_component_is_made():
     }
     items = tryout.what_to_try(space, train=True)
     trained = [(i.name, i.values["batch_size"], i.values["model"]) for i in items if i.steps]
-    assert trained == [("the smallest configuration", 8, "a"),
-                       ("the largest configuration of a", 32, "a"),
-                       ("the largest configuration of b", 32, "b")]  # fmt: skip
+    assert trained == [
+        ("the smallest configuration", 8, "a"),
+        ("the largest configuration of a", 32, "a"),
+        ("the largest configuration of b", 32, "b"),
+    ]
     made = [item.values for item in items if not item.steps]
     assert [(v["model"], v["criterion"]) for v in made] == [("b", "x"), ("a", "y")]
     assert not any(item.steps for item in tryout.what_to_try(space, train=False))
@@ -183,8 +221,10 @@ def test_a_try_runs_as_a_trial_would_and_a_late_one_is_ended(tmp_path, monkeypat
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
-@pytest.mark.parametrize("seconds, text", [(0.2, "1 s"), (89, "89 s"), (100, "2 min"),
-                                           (7800, "2 h 10 min"), (7200, "2 h")])  # fmt: skip
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (7800, "2 h 10 min"), (7200, "2 h")],
+)
 def test_times_are_written_as_people_say_them(seconds, text):
     assert wording.span(seconds) == text
 

@@ -59,9 +59,14 @@ def environment(place, **more):
 def begin(place, path, *words, plain=False, cwd=None, **more):
     how = [] if plain else ["-m", "ballot.preload"]
     return subprocess.Popen(
-        [sys.executable, *how, path, *words], cwd=cwd or place, env=environment(place, **more),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, *how, path, *words],
+        cwd=cwd or place,
+        env=environment(place, **more),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run(place, path, *words, stdin="", **more):
@@ -107,8 +112,10 @@ def test_a_trial_has_all_that_a_plain_start_would_have(place, more):
     more = {**more, "LETTERS": "ä\udcff", "NNI_TRIAL_JOB_ID": "x", "OMP_NUM_THREADS": "3"}
     before = os.umask(0o027)
     try:
-        told = [run(place, path, "--a", "b c", stdin="typed", plain=plain, cwd=ROOT, **more)
-                for plain in (False, True)]  # fmt: skip
+        told = [
+            run(place, path, "--a", "b c", stdin="typed", plain=plain, cwd=ROOT, **more)
+            for plain in (False, True)
+        ]
     finally:
         os.umask(before)
     (status, out, err), plainly = told
@@ -198,10 +205,15 @@ def test_ctrl_c_on_a_terminal_reaches_the_trial_once(place):
     master, slave = os.openpty()
     with os.fdopen(slave) as terminal:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ballot.preload", path, "1"], env=environment(place), cwd=place,
-            stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+            [sys.executable, "-m", "ballot.preload", path, "1"],
+            env=environment(place),
+            cwd=place,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-        )  # fmt: skip
+        )
     said = b""
     while b"ready" not in said:
         said += os.read(master, 1000)
@@ -264,8 +276,10 @@ def test_what_a_search_left_is_found_by_its_command(place):
 
 def test_code_that_has_changed_is_imported_anew_while_old_trials_go_on(place):
     script(place, "VALUE = 1", name="heavy.py")
-    path = script(place, "import heavy, sys\nprint(heavy.VALUE, flush=True)\nsys.stdin.read()\n"
-                         "print(heavy.VALUE)")  # fmt: skip
+    path = script(
+        place,
+        "import heavy, sys\nprint(heavy.VALUE, flush=True)\nsys.stdin.read()\nprint(heavy.VALUE)",
+    )
     first = begin(place, path)
     assert first.stdout.readline() == "1\n"
     (place / "code" / "heavy.py").write_text("VALUE = 22")
@@ -291,8 +305,12 @@ def test_it_ends_when_nobody_needs_it_and_when_a_folder_of_its_vanishes(place):
 def test_it_is_no_child_of_the_command_and_holds_nothing_of_it(place):
     path = script(place, "print(1)")
     read, write = os.pipe()
-    process = subprocess.Popen([sys.executable, "-m", "ballot.preload", path], cwd=place,
-                               env=environment(place), pass_fds=[write])  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ballot.preload", path],
+        cwd=place,
+        env=environment(place),
+        pass_fds=[write],
+    )
     assert process.wait(30) == 0
     os.close(write)
     assert os.read(read, 1) == b""  # nobody has the other end, so this does not wait
@@ -313,8 +331,13 @@ def test_a_plain_start_is_one_variable_away(place):
 
 @pytest.mark.parametrize("words", [[], ["no_such.py"]])
 def test_a_script_that_is_not_there_is_one_line(place, words):
-    done = subprocess.run([sys.executable, "-m", "ballot.preload", *words], cwd=place,
-                          env=environment(place), capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "ballot.preload", *words],
+        cwd=place,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
 
 
@@ -322,16 +345,20 @@ def test_a_script_that_is_not_there_is_one_line(place, words):
     "text, why",
     [
         ("raise ValueError('not so')", "ValueError: not so"),
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=[5], daemon=True)"
-         ".start()", "started a thread"),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=[5], daemon=True)"
+            ".start()",
+            "started a thread",
+        ),
         ("import os\nos._exit(3)", "the imports failed"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_preloaded_starts_plainly_and_says_so_in_a_line(place, text, why):
     script(place, text, name="heavy.py")
     # What is imported at the top counts; the plain start of this script must not need it.
-    path = script(place, "import os, sys\nsys.modules['heavy'] = os\nimport heavy\n"
-                         "print(os.getppid())")  # fmt: skip
+    path = script(
+        place, "import os, sys\nsys.modules['heavy'] = os\nimport heavy\nprint(os.getppid())"
+    )
     for _ in range(2):  # the second time it is known, and not tried again
         began = time.monotonic()
         status, out, err = run(place, path)
@@ -344,9 +371,12 @@ def test_a_later_import_that_starts_a_thread_is_left_out(place):
     script(place, "def set_num_threads(n):\n    print('threads', n)", name="torch.py")
     for name in ("scipy", "sklearn", "requests", "PIL"):  # to be quick: they are no packages here
         script(place, "", name=f"{name}.py")
-    script(place, "import threading, time\n"
-                  "threading.Thread(target=time.sleep, args=[60], daemon=True).start()",
-           name="tqdm.py")  # fmt: skip
+    script(
+        place,
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=[60], daemon=True).start()",
+        name="tqdm.py",
+    )
     path = script(
         place,
         "import os, sys\nimport torch\n"
@@ -378,16 +408,23 @@ def test_a_trial_knows_whether_nni_chose_its_gpus(place):
             "-c",
             f'CUDA_VISIBLE_DEVICES=0 "{sys.executable}" -m ballot.preload "$0"; :',
         ]
-        done = subprocess.run([*words, path], cwd=place, capture_output=True, text=True,
-                              env=environment(place, CUDA_VISIBLE_DEVICES=parent))  # fmt: skip
+        done = subprocess.run(
+            [*words, path],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            env=environment(place, CUDA_VISIBLE_DEVICES=parent),
+        )
         assert done.stdout.strip() == wanted
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_another_users_socket_is_refused(tmp_path):
     path = tmp_path / "socket"
-    code = ("import os, socket, sys, time\ns = socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[1])\n"
-            "os.seteuid(65534)\ns.listen()\nprint(1, flush=True)\ntime.sleep(20)")  # fmt: skip
+    code = (
+        "import os, socket, sys, time\ns = socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[1])\n"
+        "os.seteuid(65534)\ns.listen()\nprint(1, flush=True)\ntime.sleep(20)"
+    )
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         with pytest.raises(command.NotPreloaded, match="another user"):
@@ -416,10 +453,17 @@ def test_a_real_trial_learns_the_same_as_one_that_was_started_plainly(place):
     for plain in (False, True):
         home = place / f"plain{plain}"
         home.mkdir()
-        nni = {"NNI_PLATFORM": "local", "NNI_EXP_ID": "e", "NNI_TRIAL_JOB_ID": "t",
-               "NNI_TRIAL_SEQ_ID": "0", "NNI_OUTPUT_DIR": str(home), "NNI_SYS_DIR": str(home),
-               "NNI_TRIAL_COMMAND_CHANNEL": "import://channel.Channel",
-               "PYTHONPATH": f"{ROOT}:{place / 'code'}", "OMP_NUM_THREADS": "1"}  # fmt: skip
+        nni = {
+            "NNI_PLATFORM": "local",
+            "NNI_EXP_ID": "e",
+            "NNI_TRIAL_JOB_ID": "t",
+            "NNI_TRIAL_SEQ_ID": "0",
+            "NNI_OUTPUT_DIR": str(home),
+            "NNI_SYS_DIR": str(home),
+            "NNI_TRIAL_COMMAND_CHANNEL": "import://channel.Channel",
+            "PYTHONPATH": f"{ROOT}:{place / 'code'}",
+            "OMP_NUM_THREADS": "1",
+        }
         words = ["--epochs", "2", "--no_tensorboard", "--out_dir", home / "outputs"]
         status, _, err = run(place, "train.py", *words, plain=plain, cwd=ROOT, **nni)
         assert (status, err) == (0, "")

@@ -230,7 +230,9 @@ def test_confusion_and_class_scores_are_scikit_learns():
     run = judged_at_random()
     assert (statistics.confusion(run) == confusion_matrix(run.targets, run.answers)).all()
     theirs = np.array(precision_recall_fscore_support(run.targets, run.answers))
-    ours = [[c[k] for c in statistics.class_scores(run)] for k in ("precision", "recall", "f1", "rows")]
+    ours = [
+        [c[k] for c in statistics.class_scores(run)] for k in ("precision", "recall", "f1", "rows")
+    ]
     np.testing.assert_allclose(ours, theirs)
 
 
@@ -300,8 +302,17 @@ def test_every_figure_has_its_place_and_every_place_its_figure(outputs):
     page = page_of(outputs)
     placed = [a["data-figure"] for _, a in Tags(page).tags if "data-figure" in a]
     assert sorted(placed) == sorted(figures_of(page))
-    assert {"curves", "losses", "best_trial", "best_minutes", "parallel", "importance",
-            "confusion", "reliability", "counts"} <= set(placed)  # fmt: skip
+    assert {
+        "curves",
+        "losses",
+        "best_trial",
+        "best_minutes",
+        "parallel",
+        "importance",
+        "confusion",
+        "reliability",
+        "counts",
+    } <= set(placed)
 
 
 def test_stopped_trials_are_marked_at_their_ends(outputs):
@@ -315,8 +326,9 @@ def test_the_vote_shows_members_weights_and_agreement(outputs):
     for number in (0, 2, 4):
         probs = rng.dirichlet(np.ones(3), 30)
         ids = [f"t{k}" for k in range(30)]
-        write_ballot(folder_of(outputs, number).with_suffix(".csv"), ids,
-                     ["cat", "dog", "owl"], probs)  # fmt: skip
+        write_ballot(
+            folder_of(outputs, number).with_suffix(".csv"), ids, ["cat", "dog", "owl"], probs
+        )
     folder = outputs.parent / "ensemble"
     run_vote(sorted(outputs.glob("*.csv")), VoteOptions(out_dir=str(folder)))
     page = page_of(outputs)
@@ -333,8 +345,13 @@ def test_a_gain_has_a_standard_error_where_the_score_is_a_mean_over_rows(metric,
         for path, labels in ((folder.with_suffix(".csv"), None), (folder / "val.csv", "cdo" * 30)):
             names = {"c": "cat", "d": "dog", "o": "owl"}
             given = [names[letter] for letter in labels] if labels else None
-            write_ballot(path, [f"r{k}" for k in range(90)], ["cat", "dog", "owl"],
-                         rng.dirichlet(np.ones(3), 90), given)  # fmt: skip
+            write_ballot(
+                path,
+                [f"r{k}" for k in range(90)],
+                ["cat", "dog", "owl"],
+                rng.dirichlet(np.ones(3), 90),
+                given,
+            )
     options = VoteOptions(out_dir=str(outputs.parent / "ensemble"), select="greedy", metric=metric)
     run_vote(sorted(outputs.glob("*.csv")), options)
     words = Tags(page_of(outputs)).words
@@ -427,8 +444,9 @@ def test_pictures_of_digits_are_on_the_page(script, tmp_path):
     assert script("train.py", "--epochs", 1, "--batch_size", 256).returncode == 0
     done = script("report.py")
     assert done.returncode == 0, done.stderr
-    images = [a["src"] for tag, a in Tags((tmp_path / "report.html").read_text()).tags
-              if tag == "img"]  # fmt: skip
+    images = [
+        a["src"] for tag, a in Tags((tmp_path / "report.html").read_text()).tags if tag == "img"
+    ]
     assert len(images) > 5
     assert all(src.startswith("data:image/jpeg;base64,") for src in images)
 
@@ -460,21 +478,26 @@ def visit(browser, page):
 
 
 def sort_by_learning_rate(browser):
-    names = browser.run("[...document.querySelectorAll('#leaderboard th')].map((th) => "
-                        "th.textContent)")  # fmt: skip
+    names = browser.run(
+        "[...document.querySelectorAll('#leaderboard th')].map((th) => th.textContent)"
+    )
     column = names.index("lr")
     browser.run(f"document.querySelectorAll('#leaderboard th')[{column}].click()")
-    shown = browser.run("[...document.querySelectorAll('#leaderboard tbody tr')]"
-                        f".map((row) => Number(row.cells[{column}].dataset.v))")  # fmt: skip
+    shown = browser.run(
+        "[...document.querySelectorAll('#leaderboard tbody tr')]"
+        f".map((row) => Number(row.cells[{column}].dataset.v))"
+    )
     assert len(shown) == 200
     assert shown == sorted(shown)
 
 
 def brush_the_first_axis(browser):
-    box = browser.run("(() => { const one = document.querySelector('[data-figure=parallel] "
-                      ".catch0 path'); one.scrollIntoView({block: 'center'}); "
-                      "const r = one.getBoundingClientRect(); "
-                      "return [r.x + r.width / 2, r.y, r.height]; })()")  # fmt: skip
+    box = browser.run(
+        "(() => { const one = document.querySelector('[data-figure=parallel] "
+        ".catch0 path'); one.scrollIntoView({block: 'center'}); "
+        "const r = one.getBoundingClientRect(); "
+        "return [r.x + r.width / 2, r.y, r.height]; })()"
+    )
     x, top, height = box
     browser.drag((x, top + 2), (x, top + height / 2))
     browser.wait("document.getElementById('held').textContent !== ''")

@@ -36,10 +36,23 @@ def rows_of(path):
 
 
 def test_a_row_is_what_the_trial_wrote_down_and_not_what_nni_recorded(tmp_path):
-    leave(tmp_path / "outputs", "exp-000-a", {"lr": 0.123456789012345678, "device": "auto",
-          "optimizer": "SGD", "optimizer_args": {"momentum": 0.5}, "seed": 1},
-          status="done", score=0.75, epochs=3, seconds=9.5, machine="m",
-          device="cuda:0")  # fmt: skip
+    leave(
+        tmp_path / "outputs",
+        "exp-000-a",
+        {
+            "lr": 0.123456789012345678,
+            "device": "auto",
+            "optimizer": "SGD",
+            "optimizer_args": {"momentum": 0.5},
+            "seed": 1,
+        },
+        status="done",
+        score=0.75,
+        epochs=3,
+        seconds=9.5,
+        machine="m",
+        device="cuda:0",
+    )
     results = table(tmp_path)
     results.update([trial("a", final=0.1)])
     (row,) = rows_of(tmp_path / "results.csv")
@@ -76,21 +89,31 @@ def test_the_floor_that_a_failed_trial_reported_is_no_score(tmp_path):
         ("RUNNING", {"status": "stopped", "reason": "SIGINT"}, False, ("running", None)),
         ("RUNNING", {"status": "done"}, False, ("done", None)),
         ("USER_CANCELED", {"status": "stopped", "reason": "SIGINT"}, False, ("stopped", "SIGINT")),
-        ("USER_CANCELED", {"status": "running"}, False,
-         ("failed", "killed from outside before it could write")),
+        (
+            "USER_CANCELED",
+            {"status": "running"},
+            False,
+            ("failed", "killed from outside before it could write"),
+        ),
         ("EARLY_STOPPED", {"status": "stopped"}, False, ("stopped", "ended early by the assessor")),
         ("FAILED", {"status": "running"}, False, ("failed", None)),
         ("SUCCEEDED", {"status": "failed", "reason": "memory"}, False, ("failed", "memory")),
         ("SUCCEEDED", {}, False, ("done", None)),
     ],
-)  # fmt: skip
+)
 def test_the_status_is_one_of_five_words(nni, said, over, expected):
     assert how_it_goes(trial("a", status=nni), said, over) == expected
 
 
 def test_rows_of_other_searches_stay_as_they_are(tmp_path):
-    old = {"run": "old-000-x", "status": "done", "score": 0.5, "epochs": 2, "reason": '=1+"2"',
-           "other": "kept"}  # fmt: skip
+    old = {
+        "run": "old-000-x",
+        "status": "done",
+        "score": 0.5,
+        "epochs": 2,
+        "reason": '=1+"2"',
+        "other": "kept",
+    }
     write_table(tmp_path / "results.csv", list(old), [old])
     for score in (0.25, 0.75):  # the second time this search's own row takes the place of the first
         leave(tmp_path / "outputs", f"exp-000-a{score}", status="done", score=score)
@@ -136,14 +159,20 @@ def test_two_searches_that_write_in_turns_keep_each_others_rows(tmp_path):
             results.update([trial(k, k, final=score + number) for k in range(3)])
     rows = rows_of(tmp_path / "results.csv")
     found = {row["run"]: float(row["score"]) for row in rows}
-    assert found == {f"{name}-{k:03d}-{k}": 0.3 + n for n, name in enumerate("ab")
-                     for k in range(3)} and len(rows) == 6  # fmt: skip
+    assert (
+        found == {f"{name}-{k:03d}-{k}": 0.3 + n for n, name in enumerate("ab") for k in range(3)}
+        and len(rows) == 6
+    )
 
 
 def test_the_words_of_a_trial_are_asked_for_until_there_are_some(tmp_path):
     said, asked = {"a": NO_WORD, "b": "no memory"}, []
-    results = Results("exp", tmp_path / "outputs", maximize=True,
-                      words=lambda name: asked.append(name) or said[name])  # fmt: skip
+    results = Results(
+        "exp",
+        tmp_path / "outputs",
+        maximize=True,
+        words=lambda name: asked.append(name) or said[name],
+    )
     trials = [trial(name, k, status="FAILED") for k, name in enumerate("ab")]
     assert [row["reason"] for row in results.update(trials)] == [NO_WORD, "no memory"]
     said["a"] = "killed"
@@ -153,10 +182,24 @@ def test_the_words_of_a_trial_are_asked_for_until_there_are_some(tmp_path):
 
 
 def test_every_cell_is_read_back_as_it_was(tmp_path):
-    cells = ["=cmd|' /C calc'!A0", "+1", "-x", "@a", 'say "hi", twice', "two\nlines", " ", "007",
-             "ä→", "1e5", "nan", "None"]  # fmt: skip
-    rows = [{"run": f"r{k}", "status": "done", "reason": cell, "score": 0.1 + 0.2}
-            for k, cell in enumerate(cells)]  # fmt: skip
+    cells = [
+        "=cmd|' /C calc'!A0",
+        "+1",
+        "-x",
+        "@a",
+        'say "hi", twice',
+        "two\nlines",
+        " ",
+        "007",
+        "ä→",
+        "1e5",
+        "nan",
+        "None",
+    ]
+    rows = [
+        {"run": f"r{k}", "status": "done", "reason": cell, "score": 0.1 + 0.2}
+        for k, cell in enumerate(cells)
+    ]
     path = tmp_path / "results.csv"
     write_table(path, ["run", "status", "reason", "score"], rows)
     for _ in range(2):  # what was read and written again too

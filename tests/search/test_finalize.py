@@ -120,11 +120,14 @@ def test_only_what_is_not_there_is_trained_and_what_was_halted_goes_on(tmp_path)
 
 
 def test_those_within_one_standard_error_of_the_best_are_tied(tmp_path):
-    found = [Finalist(n, 0.9, {"lr": lr}, f"lr={lr}", 1, 1)
-             for n, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3))]  # fmt: skip
+    found = [
+        Finalist(n, 0.9, {"lr": lr}, f"lr={lr}", 1, 1)
+        for n, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3))
+    ]
     scores = {0.1: (0.90, 0.94, 0.98), 0.2: (0.92, 0.92, 0.92), 0.3: (0.90, 0.90, 0.90)}
-    trials = [ended(3 * i + k, **each.on_fold(k, 3)) for i, each in enumerate(found)
-              for k in range(3)]  # fmt: skip
+    trials = [
+        ended(3 * i + k, **each.on_fold(k, 3)) for i, each in enumerate(found) for k in range(3)
+    ]
     for trial in trials:
         finish(tmp_path, trial, scores[trial.parameters["lr"]][trial.parameters["fold"]])
     first, second, third = rank(results_in(tmp_path, trials), trials, found, 3)
@@ -183,9 +186,14 @@ def test_the_two_best_of_a_search_are_trained_on_two_folds_and_vote(home):
     before = {path.name for path in before}
 
     def run(*words):
-        done = subprocess.run([sys.executable, ROOT / "ensemble.py", "--finalize", *words, "--port",
-                               "18300"], cwd=home, env=environment(home), capture_output=True,
-                              text=True, timeout=300)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, ROOT / "ensemble.py", "--finalize", *words, "--port", "18300"],
+            cwd=home,
+            env=environment(home),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         return done.returncode, done.stdout + done.stderr
 
     status, said = run("2", "--folds", "2")

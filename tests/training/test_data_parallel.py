@@ -54,12 +54,19 @@ class Hungry(nn.Module):
 
 def make_state(criterion, group, ema=0.0, **more):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.SiLU(), nn.Flatten(),
-                          nn.Linear(20, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4),
-                          ).double()  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(20, 6),
+        nn.BatchNorm1d(6, affine=False),
+        nn.Linear(6, 4),
+    ).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return TrainState(model, criterion, optimizer, Still(), ema=make_ema(model, ema), group=group,
-                      **more)  # fmt: skip
+    return TrainState(
+        model, criterion, optimizer, Still(), ema=make_ema(model, ema), group=group, **more
+    )
 
 
 def batches(part=(0, 1), sizes=(8, 7, 3, 2)):  # the last is less than a row a process
@@ -77,8 +84,11 @@ def compare(case, group):
     one = [train_one_epoch(alone, batches()) for _ in range(2)][-1]
     many = [train_one_epoch(shared, batches(part)) for _ in range(2)][-1]
     seen = [predict(alone.scored, batches()), predict(shared.scored, batches(part), group=group)]
-    pairs = [*zip(alone.scored.state_dict().values(), shared.scored.state_dict().values()),
-             (one.step_losses, many.step_losses), (one.targets, many.targets)]  # fmt: skip
+    pairs = [
+        *zip(alone.scored.state_dict().values(), shared.scored.state_dict().values()),
+        (one.step_losses, many.step_losses),
+        (one.targets, many.targets),
+    ]
     np.testing.assert_allclose(one.probs, many.probs, atol=1e-6)  # in single precision
     np.testing.assert_allclose(seen[0].probs, seen[1].probs, atol=1e-6)
     return max(np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs)
@@ -87,8 +97,14 @@ def compare(case, group):
 def try_everything(rank, port, folder):
     """What each process does; the first one writes down what was found."""
     torch.set_num_threads(1)
-    said = {"TORCHELASTIC_RUN_ID": "test", "RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_RANK": rank,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+    said = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": rank,
+        "WORLD_SIZE": SIZE,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in said.items()})
     found = {}
     with joined() as group:
@@ -135,9 +151,13 @@ def test_what_one_process_knows_or_dies_of_all_know(found):
     assert [rank["failed"] for rank in found] == ["no room"] * SIZE
 
 
-@pytest.mark.parametrize("more", [
-    {}, {"augmentation": "AffineAugmentation", "augmentation_args": {"mixup": 0.4}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"augmentation": "AffineAugmentation", "augmentation_args": {"mixup": 0.4}},
+    ],
+)
 def test_the_parts_of_a_batch_are_the_batch(more):
     rows = load_data(Config(dataset="digits", image_size=16, **more), input_size=16).folds[0].train
     whole = list(rows.batches(500, epoch=1, train=True))
@@ -154,8 +174,16 @@ def test_pieces_cover_a_batch_once_and_too_few_rows_go_to_everyone():
     assert [piece(2, k, 3) for k in range(3)] == [slice(0, 2)] * 3
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-            ROOT / "train.py", "--no_tensorboard"]  # fmt: skip
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    ROOT / "train.py",
+    "--no_tensorboard",
+]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -173,10 +201,22 @@ def test_torchrun_gives_the_scores_of_one_process_and_writes_and_reports_once(tm
     words = ["--epochs", "2", "--batch_size", "100", "--run_name"]
     assert script("train.py", "--no_tensorboard", *words, "one", "--lr", 0.002).returncode == 0
     (tmp_path / "nni.py").write_text(FAKE_NNI)
-    env = {**ENV, "PYTHONPATH": str(tmp_path), "NNI_PLATFORM": "local", "NNI_TRIAL_JOB_ID": "abc",
-           "NNI_EXP_ID": "exp", "NNI_TRIAL_SEQ_ID": "7"}  # fmt: skip
-    done = subprocess.run([*TORCHRUN, *words, "two"], cwd=tmp_path, env=env, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+    env = {
+        **ENV,
+        "PYTHONPATH": str(tmp_path),
+        "NNI_PLATFORM": "local",
+        "NNI_TRIAL_JOB_ID": "abc",
+        "NNI_EXP_ID": "exp",
+        "NNI_TRIAL_SEQ_ID": "7",
+    }
+    done = subprocess.run(
+        [*TORCHRUN, *words, "two"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1
     a, b = (pd.read_csv(tmp_path / "outputs" / name / "history.csv") for name in ("one", "two"))
@@ -194,8 +234,9 @@ def test_torchrun_gives_the_scores_of_one_process_and_writes_and_reports_once(tm
 @pytest.mark.slow
 def test_a_signal_to_torchrun_leaves_the_best_so_far(tmp_path):
     words = [*TORCHRUN, "--epochs", "500", "--run_name", "run"]
-    process = subprocess.Popen(words, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     path = tmp_path / "outputs" / "run" / "result.json"
     deadline = time.monotonic() + 180
     while not (path.exists() and json.loads(path.read_text())["epochs"] > 1):
@@ -220,8 +261,11 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_end(t
     while not (path.exists() and json.loads(path.read_text())["epochs"] >= 1):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    (victim,) = [child for child in psutil.Process(process.pid).children()
-                 if child.environ().get("RANK") == rank]  # fmt: skip
+    (victim,) = [
+        child
+        for child in psutil.Process(process.pid).children()
+        if child.environ().get("RANK") == rank
+    ]
     others = psutil.Process(process.pid).children(recursive=True)
     victim.kill()
     process.communicate(timeout=90)

@@ -36,8 +36,21 @@ def as_before():
 
 
 def run(tmp_path, name, *more):
-    words = ["--epochs", "1", "--dataset", "dummy", "--dataset_args.rows", "64", "--image_size",
-             "32", "--no_tensorboard", "--out_dir", str(tmp_path), "--run_name", name]  # fmt: skip
+    words = [
+        "--epochs",
+        "1",
+        "--dataset",
+        "dummy",
+        "--dataset_args.rows",
+        "64",
+        "--image_size",
+        "32",
+        "--no_tensorboard",
+        "--out_dir",
+        str(tmp_path),
+        "--run_name",
+        name,
+    ]
     return train.main([*words, "--deterministic", *more])
 
 

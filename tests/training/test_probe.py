@@ -20,8 +20,17 @@ def test_configurations_are_tried_and_no_run_is_left(script, tmp_path):
         {"values": {"augmentation": {"_name": "CustomAugmentation", "erasee": 1}}, "steps": 0},
     ]
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
-    done = script("train.py", "--epochs", 7, "--monitor", "val_loss", "--resume", "auto",
-                  "--probe", "wanted.json")  # fmt: skip
+    done = script(
+        "train.py",
+        "--epochs",
+        7,
+        "--monitor",
+        "val_loss",
+        "--resume",
+        "auto",
+        "--probe",
+        "wanted.json",
+    )
     assert done.returncode == 0, done.stderr
     small, large, *rest = [json.loads(line) for line in done.stdout.splitlines()]
     assert small["batches"] == {"train": 72, "val": 18, "test": 23}

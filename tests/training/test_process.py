@@ -24,11 +24,17 @@ def test_bf16_on_a_cpu_is_taken_with_a_warning_where_it_is_slow(caplog):
     assert ("no instructions for bfloat16" in caplog.text) is not has_bfloat16()
 
 
-@pytest.mark.parametrize("line, has", [
-    ("flags\t\t: fpu avx2 avx512f", False), ("flags\t\t: fpu avx512_bf16", True),
-    ("flags\t\t: amx_bf16 amx_tile", True), ("Features\t: asimd bf16 i8mm", True),
-    ("Features\t: asimd", False), ("processor\t: 0", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, has",
+    [
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("flags\t\t: fpu avx512_bf16", True),
+        ("flags\t\t: amx_bf16 amx_tile", True),
+        ("Features\t: asimd bf16 i8mm", True),
+        ("Features\t: asimd", False),
+        ("processor\t: 0", True),
+    ],
+)
 def test_a_processor_says_whether_it_has_bfloat16(tmp_path, line, has):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
     assert has_bfloat16(tmp_path / "cpuinfo") is has

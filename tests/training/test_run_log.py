@@ -24,8 +24,11 @@ def quiet_again():
 
 
 def setup_file(tmp_path, **more):
-    handler = {"class": "logging.handlers.RotatingFileHandler", "filename": "info.log",
-               "formatter": "bare"}  # fmt: skip
+    handler = {
+        "class": "logging.handlers.RotatingFileHandler",
+        "filename": "info.log",
+        "formatter": "bare",
+    }
     setup = {
         "version": 1,
         "formatters": {"bare": {"format": "said: %(message)s"}},
@@ -108,6 +111,8 @@ def test_a_line_comes_every_few_steps_and_the_loss_is_read_only_for_it(caplog):
                 lines.set_postfix_str(f"loss {step}")
             lines.update(10)
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["epoch 1, step 3, 30 of 70 images: loss 3",
-                    "epoch 1, step 6, 60 of 70 images: loss 6"]  # fmt: skip
+    assert said == [
+        "epoch 1, step 3, 30 of 70 images: loss 3",
+        "epoch 1, step 6, 60 of 70 images: loss 6",
+    ]
     assert read == [1, 3, 6]

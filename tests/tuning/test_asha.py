@@ -84,9 +84,16 @@ def test_a_resumed_search_goes_on_with_its_rungs(monkeypatch, tmp_path):
     after.load_checkpoint()  # is damaged: it begins anew
 
 
-@pytest.mark.parametrize("options, rung", [("", 6), ("--epochs 15", 3), ("--epochs 2", 1),
-                                           ("--epochs 10 --folds 3", 6),
-                                           ("--epochs 10 --folds 3 --fold 0", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, rung",
+    [
+        ("", 6),
+        ("--epochs 15", 3),
+        ("--epochs 2", 1),
+        ("--epochs 10 --folds 3", 6),
+        ("--epochs 10 --folds 3 --fold 0", 2),
+    ],
+)
 def test_the_first_rung_is_a_fifth_of_a_trials_reports(monkeypatch, options, rung):
     experiment = {"trialCommand": f"python3 train.py {options}", "trialCodeDirectory": str(ROOT)}
     coded = base64.b64encode(json.dumps(experiment).encode()).decode()

@@ -13,9 +13,14 @@ SPACE = {
     "whole": {"_type": "randint", "_value": [3, 10]},
     "sizes": {"_type": "choice", "_value": [16, 32, 64]},
     "names": {"_type": "choice", "_value": ["a", "b", "c"]},
-    "nested": {"_type": "choice", "_value": [
-        {"_name": "one", "inner": {"_type": "normal", "_value": [5, 2]}}, {"_name": "two"}]},
-}  # fmt: skip
+    "nested": {
+        "_type": "choice",
+        "_value": [
+            {"_name": "one", "inner": {"_type": "normal", "_value": [5, 2]}},
+            {"_name": "two"},
+        ],
+    },
+}
 
 
 @pytest.fixture

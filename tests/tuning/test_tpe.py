@@ -18,11 +18,14 @@ from ballot.tuning.tpe import Tuner, startup_jobs
 ROOT = Path(__file__).resolve().parents[2]
 EVERY_TYPE = {
     "choice": {"_type": "choice", "_value": ["a", "b"]},
-    "nested": {"_type": "choice", "_value": [
-        {"_name": "one", "inner": {"_type": "loguniform", "_value": [0.001, 0.1]}},
-        {"_name": "two", "other": {"_type": "randint", "_value": [3, 6]}},
-        {"_name": "none"},
-    ]},
+    "nested": {
+        "_type": "choice",
+        "_value": [
+            {"_name": "one", "inner": {"_type": "loguniform", "_value": [0.001, 0.1]}},
+            {"_name": "two", "other": {"_type": "randint", "_value": [3, 6]}},
+            {"_name": "none"},
+        ],
+    },
     "randint": {"_type": "randint", "_value": [-2, 9]},
     "uniform": {"_type": "uniform", "_value": [-1, 1]},
     "quniform": {"_type": "quniform", "_value": [0.1, 0.95, 0.1]},
@@ -32,7 +35,7 @@ EVERY_TYPE = {
     "qnormal": {"_type": "qnormal", "_value": [3, 0.5, 0.25]},
     "lognormal": {"_type": "lognormal", "_value": [0, 1]},
     "qlognormal": {"_type": "qlognormal", "_value": [4, 0.5, 0.5]},
-}  # fmt: skip
+}
 SMALL = {"x": {"_type": "choice", "_value": [1, 2, 3]}, "y": {"_type": "choice", "_value": "ab"}}
 LINE = {"x": {"_type": "uniform", "_value": [0, 1]}}
 
@@ -80,8 +83,9 @@ def test_it_finds_the_good_end_of_a_line(mode, wanted):
     tried = []
     for trial in range(25):
         tried.append(made.generate_parameters(trial)["x"])
-        made.receive_trial_result(trial, None, -abs(tried[-1] - 0.8) if mode == "maximize"
-                                  else abs(tried[-1] - 0.2))  # fmt: skip
+        made.receive_trial_result(
+            trial, None, -abs(tried[-1] - 0.8) if mode == "maximize" else abs(tried[-1] - 0.2)
+        )
     assert min(abs(x - wanted) for x in tried) < 0.02
     assert sum(abs(x - wanted) < 0.25 for x in tried[-10:]) >= 7
 
@@ -128,13 +132,19 @@ def test_a_configuration_runs_once_and_then_there_are_no_more():
 def test_values_that_are_the_same_after_rounding_run_once():
     made = tuner({"x": {"_type": "quniform", "_value": [0, 1, 0.25]}})
     assert sorted(made.generate_parameters(trial)["x"] for trial in range(5)) == [
-        0, 0.25, 0.5, 0.75, 1]  # fmt: skip
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+    ]
     with pytest.raises(nni.NoMoreTrialError):
         made.generate_parameters(5)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, "bad", None, {"loss": 1},
-                                   {"default": 0.0, "failed": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, "bad", None, {"loss": 1}, {"default": 0.0, "failed": 1}]
+)
 def test_a_score_that_is_none_is_a_failure(value):
     made = tuner()
     made.generate_parameters(0)
@@ -199,20 +209,28 @@ def test_a_persons_own_arguments_win():
 
 
 def test_the_options_of_the_trial_command_are_tried_first(monkeypatch):
-    in_process_of(monkeypatch, trialCommand="python3 train.py --batch_size 50 --lr 0.5",
-                  trialCodeDirectory=str(ROOT), maxTrialNumber=30)  # fmt: skip
+    in_process_of(
+        monkeypatch,
+        trialCommand="python3 train.py --batch_size 50 --lr 0.5",
+        trialCodeDirectory=str(ROOT),
+        maxTrialNumber=30,
+    )
     made = tuner(json.loads((ROOT / "search_space.json").read_text()))
     first, second = made.generate_parameters(0), made.generate_parameters(1)
-    assert first == {"batch_size": 64, "criterion": "cross_entropy",
-                     "optimizer": {"_name": "AdamW", "lr": 0.01, "weight_decay": 0.01}}  # fmt: skip
+    assert first == {
+        "batch_size": 64,
+        "criterion": "cross_entropy",
+        "optimizer": {"_name": "AdamW", "lr": 0.01, "weight_decay": 0.01},
+    }
     assert second != first and made.args.n_startup_jobs == startup_jobs(30)
     made = tuner(json.loads((ROOT / "search_space.json").read_text()), defaults=False)
     assert made.generate_parameters(0) != first
 
 
 def test_earlier_runs_are_its_history(tmp_path):
-    for number, (status, score, x) in enumerate([("done", 0.9, 0.002), ("failed", None, 0.5),
-                                                 ("running", 0.1, 0.003)]):  # fmt: skip
+    for number, (status, score, x) in enumerate(
+        [("done", 0.9, 0.002), ("failed", None, 0.5), ("running", 0.1, 0.003)]
+    ):
         run = tmp_path / f"run{number}"
         run.mkdir()
         values = {"values": {"lr": x}, "origin": {}}
@@ -248,10 +266,21 @@ def test_a_resumed_search_knows_all_and_tries_the_defaults_no_more(monkeypatch, 
     after.load_checkpoint()  # as NNI does it: before the search space is there
     after.update_search_space(space)
     posted = json.dumps({"parameter": {"lr": 0.2}, "value": {"default": 0.7}})
-    after.import_data([{"parameter": given[0], "value": 0.5},  # what NNI's database has
-                       {"parameter": given[2], "value": 0.3}, posted])  # fmt: skip
-    assert states(after) == [("done", -0.5), ("failed", None), ("stopped", -0.3),
-                             ("done", -0.6), ("running", None), ("done", -0.7)]  # fmt: skip
+    after.import_data(
+        [
+            {"parameter": given[0], "value": 0.5},  # what NNI's database has
+            {"parameter": given[2], "value": 0.3},
+            posted,
+        ]
+    )
+    assert states(after) == [
+        ("done", -0.5),
+        ("failed", None),
+        ("stopped", -0.3),
+        ("done", -0.6),
+        ("running", None),
+        ("done", -0.7),
+    ]
     assert after.generate_parameters(0) not in given
     after.import_data([{"parameter": given[4], "value": 0.4}])  # the one that ran has ended
     assert states(after)[4] == ("done", -0.4)
@@ -274,12 +303,15 @@ def test_another_search_space_keeps_what_has_a_place_in_it():
         made.receive_trial_result(trial, None, values["x"])
     made.update_search_space({**SMALL, "x": {"_type": "choice", "_value": [2, 3, 4, 5]}})
     assert [trial.point is None for trial in made._trials.values()] == [
-        trial.parameters["x"] == 1 for trial in made._trials.values()]  # fmt: skip
+        trial.parameters["x"] == 1 for trial in made._trials.values()
+    ]
     assert made.generate_parameters(3)["x"] in (2, 3, 4, 5)
 
 
 def test_nnis_process_loads_it_without_torch():
-    code = f"import sys; sys.path.append({str(ROOT)!r}); import ballot.tuning.tpe, ballot.tuning.asha; " \
-           "sys.exit('torch' in sys.modules)"  # fmt: skip
+    code = (
+        f"import sys; sys.path.append({str(ROOT)!r}); import ballot.tuning.tpe, ballot.tuning.asha; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
     assert Path(tpe.__file__).parent == ROOT / "ballot" / "tuning"

@@ -10,11 +10,19 @@ from nni.common.hpo_utils import deformat_parameters, format_search_space
 from ballot.tuning import warm_start
 
 ROOT = Path(__file__).resolve().parents[2]
-NESTED = {"optimizer": {"_type": "choice", "_value": [
-    {"_name": "SGD", "lr": {"_type": "loguniform", "_value": [0.01, 1]},
-     "momentum": {"_type": "uniform", "_value": [0.5, 0.95]}},
-    {"_name": "AdamW"},
-]}}  # fmt: skip
+NESTED = {
+    "optimizer": {
+        "_type": "choice",
+        "_value": [
+            {
+                "_name": "SGD",
+                "lr": {"_type": "loguniform", "_value": [0.01, 1]},
+                "momentum": {"_type": "uniform", "_value": [0.5, 0.95]},
+            },
+            {"_name": "AdamW"},
+        ],
+    }
+}
 
 
 def test_the_experiment_is_read_from_the_command_of_nnis_process():

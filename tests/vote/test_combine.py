@@ -114,7 +114,9 @@ def naive_ece(probs, targets, bins=15):
 
 def test_calibration_error_is_that_of_the_bins():
     values, targets = random_members(members=1)
-    assert combine.ece(values[0], targets) == pytest.approx(naive_ece(values[0], targets), abs=1e-12)
+    assert combine.ece(values[0], targets) == pytest.approx(
+        naive_ece(values[0], targets), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("true_temperature", [0.3, 1.0, 4.0])
@@ -127,8 +129,9 @@ def test_temperature_is_the_least_negative_log_likelihood(true_temperature):
             targets, combine.softmax(combine.log(probs) / np.exp(log_temperature)), labels=range(4)
         )
 
-    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded",
-                           options={"xatol": 1e-9}).x  # fmt: skip
+    best = minimize_scalar(
+        loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9}
+    ).x
     assert combine.fit_temperature(probs, targets) == pytest.approx(np.exp(best), rel=1e-4)
 
 
@@ -154,10 +157,8 @@ NAIVE_SCORES = {
     "f1_macro": lambda probs, targets: metrics.f1_score(
         targets, probs.argmax(axis=1), average="macro"
     ),
-    "nll": lambda probs, targets: -metrics.log_loss(
-        targets, probs, labels=range(probs.shape[1])
-    ),
-}  # fmt: skip
+    "nll": lambda probs, targets: -metrics.log_loss(targets, probs, labels=range(probs.shape[1])),
+}
 
 
 def naive_greedy(values, targets, metric, steps):

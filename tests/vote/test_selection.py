@@ -20,8 +20,13 @@ def make_members(folder, count, rows, shuffled=()):
         order = rng.permutation(rows) if number in shuffled else np.arange(rows)
         labels = [CLASSES[row % 5] for row in order]
         write_ballot(folder / f"run{number:03d}.csv", ids[:2], CLASSES, values[:2])
-        write_ballot(folder / f"run{number:03d}" / "val.csv", [ids[row] for row in order], CLASSES,
-                     values[order], labels)  # fmt: skip
+        write_ballot(
+            folder / f"run{number:03d}" / "val.csv",
+            [ids[row] for row in order],
+            CLASSES,
+            values[order],
+            labels,
+        )
     members = name_members(sorted(folder.glob("*.csv")), None)
     return members, read_ballot(members[0].files[0]), ids, probs
 

@@ -27,8 +27,10 @@ class Reading:
     def put(self, new: str, ours: Any, old: str, value: Any) -> None:
         """Set `new` as `old` says; two that disagree are a `UserError`."""
         if new in self.values and self.values[new] != ours:
-            raise UserError(f"{self.source}: {self.said[new]} and {old} disagree about {new} "
-                            f"({self.values[new]!r}, {ours!r}); leave one out")  # fmt: skip
+            raise UserError(
+                f"{self.source}: {self.said[new]} and {old} disagree about {new} "
+                f"({self.values[new]!r}, {ours!r}); leave one out"
+            )
         self.values[new], self.said[new] = ours, old
         self.told.append((f"{old} = {value!r}", f"{new} = {ours!r}"))
 
@@ -87,10 +89,15 @@ def _settle_data(reading: Reading) -> None:
         old, name = reading.held["dummy"]
         reading.put("dataset", "dummy", old, name)
         if "data_dir" in reading.values:
-            reading.same(reading.said["data_dir"], reading.values.pop("data_dir"),
-                         "nothing, dummy needs no folder")  # fmt: skip
+            reading.same(
+                reading.said["data_dir"],
+                reading.values.pop("data_dir"),
+                "nothing, dummy needs no folder",
+            )
     elif name is not None:
-        ours = vocabulary.known(vocabulary.DATASETS, name, "dataloader", "datamodule", "dataset", "loader")
+        ours = vocabulary.known(
+            vocabulary.DATASETS, name, "dataloader", "datamodule", "dataset", "loader"
+        )
         reading.put("dataset", ours, old, name)
     if "classes" in reading.held:
         old, count = reading.held["classes"]
@@ -112,7 +119,9 @@ def _settle_model(reading: Reading) -> None:
     model = vocabulary.known(vocabulary.MODELS, name, "backbone", "model")
     head_args = _take(reading, "head", vocabulary.MODEL_ARGS)
     own = _take(reading, "backbone", vocabulary.MODEL_ARGS)
-    kind = vocabulary.known(vocabulary.HEADS, head, "head", "clshead", "classifier") if head else None
+    kind = (
+        vocabulary.known(vocabulary.HEADS, head, "head", "clshead", "classifier") if head else None
+    )
     if kind is None or squeezed_pair(kind, model):
         reading.put("model", model, old, name)
         if head:
@@ -121,8 +130,11 @@ def _settle_model(reading: Reading) -> None:
     else:
         reading.put("model", "backbone_head", old, name)
         args = {"backbone": model, "head": kind, **args}
-        args |= {f"{part}_args": given for part, given in (("backbone", own), ("head", head_args))
-                 if given}  # fmt: skip
+        args |= {
+            f"{part}_args": given
+            for part, given in (("backbone", own), ("head", head_args))
+            if given
+        }
     _put_args(reading, "model", args)
 
 
@@ -133,8 +145,12 @@ def squeezed_pair(head: str, model: str) -> bool:
 
 def _put_args(reading: Reading, what: str, args: Mapping[str, Any]) -> None:
     if args:
-        olds = [old for part in (what, "backbone", "head") for old, _ in
-                reading.args.get(part, {}).values() if part == what or what == "model"]  # fmt: skip
+        olds = [
+            old
+            for part in (what, "backbone", "head")
+            for old, _ in reading.args.get(part, {}).values()
+            if part == what or what == "model"
+        ]
         reading.values[f"{what}_args"] = dict(args)
         reading.told.append((", ".join(olds) or what, f"{what}_args = {dict(args)!r}"))
 
@@ -172,8 +188,11 @@ def _settle_training(reading: Reading) -> None:
 
 
 def _settle_pipelines(reading: Reading) -> None:
-    stages = {s: reading.held[f"pipeline {s}"] for s in ("train", "val", "test")
-              if f"pipeline {s}" in reading.held}  # fmt: skip
+    stages = {
+        s: reading.held[f"pipeline {s}"]
+        for s in ("train", "val", "test")
+        if f"pipeline {s}" in reading.held
+    }
     if not stages:
         return
     size = reading.values.get("image_size")

@@ -25,9 +25,25 @@ TEMPLATES = {
 MOST_GPUS = 64  # of one machine: a list of them is written out
 PARTS = ("model", "data", "env", "environment")
 # Keys that only a project of three parts has, at the top of a file or of a part.
-MARKS = {"backbone", "head", "cls_head", "loss_cls", "num_class", "evaluation", "train", "val",
-         "validation", "dummy", "train_freq", "val_freq", "start_epoch", "distributed",
-         "world_size", "dist_url", "dist_backend"}  # fmt: skip
+MARKS = {
+    "backbone",
+    "head",
+    "cls_head",
+    "loss_cls",
+    "num_class",
+    "evaluation",
+    "train",
+    "val",
+    "validation",
+    "dummy",
+    "train_freq",
+    "val_freq",
+    "start_epoch",
+    "distributed",
+    "world_size",
+    "dist_url",
+    "dist_backend",
+}
 STAGES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -94,8 +110,10 @@ def notes(reading: Reading) -> tuple[str, ...]:
     wide = min(max((len(old) for old, _ in reading.told), default=0), 60)
     lines += [f"  {old:<{wide}} -> {new}" for old, new in reading.told]
     if reading.lost:
-        why = {reason: [o for o, r in reading.lost.items() if r == reason]
-               for reason in sorted(set(reading.lost.values()))}  # fmt: skip
+        why = {
+            reason: [o for o, r in reading.lost.items() if r == reason]
+            for reason in sorted(set(reading.lost.values()))
+        }
         named = [
             ", ".join(olds) + (f" ({reason})" if reason else "") for reason, olds in why.items()
         ]
@@ -176,14 +194,18 @@ def _metrics(reading: Reading, path: tuple[str, ...], value: Any) -> None:
     if not value:
         return reading.same(old, value)
     if isinstance(value, Mapping) and {str(key).lower() for key in value} <= set(STAGES):
-        ours: Any = {STAGES[str(key).lower()]: vocabulary.metrics(part) for key, part in value.items()}
+        ours: Any = {
+            STAGES[str(key).lower()]: vocabulary.metrics(part) for key, part in value.items()
+        }
     else:
         ours = vocabulary.metrics(value)
         if stage and reading.kind == "parts":
             others = reading.values.setdefault("metrics", {})
             if not isinstance(others, dict):
-                raise UserError(f"{reading.source}: {old} is of one stage, and "
-                                f"{reading.said['metrics']} of all; leave one out")  # fmt: skip
+                raise UserError(
+                    f"{reading.source}: {old} is of one stage, and "
+                    f"{reading.said['metrics']} of all; leave one out"
+                )
             others[stage] = ours
             reading.said.setdefault("metrics", old)
             return reading.told.append((f"{old} = {value!r}", f"metrics.{stage} = {ours!r}"))
@@ -299,12 +321,30 @@ def _tracker(reading: Reading, path: tuple[str, ...], value: Any) -> None:
 RULES: dict[str, Callable[[Reading, tuple[str, ...], Any], None]] = {
     **dict.fromkeys(("metrics", "metric", "evaluation", "eval_metrics"), _metrics),
     "monitor": _monitor,
-    **dict.fromkeys(("transform_list", "transforms", "transform", "pipeline", "train_transforms",
-                     "val_transforms", "test_transforms", "train_transform", "val_transform",
-                     "train_pipeline", "val_pipeline", "test_pipeline", "train_transform_list",
-                     "val_transform_list", "test_transform_list"), _pipeline),
-    **dict.fromkeys(("n_gpu", "gpus", "num_gpus", "devices", "gpu", "gpu_id", "device",
-                     "accelerator"), _processors),
+    **dict.fromkeys(
+        (
+            "transform_list",
+            "transforms",
+            "transform",
+            "pipeline",
+            "train_transforms",
+            "val_transforms",
+            "test_transforms",
+            "train_transform",
+            "val_transform",
+            "train_pipeline",
+            "val_pipeline",
+            "test_pipeline",
+            "train_transform_list",
+            "val_transform_list",
+            "test_transform_list",
+        ),
+        _pipeline,
+    ),
+    **dict.fromkeys(
+        ("n_gpu", "gpus", "num_gpus", "devices", "gpu", "gpu_id", "device", "accelerator"),
+        _processors,
+    ),
     **dict.fromkeys(("precision", "amp", "fp16", "use_amp"), _precision),
     "pretrained": _pretrained,
     **dict.fromkeys(("resume", "resume_path"), _resume),
@@ -313,6 +353,7 @@ RULES: dict[str, Callable[[Reading, tuple[str, ...], Any], None]] = {
     **dict.fromkeys(("in_channel", "in_channels"), _channels),
     "dummy": _dummy,
     **dict.fromkeys(("name", "experiment_name", "exp_name", "run_name"), _name),
-    **dict.fromkeys(("logger", "loggers", "tracker", "mlflow", "wandb", "use_mlflow", "use_wandb"),
-                    _tracker),
-}  # fmt: skip
+    **dict.fromkeys(
+        ("logger", "loggers", "tracker", "mlflow", "wandb", "use_mlflow", "use_wandb"), _tracker
+    ),
+}

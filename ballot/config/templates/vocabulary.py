@@ -39,9 +39,21 @@ FIELD_OF = {word: field for field, words in FIELDS.items() for word in words.spl
 PROCESSES = "torchrun says it: torchrun --standalone --nproc_per_node 2 train.py ..."
 TAKEN = "of the training set alone; validation takes the same"
 WITHOUT = {
-    **dict.fromkeys(("world_size", "rank", "dist_url", "dist_backend", "distributed", "gpu_ids",
-                     "multiprocessing_distributed", "local_rank", "strategy", "num_nodes"),
-                    PROCESSES),
+    **dict.fromkeys(
+        (
+            "world_size",
+            "rank",
+            "dist_url",
+            "dist_backend",
+            "distributed",
+            "gpu_ids",
+            "multiprocessing_distributed",
+            "local_rank",
+            "strategy",
+            "num_nodes",
+        ),
+        PROCESSES,
+    ),
     "verbosity": "--log_config chooses what is logged, and where",
     "val_freq": "validation follows every epoch, in one go",
     "check_val_every_n_epoch": "validation follows every epoch",
@@ -57,7 +69,7 @@ WITHOUT = {
     "start_epoch": "a resumed run knows its epoch",
     "accumulate_grad_batches": "choose a larger batch_size; accum_steps takes it in parts",
     "mode": "monitor says it: 'min val_loss'",
-}  # fmt: skip
+}
 
 MODELS = {
     "simplecnn": "simple_cnn",
@@ -79,21 +91,50 @@ MODEL_ARGS = dict.fromkeys(
 )
 OPTIMIZERS = {
     name.lower(): name
-    for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam",
-                 "RAdam", "ASGD", "Rprop")
-}  # fmt: skip
+    for name in (
+        "SGD",
+        "Adam",
+        "AdamW",
+        "RMSprop",
+        "Adagrad",
+        "Adadelta",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "ASGD",
+        "Rprop",
+    )
+}
 CRITERIA = {
-    **dict.fromkeys(("crossentropyloss", "crossentropy", "ce", "celoss", "nllloss", "nll",
-                     "crossentropyloss2d"), "cross_entropy"),
+    **dict.fromkeys(
+        (
+            "crossentropyloss",
+            "crossentropy",
+            "ce",
+            "celoss",
+            "nllloss",
+            "nll",
+            "crossentropyloss2d",
+        ),
+        "cross_entropy",
+    ),
     **dict.fromkeys(("focalloss", "focal"), "focal"),
-    **dict.fromkeys(("labelsmoothing", "labelsmoothingloss", "labelsmoothingcrossentropy"),
-                    "label_smoothing"),
+    **dict.fromkeys(
+        ("labelsmoothing", "labelsmoothingloss", "labelsmoothingcrossentropy"), "label_smoothing"
+    ),
     **dict.fromkeys(("f1loss", "f1"), "f1"),
     **dict.fromkeys(("bceloss", "bcewithlogitsloss", "bce"), "bce"),
-}  # fmt: skip
-CRITERION_ARGS = {"weight": "class_weights", "class_weight": "class_weights", "eps": "smoothing",
-                  "classes": None, "num_classes": None, "num_class": None, "reduction": None,
-                  "loss_weight": None}  # fmt: skip
+}
+CRITERION_ARGS = {
+    "weight": "class_weights",
+    "class_weight": "class_weights",
+    "eps": "smoothing",
+    "classes": None,
+    "num_classes": None,
+    "num_class": None,
+    "reduction": None,
+    "loss_weight": None,
+}
 METRICS = {
     **dict.fromkeys(("accuracy", "acc", "top1", "top1_acc"), "acc"),
     **dict.fromkeys(("top_k_acc", "topk", "top3_acc"), "top3"),  # k is 3 where these come from

@@ -54,8 +54,10 @@ def port_problems(port: int, platform: str) -> list[Problem]:
     if not taken:
         return []
     free = next((p for p in range(port + 2, 65500, 2) if _is_free(p) and _is_free(p + 1)), None)
-    what = f"{' and '.join(map(str, taken))} {'is' if len(taken) == 1 else 'are'} taken; other " \
-           f"machines need {port} and {port + 1}"  # fmt: skip
+    what = (
+        f"{' and '.join(map(str, taken))} {'is' if len(taken) == 1 else 'are'} taken; other "
+        f"machines need {port} and {port + 1}"
+    )
     return [Problem("port", what.replace(";", ","), f"choose with --port {free}")]
 
 
@@ -107,8 +109,10 @@ def _sharing(config: Any, options: Config | None, gpus: int, where: str) -> list
     have = gpus * options.trials_per_gpu
     if config.trial_concurrency <= have:
         return []
-    what = f"{config.trial_concurrency} trials at once on {gpus} GPU{'s' * (gpus > 1)}: " \
-           f"{config.trial_concurrency - have} would wait for one"  # fmt: skip
+    what = (
+        f"{config.trial_concurrency} trials at once on {gpus} GPU{'s' * (gpus > 1)}: "
+        f"{config.trial_concurrency - have} would wait for one"
+    )
     remedy = "lower trialConcurrency, or let them share with --trials_per_gpu in trialCommand"
     return [Problem(where, what, remedy, fatal=False)]
 

@@ -49,9 +49,13 @@ BROKEN_TUNERS = {
     "which no trial takes",
 }
 # What those that mind which way is better take for granted.
-DEFAULT_AIM = {"tpe": "minimize", "evolution": "maximize", "medianstop": "maximize",
-               "curvefitting": "maximize",
-               **dict.fromkeys(map(str.lower, OURS), "maximize")}  # fmt: skip
+DEFAULT_AIM = {
+    "tpe": "minimize",
+    "evolution": "maximize",
+    "medianstop": "maximize",
+    "curvefitting": "maximize",
+    **dict.fromkeys(map(str.lower, OURS), "maximize"),
+}
 PLATFORMS = ("local", "remote")
 ASSESSORS = ("Medianstop", "Curvefitting")
 
@@ -113,8 +117,16 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
         problems.append(Problem(str(path), "names no tuner", "set tuner: {name: TPE, ...}"))
     concurrency = given.get("trialconcurrency")
     concurrency = concurrency if isinstance(concurrency, int) and concurrency > 0 else 1
-    found = Outline(1 if old else 2, content, str(platform or "local"), command, code, concurrency,
-                    space, source)  # fmt: skip
+    found = Outline(
+        1 if old else 2,
+        content,
+        str(platform or "local"),
+        command,
+        code,
+        concurrency,
+        space,
+        source,
+    )
     return found, problems + more
 
 
@@ -197,8 +209,10 @@ def _unknown_keys(
     names = {plain(name): _camel(name) for name in kind.__dataclass_fields__}
     unknown = [key for key in content if plain(key) not in names]
     hints = [suggest(str(key), names.values()).removeprefix("; ") for key in unknown]
-    return unknown, [Problem(str(path), f"NNI does not take it: there is no {key!r}", hint)
-                     for key, hint in zip(unknown, hints)]  # fmt: skip
+    return unknown, [
+        Problem(str(path), f"NNI does not take it: there is no {key!r}", hint)
+        for key, hint in zip(unknown, hints)
+    ]
 
 
 def _camel(name: str) -> str:
@@ -242,8 +256,10 @@ def _converted(
         log.removeHandler(handler)
         log.propagate = propagates
         log.setLevel(level)
-    problems = [Problem(str(path), f"NNI does not take all of it: {line[0].lower() + line[1:]}")
-                for line in heard]  # fmt: skip
+    problems = [
+        Problem(str(path), f"NNI does not take all of it: {line[0].lower() + line[1:]}")
+        for line in heard
+    ]
     return content, problems
 
 
@@ -411,8 +427,14 @@ def startup_notes(config: Any, path: Path) -> list[Problem]:
     found = []
     if trials and random >= trials:
         what = f"all {trials} trials are random: TPE begins after {random}"
-        found.append(Problem(str(path), what, f"set tpe_args: {{n_startup_jobs: "
-                             f"{max(1, math.ceil(trials / 3))}}}", fatal=False))  # fmt: skip
+        found.append(
+            Problem(
+                str(path),
+                what,
+                f"set tpe_args: {{n_startup_jobs: {max(1, math.ceil(trials / 3))}}}",
+                fatal=False,
+            )
+        )
     return found
 
 

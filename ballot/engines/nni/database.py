@@ -38,8 +38,9 @@ class Records:
         """Return the trials as they stand now, in their order; they are the same objects again."""
         # Scores first: a trial's first event stands before them, and is read after them.
         metrics = self._new("MetricData", "trialJobId, parameterId, type, sequence, data")
-        events = self._new("TrialJobEvent", "timestamp, trialJobId, event, sequenceId, data, "
-                                            "logPath")  # fmt: skip
+        events = self._new(
+            "TrialJobEvent", "timestamp, trialJobId, event, sequenceId, data, logPath"
+        )
         changed = {trial_id for event in events if (trial_id := self._take_event(*event))}
         changed |= {trial_id for metric in metrics if (trial_id := self._take_metric(*metric))}
         for trial_id in changed:
@@ -47,8 +48,9 @@ class Records:
             self._trials[trial_id].scores = [score for _, score in sorted(found.items())]
         for trial_id in changed | self._odd:
             self._trials[trial_id].parameters = self._really_given(trial_id)
-        return sorted(self._trials.values(), key=lambda trial: (trial.sequence,
-                                                                trial.started or 0.0))  # fmt: skip
+        return sorted(
+            self._trials.values(), key=lambda trial: (trial.sequence, trial.started or 0.0)
+        )
 
     def _new(self, table: str, columns: str) -> list[tuple]:
         query = f"SELECT rowid, {columns} FROM {table} WHERE rowid > {self._last[table]}"

@@ -91,8 +91,11 @@ class Search:
 
     def raise_limits(self, changes: Mapping[str, Any]) -> None:
         """Tell a running manager of new limits, which it writes down itself."""
-        kinds = {"maxTrialNumber": "MAX_TRIAL_NUM", "maxExperimentDuration": "MAX_EXEC_DURATION",
-                 "trialConcurrency": "TRIAL_CONCURRENCY"}  # fmt: skip
+        kinds = {
+            "maxTrialNumber": "MAX_TRIAL_NUM",
+            "maxExperimentDuration": "MAX_EXEC_DURATION",
+            "trialConcurrency": "TRIAL_CONCURRENCY",
+        }
         for key, value in changes.items():
             profile = self.ask("GET", "experiment")
             profile["params"][key] = value
@@ -184,9 +187,11 @@ class Search:
     def change_profile(self, params: Mapping[str, Any]) -> None:
         """Write a configuration for the next manager, while none runs."""
         with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as db, db:
-            db.execute("UPDATE ExperimentProfile SET params = ? WHERE revision = "
-                       "(SELECT MAX(revision) FROM ExperimentProfile)",
-                       (json.dumps(params),))  # fmt: skip
+            db.execute(
+                "UPDATE ExperimentProfile SET params = ? WHERE revision = "
+                "(SELECT MAX(revision) FROM ExperimentProfile)",
+                (json.dumps(params),),
+            )
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -196,8 +201,10 @@ class Search:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
-            raise UserError(f"search {self.id}: another search.py watches it already; "
-                            f"--status {self.id} shows how it goes") from None  # fmt: skip
+            raise UserError(
+                f"search {self.id}: another search.py watches it already; "
+                f"--status {self.id} shows how it goes"
+            ) from None
         finally:
             os.close(descriptor)
 
@@ -210,10 +217,17 @@ def known_searches() -> list[Search]:
     except (OSError, ValueError):
         return []
     found = [
-        Search(key, Path(entry["logDir"], key), entry.get("port"), entry.get("pid"),
-               entry.get("prefixUrl"), entry.get("startTime", 0) / 1000)
-        for key, entry in entries.items() if entry.get("logDir")
-    ]  # fmt: skip
+        Search(
+            key,
+            Path(entry["logDir"], key),
+            entry.get("port"),
+            entry.get("pid"),
+            entry.get("prefixUrl"),
+            entry.get("startTime", 0) / 1000,
+        )
+        for key, entry in entries.items()
+        if entry.get("logDir")
+    ]
     found = [search for search in found if search.database.exists()]
     return sorted(found, key=lambda search: search.began, reverse=True)
 
@@ -230,8 +244,9 @@ def newest_search(config: Path | None) -> Search:
     """Return the newest search of a configuration, or of this folder without one."""
     for search in known_searches():
         note = search.note()
-        if note and (note.get("config") == str(config) if config
-                     else note.get("folder") == str(Path.cwd())):  # fmt: skip
+        if note and (
+            note.get("config") == str(config) if config else note.get("folder") == str(Path.cwd())
+        ):
             return search
     where = config or "this folder"
     raise UserError(f"resume: there is no search of {where}; search.py --list shows what there is")

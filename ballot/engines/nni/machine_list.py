@@ -31,15 +31,20 @@ def machines_of(config: Any, folder: Path | None = None) -> list[Machine]:
     entries = given.get("machinelist")
     if not isinstance(entries, list) or not entries:
         raise UserError("machineList: names no machine; see config_remote.yml")
-    found = [_machine(entry, f"machineList: machine {number}", folder or Path())
-             for number, entry in enumerate(entries, 1)]  # fmt: skip
+    found = [
+        _machine(entry, f"machineList: machine {number}", folder or Path())
+        for number, entry in enumerate(entries, 1)
+    ]
     hosts = Counter(machine.host for machine in found)
-    named = [replace(m, name=f"{m.host}:{m.port or 22}" if hosts[m.host] > 1 else m.host)
-             for m in found]  # fmt: skip
+    named = [
+        replace(m, name=f"{m.host}:{m.port or 22}" if hosts[m.host] > 1 else m.host) for m in found
+    ]
     twice = [name for name, times in Counter(m.name for m in named).items() if times > 1]
     if twice:
-        raise UserError(f"machineList: {twice[0]} is there twice; name each machine once, and "
-                        "raise trialConcurrency for more trials on it")  # fmt: skip
+        raise UserError(
+            f"machineList: {twice[0]} is there twice; name each machine once, and "
+            "raise trialConcurrency for more trials on it"
+        )
     return named
 
 
@@ -47,8 +52,10 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
     given = {plain(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {}
     for secret in ("password", "passwd", "sshpassphrase", "passphrase"):
         if given.get(secret) is not None:
-            raise UserError(f"{where}: has a {secret} in the file, which NNI shows to everyone; "
-                            "use a key, and an agent for its passphrase")  # fmt: skip
+            raise UserError(
+                f"{where}: has a {secret} in the file, which NNI shows to everyone; "
+                "use a key, and an agent for its passphrase"
+            )
     host, user = given.get("host", given.get("ip")), given.get("user", given.get("username"))
     port, python = given.get("port"), given.get("pythonpath")
     key = given.get("sshkeyfile", given.get("sshkeypath"))
@@ -64,5 +71,10 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
         is_nnis = Path(NNI_KEY).expanduser() == path and not path.exists()
         is_none = path.parts[-2:] == Path(NO_KEY).parts[-2:]
         key = None if is_nnis or is_none else str(path.absolute())
-    return Machine(str(host), port, None if user is None else str(user), key,
-                   None if python is None else str(python))  # fmt: skip
+    return Machine(
+        str(host),
+        port,
+        None if user is None else str(user),
+        key,
+        None if python is None else str(python),
+    )

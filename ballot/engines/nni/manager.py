@@ -80,18 +80,26 @@ def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str])
         folder, began = root / experiment.id, time.time()
         try:
             with _environment(extra):
-                experiment.start(free_port(port, 2 if REMOTE in extra else 1),
-                                 run_mode=RunMode.Detach)  # fmt: skip
-            return Search(experiment.id, folder, experiment.port, experiment._proc.pid,
-                          experiment.url_prefix, began)  # fmt: skip
+                experiment.start(
+                    free_port(port, 2 if REMOTE in extra else 1), run_mode=RunMode.Detach
+                )
+            return Search(
+                experiment.id,
+                folder,
+                experiment.port,
+                experiment._proc.pid,
+                experiment.url_prefix,
+                began,
+            )
         except KeyboardInterrupt:
             end_processes(experiment.id, folder, 0.0)
             raise
         except Exception as error:  # connection errors, JSON errors, RuntimeError: all of NNI's
             end_processes(experiment.id, folder, 0.0)
             if attempt == STARTS - 1:
-                raise UserError(f"NNI: its manager did not start ({error}); see "
-                                f"{folder / 'log'}") from None  # fmt: skip
+                raise UserError(
+                    f"NNI: its manager did not start ({error}); see {folder / 'log'}"
+                ) from None
             time.sleep(2)
     raise AssertionError("unreachable")
 

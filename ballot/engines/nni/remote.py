@@ -62,13 +62,16 @@ def environment(
     kept = outputs / RUNNING if outputs and out_dir.startswith(("/", "~/", "$")) else None
     slots = slots_of(count_gpus(links), concurrency)
     machines = [
-        {"name": link.name, "ssh": link.ssh_words(), "slots": number,
-         "python": shell_word(link.machine.interpreter),
-         "agent": link.agent.socket if link.agent else None}
+        {
+            "name": link.name,
+            "ssh": link.ssh_words(),
+            "slots": number,
+            "python": shell_word(link.machine.interpreter),
+            "agent": link.agent.socket if link.agent else None,
+        }
         for link, number in zip(links, slots)
-    ]  # fmt: skip
-    told = {"machines": machines, "outDir": out_dir,
-            "running": str(kept) if kept else None}  # fmt: skip
+    ]
+    told = {"machines": machines, "outDir": out_dir, "running": str(kept) if kept else None}
     return {REMOTE: json.dumps(told)}
 
 
@@ -113,17 +116,25 @@ def links_again(search: Search, params: Mapping[str, Any], *, quiet: bool = Fals
 
 def note_of(links: Sequence[Link]) -> dict[str, Any]:
     """Return what the search is to remember of its machines; no secret is in it."""
-    return {"machines": [dataclasses.asdict(link.machine) for link in links],
-            "ssh_options": list(links[0].ssh_options) if links else []}  # fmt: skip
+    return {
+        "machines": [dataclasses.asdict(link.machine) for link in links],
+        "ssh_options": list(links[0].ssh_options) if links else [],
+    }
 
 
 class Fleet:
     """The machines of a search that is watched: their results, and news of them."""
 
     def __init__(
-        self, search: Search, links: Sequence[Link], command: str, outputs: Path,
-        *, maximize: bool, checkpoints: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        search: Search,
+        links: Sequence[Link],
+        command: str,
+        outputs: Path,
+        *,
+        maximize: bool,
+        checkpoints: int = 1,
+    ) -> None:
         self.links = list(links)
         out_dir = option_of(command, "--out_dir", "outputs")
         source = Source(search.id, self.links, out_dir, outputs, search.folder)
@@ -141,8 +152,14 @@ class Fleet:
         if not links:
             return None
         keep = search.note().get("keep_checkpoints")
-        return cls(search, links, command, outputs, maximize=maximize,
-                   checkpoints=1 if keep is None else keep)  # fmt: skip
+        return cls(
+            search,
+            links,
+            command,
+            outputs,
+            maximize=maximize,
+            checkpoints=1 if keep is None else keep,
+        )
 
     def news(self) -> list[str]:
         """Return what has become of machines since it was last asked."""
@@ -185,8 +202,10 @@ class Fleet:
 def said_of(state: MachineState) -> str:
     """Say what a change of a machine means for its trials."""
     if state.state == "out":
-        return (f"{state.name} is out ({state.why}); it is tried again every 15 s, and its trials "
-                "go on there, or elsewhere after a minute")  # fmt: skip
+        return (
+            f"{state.name} is out ({state.why}); it is tried again every 15 s, and its trials "
+            "go on there, or elsewhere after a minute"
+        )
     if state.state == "silent":
         return f"{state.name} does not answer; its trials go on there, and are waited for"
     return f"{state.name} is back"
@@ -230,7 +249,9 @@ def machine_states(folder: Path) -> list[MachineState]:
     """Read what fleet.js writes down beside NNI's database; nothing where it has not."""
     try:
         said = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
-        return [MachineState(each["name"], each["state"], each["since"] / 1000, each["why"])
-                for each in said]  # fmt: skip
+        return [
+            MachineState(each["name"], each["state"], each["since"] / 1000, each["why"])
+            for each in said
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -55,8 +55,9 @@ def find_gpus() -> list:
     """Return name, bytes and used bytes of each NVIDIA GPU, as its driver says."""
     command = ["nvidia-smi", GPU_QUERY, "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              timeout=30)  # fmt: skip
+        said = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     if said.returncode:
@@ -73,8 +74,12 @@ def torch_sees_gpus():
     """Return whether torch can use a GPU; None where there is no torch."""
     code = "import torch; print(torch.cuda.is_available())"
     try:
-        said = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=60)  # fmt: skip
+        said = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
     except subprocess.SubprocessError:
         return None
     return said.stdout.strip() == b"True" if said.returncode == 0 else None

@@ -40,8 +40,20 @@ def make_venv(venv: str, requirements: str) -> None:
         wanted, log = stamp + ".txt", os.path.join(os.path.dirname(venv), "pip.log")
         with open(wanted, "w") as file:
             file.write(requirements)
-        if not run(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
-                   "--progress-bar", "off", "--log", log, "-r", wanted):  # fmt: skip
+        if not run(
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--progress-bar",
+            "off",
+            "--log",
+            log,
+            "-r",
+            wanted,
+        ):
             return tell(error="pip failed; its log is there, in " + log)
         with open(stamp, "w") as file:
             file.write(digest)

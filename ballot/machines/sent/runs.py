@@ -51,8 +51,9 @@ def start_keeper(facts):
     names = {key: value for key, value in os.environ.items() if not key.startswith("SSH_")}
     names["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     names["NODE_OPTIONS"] = options.strip()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          env=names)  # fmt: skip
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=names
+    )
     said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
     try:
         answer = json.loads(said)

@@ -24,9 +24,15 @@ def problems(tmp_path):
     """Return what is wrong with a tuner and an assessor, and NNI's configuration of them."""
 
     def find(mode="maximize", **change):
-        content = {"searchSpace": SPACE, "trialCommand": "python3 train.py", "maxTrialNumber": 5,
-                   "trialCodeDirectory": str(ROOT), "trialConcurrency": 1, **change,
-                   "trainingService": {"platform": "local"}}  # fmt: skip
+        content = {
+            "searchSpace": SPACE,
+            "trialCommand": "python3 train.py",
+            "maxTrialNumber": 5,
+            "trialCodeDirectory": str(ROOT),
+            "trialConcurrency": 1,
+            **change,
+            "trainingService": {"platform": "local"},
+        }
         told, wrong = outline(content, tmp_path / "c.yml")
         config, more = to_experiment(told, tmp_path / "c.yml")
         assert wrong == more == []
@@ -79,9 +85,15 @@ def test_another_persons_class_is_left_to_nni(problems, tmp_path):
     assert problems(tuner=ours("mine.Mine", tmp_path))[1] == []
 
 
-@pytest.mark.parametrize("tuner, maximized", [
-    ({"name": "TPE"}, False), ({"className": TUNER}, True), ({"className": "mine.Mine"}, False),
-    ({"className": TUNER, "classArgs": {"optimize_mode": "minimize"}}, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "tuner, maximized",
+    [
+        ({"name": "TPE"}, False),
+        ({"className": TUNER}, True),
+        ({"className": "mine.Mine"}, False),
+        ({"className": TUNER, "classArgs": {"optimize_mode": "minimize"}}, False),
+    ],
+)
 def test_which_way_a_search_goes_is_known_later(tuner, maximized):
     assert plan.is_maximized({"tuner": tuner}) is maximized
 

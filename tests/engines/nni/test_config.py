@@ -24,12 +24,16 @@ GOOD = {
     "trainingService": {"platform": "local"},
 }
 OLD = {
-    "authorName": "a", "trialConcurrency": 1, "maxTrialNum": 5, "maxExecDuration": "1h",
-    "trainingServicePlatform": "local", "searchSpacePath": "space.json",
+    "authorName": "a",
+    "trialConcurrency": 1,
+    "maxTrialNum": 5,
+    "maxExecDuration": "1h",
+    "trainingServicePlatform": "local",
+    "searchSpacePath": "space.json",
     "tuner": {"builtinTunerName": "TPE", "classArgs": {"optimize_mode": "maximize"}},
     "trial": {"command": "python3 train.py", "codeDir": ".", "gpuNum": 1},
     "localConfig": {"useActiveGpu": True},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -116,8 +120,22 @@ def problems_with(read, tmp_path, mode="maximize", **change):
     return algorithm_problems(config, mode, "val_acc", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["Hyperband", "BOHB", "GP", "Metis", "Anneal", "PBT", "batch",
-                                  "TPE_legacy", "SMAC", "DNGO", "PPO"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Hyperband",
+        "BOHB",
+        "GP",
+        "Metis",
+        "Anneal",
+        "PBT",
+        "batch",
+        "TPE_legacy",
+        "SMAC",
+        "DNGO",
+        "PPO",
+    ],
+)
 def test_a_tuner_that_does_not_work_is_refused_with_the_reason(read, tmp_path, name):
     (problem,) = problems_with(read, tmp_path, tuner={"name": name})
     assert name in problem.what and len(problem.what) > len(f"the tuner {name} ")
@@ -147,15 +165,21 @@ def test_a_tuner_that_works_is_taken_and_draws_from_the_space(read, tmp_path, tu
         ({"tuner": {"name": "TPE"}}, "not set, which NNI takes for minimize"),
         ({"tuner": {"name": "Tpe", "classArgs": {"optimize_mode": "max"}}}, "'max'"),
         ({"tuner": {"name": "TPP"}}, "no tuner 'TPP'"),
-        ({"tuner": {**GOOD["tuner"], "classArgs": {"optimize_mode": "maximize", "sead": 1}}},
-         "does not take its classArgs"),
+        (
+            {"tuner": {**GOOD["tuner"], "classArgs": {"optimize_mode": "maximize", "sead": 1}}},
+            "does not take its classArgs",
+        ),
         ({"assessor": {"name": "Medianstopp"}}, "no assessor 'Medianstopp'"),
-        ({"assessor": {"name": "Medianstop", "classArgs": {"optimize_mode": "minimize"}}},
-         "the assessor's optimize_mode is minimize"),
-        ({"assessor": {"name": "Curvefitting", "classArgs": {"epochs": 3}}},
-         "does not take its classArgs"),
+        (
+            {"assessor": {"name": "Medianstop", "classArgs": {"optimize_mode": "minimize"}}},
+            "the assessor's optimize_mode is minimize",
+        ),
+        (
+            {"assessor": {"name": "Curvefitting", "classArgs": {"epochs": 3}}},
+            "does not take its classArgs",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_tuner_or_an_assessor_is_said_once(read, tmp_path, change, message):
     (problem,) = problems_with(read, tmp_path, **change)
     assert message in problem.what

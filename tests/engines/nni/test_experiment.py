@@ -15,8 +15,12 @@ from ballot.engines.nni.experiment import Search
 from ballot.errors import UserError
 from ballot.search import status
 
-PARAMS = {"trialCommand": "python train.py --out_dir runs", "trialCodeDirectory": "/code",
-          "maxTrialNumber": 4, "tuner": {"classArgs": {"optimize_mode": "maximize"}}}  # fmt: skip
+PARAMS = {
+    "trialCommand": "python train.py --out_dir runs",
+    "trialCodeDirectory": "/code",
+    "maxTrialNumber": 4,
+    "tuner": {"classArgs": {"optimize_mode": "maximize"}},
+}
 
 
 def add_search(home, name, began, note=None, pid=None):
@@ -110,16 +114,19 @@ def test_a_search_is_watched_by_one_search_py_at_a_time(home):
 
 
 def sleeper(code="import time; print(flush=True); time.sleep(60)", **env):
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **env},
-                               stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, **env}, stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     return process
 
 
 def test_what_a_search_left_running_is_ended_and_nothing_else(home):
     folder = home / "nni" / "mine"
-    stubborn = ("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-                "print(flush=True); time.sleep(60)")  # fmt: skip
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print(flush=True); time.sleep(60)"
+    )
     trial, deaf = sleeper(NNI_EXP_ID="mine"), sleeper(stubborn, NNI_EXP_ID="mine")
     tuner = sleeper(NNI_LOG_DIRECTORY=str(folder / "log"))
     other = sleeper(NNI_EXP_ID="other", NNI_LOG_DIRECTORY=str(home / "nni" / "other" / "log"))
@@ -141,8 +148,9 @@ def test_a_manager_that_accepts_and_says_nothing_is_silent(tmp_path, monkeypatch
     monkeypatch.setattr(experiment, "ANSWER_S", 0.2)
     script = tmp_path / "main.js"
     script.write_text("import time; print(flush=True); time.sleep(60)")
-    process = subprocess.Popen([sys.executable, str(script), "--experiment-id", "mine"],
-                               stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--experiment-id", "mine"], stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     try:
         with socket.socket() as server:

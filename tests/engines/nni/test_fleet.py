@@ -119,25 +119,44 @@ def play(tmp_path, body):
     ssh.write_text(SSH)
     ssh.chmod(0o755)
     (tmp_path / "fleet-test").mkdir()
-    machines = [{"name": name, "ssh": [str(ssh), name], "python": sys.executable, "slots": 1}
-                for name in ("gpu1", "gpu2")]  # fmt: skip
+    machines = [
+        {"name": name, "ssh": [str(ssh), name], "python": sys.executable, "slots": 1}
+        for name in ("gpu1", "gpu2")
+    ]
     script = tmp_path / "main.js"
     script.write_text(SERVICE.replace("BODY", body))
-    command = [Path(nni_node.origin).parent / "node", script, "--experiment-id", "fleet-test",
-               "--experiments-directory", tmp_path, "--port", "1"]  # fmt: skip
+    command = [
+        Path(nni_node.origin).parent / "node",
+        script,
+        "--experiment-id",
+        "fleet-test",
+        "--experiments-directory",
+        tmp_path,
+        "--port",
+        "1",
+    ]
     told = {"machines": machines, "running": str(tmp_path / "running"), "outDir": "$HOME/there"}
-    names = {**os.environ, "BALLOT_REMOTE": json.dumps(told),
-             "NODE": str(NODE), "FOLDER": str(tmp_path), "HOME": str(tmp_path)}  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=names,
-                          timeout=60)  # fmt: skip
+    names = {
+        **os.environ,
+        "BALLOT_REMOTE": json.dumps(told),
+        "NODE": str(NODE),
+        "FOLDER": str(tmp_path),
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=names, timeout=60
+    )
     assert done.returncode == 0 and done.stdout, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_each_machine_has_one_trial_and_a_third_waits(tmp_path):
-    told = play(tmp_path, "told.where = [await begin('a'), await begin('b'), await begin('c')];"
-                          "end('b', 0); told.then = await begin('c');"
-                          "told.commands = commands;")  # fmt: skip
+    told = play(
+        tmp_path,
+        "told.where = [await begin('a'), await begin('b'), await begin('c')];"
+        "end('b', 0); told.then = await begin('c');"
+        "told.commands = commands;",
+    )
     assert told["commands"] == ["BALLOT_AT_ONCE=1 train"] * 3
     assert told["where"] == ["remote-worker1", "remote-worker2", None]
     assert told["then"] == "remote-worker2" and told["ends"] == [["b", 0]]
@@ -145,14 +164,20 @@ def test_each_machine_has_one_trial_and_a_third_waits(tmp_path):
 
 
 def test_a_lost_trial_goes_on_where_it_was_when_its_machine_is_back(tmp_path):
-    told = play(tmp_path, "await begin('a'); await begin('b');"
-                          "service.restartWorker(service.workers.find(w => w.envId.endsWith(2)));"
-                          "told.job = { ...manager.trialJobs.b };"
-                          "await until(() => started.length === 3);"
-                          "end('b', 0); end('a', 0);")  # fmt: skip
+    told = play(
+        tmp_path,
+        "await begin('a'); await begin('b');"
+        "service.restartWorker(service.workers.find(w => w.envId.endsWith(2)));"
+        "told.job = { ...manager.trialJobs.b };"
+        "await until(() => started.length === 3);"
+        "end('b', 0); end('a', 0);",
+    )
     assert told["job"]["status"] == "WAITING"
-    assert told["started"] == [["a", "remote-worker1"], ["b", "remote-worker2"],
-                               ["b", "remote-worker2"]]  # fmt: skip
+    assert told["started"] == [
+        ["a", "remote-worker1"],
+        ["b", "remote-worker2"],
+        ["b", "remote-worker2"],
+    ]
     assert sorted(told["ends"]) == [["a", 0], ["b", 0]]
 
 
@@ -165,10 +190,13 @@ LOST = """
 
 
 def test_a_lost_trial_goes_elsewhere_after_a_minute_and_before_new_ones(tmp_path):
-    told = play(tmp_path, LOST + "end('a', 0); told.at_once = await begin('c'); end('c', 0);"
-                                 "ahead += 61000; told.later = await begin('d');"
-                                 "await until(() => started.length === 4);"
-                                 "end('b', 0);")  # fmt: skip
+    told = play(
+        tmp_path,
+        LOST + "end('a', 0); told.at_once = await begin('c'); end('c', 0);"
+        "ahead += 61000; told.later = await begin('d');"
+        "await until(() => started.length === 4);"
+        "end('b', 0);",
+    )
     assert told["at_once"] == "remote-worker1" and told["later"] is None
     assert told["started"][3] == ["b", "remote-worker1"]
     assert told["ends"] == [["a", 0], ["c", 0], ["b", 0]]
@@ -180,41 +208,54 @@ def test_a_trial_that_goes_elsewhere_takes_the_checkpoint_along_that_came_home(t
     kept.mkdir(parents=True)
     for name in ("last.pt", "history.csv", "result.json"):
         (kept / name).write_text(name)
-    play(tmp_path, LOST.replace("await begin('b');", "await begin('b', 7);")
-                   + "end('a', 0); ahead += 61000;"
-                     "await until(() => started.length === 3);")  # fmt: skip
+    play(
+        tmp_path,
+        LOST.replace("await begin('b');", "await begin('b', 7);") + "end('a', 0); ahead += 61000;"
+        "await until(() => started.length === 3);",
+    )
     there = tmp_path / "there/fleet-test-007-b"
     assert {path.name for path in there.iterdir()} == {"last.pt", "history.csv", "result.json"}
     assert (there / "last.pt").read_text() == "last.pt"
 
 
 def test_a_trial_whose_last_word_had_come_has_ended_well_and_says_it_once(tmp_path):
-    told = play(tmp_path, "await begin('a'); report('a', 'PERIODICAL'); report('a', 'FINAL');"
-                          "report('a', 'FINAL');"
-                          "service.restartWorker(service.workers.find(w => w.envId.endsWith(1)));"
-                          "await sleep(1500);")  # fmt: skip
+    told = play(
+        tmp_path,
+        "await begin('a'); report('a', 'PERIODICAL'); report('a', 'FINAL');"
+        "report('a', 'FINAL');"
+        "service.restartWorker(service.workers.find(w => w.envId.endsWith(1)));"
+        "await sleep(1500);",
+    )
     assert told["finals"] == [["a", "PERIODICAL"], ["a", "FINAL"]]
     assert told["ends"] == [["a", 0]] and len(told["started"]) == 1
 
 
 def test_trials_that_had_ended_are_not_lost_with_their_machine(tmp_path):
-    told = play(tmp_path, "await begin('a'); end('a', 1);"
-                          "service.restartWorker(service.workers.find(w => w.envId.endsWith(1)));"
-                          "await sleep(1500);")  # fmt: skip
+    told = play(
+        tmp_path,
+        "await begin('a'); end('a', 1);"
+        "service.restartWorker(service.workers.find(w => w.envId.endsWith(1)));"
+        "await sleep(1500);",
+    )
     assert told["ends"] == [["a", 1]] and len(told["started"]) == 1
 
 
 def test_a_lost_trial_can_be_cancelled(tmp_path):
-    told = play(tmp_path, LOST + "await service.stopTrial('b'); ahead += 61000; end('a', 0);"
-                                 "await sleep(1500);")  # fmt: skip
+    told = play(
+        tmp_path,
+        LOST + "await service.stopTrial('b'); ahead += 61000; end('a', 0);await sleep(1500);",
+    )
     assert told["ends"] == [["b", None], ["a", 0]] and len(told["started"]) == 2
 
 
 def test_a_resumed_trial_keeps_its_id_and_waits_for_its_machine(tmp_path):
-    told = play(tmp_path, "down.add('gpu2');"
-                          "service.restartWorker(service.workers.find(w => w.envId.endsWith(2)));"
-                          "await until(() => states()[1] === 'gpu2 out');"
-                          "await manager.submitTrialJob({ id: 'r', envId: 'remote-worker2' });"
-                          "told.id = await service.createTrial('remote-worker2', 't', 'c', 3, 'r');"
-                          "ahead += 61000; await until(() => started.length === 1);")  # fmt: skip
+    told = play(
+        tmp_path,
+        "down.add('gpu2');"
+        "service.restartWorker(service.workers.find(w => w.envId.endsWith(2)));"
+        "await until(() => states()[1] === 'gpu2 out');"
+        "await manager.submitTrialJob({ id: 'r', envId: 'remote-worker2' });"
+        "told.id = await service.createTrial('remote-worker2', 't', 'c', 3, 'r');"
+        "ahead += 61000; await until(() => started.length === 1);",
+    )
     assert told["id"] == "r" and told["started"] == [["r", "remote-worker1"]]

@@ -137,7 +137,9 @@ def test_another_node_program_is_left_alone(tmp_path):
 def test_a_folder_with_spaces_and_quotes_reaches_node(tmp_path):
     folder = tmp_path / 'my "own" code'
     shutil.copytree(PACKAGE.parents[1], folder / "ballot")
-    show = "import json; from ballot.engines.nni import guard; print(json.dumps(guard.environment()))"
+    show = (
+        "import json; from ballot.engines.nni import guard; print(json.dumps(guard.environment()))"
+    )
     printed = subprocess.run([sys.executable, "-c", show], cwd=folder, stdout=subprocess.PIPE)
     with serving(nni_like(tmp_path / "nni"), **json.loads(printed.stdout)) as address:
         assert address["address"] == "127.0.0.1"

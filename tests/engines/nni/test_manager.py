@@ -48,18 +48,23 @@ def database(folder, events, metrics):
     """
     (folder / "db").mkdir(parents=True)
     with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
-        db.execute("CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
-                   "sequenceId, message, environmentId)")  # fmt: skip
-        db.execute("CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, "
-                   "data)")  # fmt: skip
+        db.execute(
+            "CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, "
+            "sequenceId, message, environmentId)"
+        )
+        db.execute(
+            "CREATE TABLE MetricData (timestamp, trialJobId, parameterId, type, sequence, data)"
+        )
         for stamp, trial, event, number, data, *place in events:
-            db.execute("INSERT INTO TrialJobEvent VALUES (?,?,?,?,?,?,NULL,NULL)",
-                       (stamp, trial, event, data and json.dumps(data), *(place or [None]),
-                        number))  # fmt: skip
+            db.execute(
+                "INSERT INTO TrialJobEvent VALUES (?,?,?,?,?,?,NULL,NULL)",
+                (stamp, trial, event, data and json.dumps(data), *(place or [None]), number),
+            )
         for stamp, (trial, parameter, kind, value, *sequence) in enumerate(metrics):
-            db.execute("INSERT INTO MetricData VALUES (?,?,?,?,?,?)",
-                       (stamp, trial, parameter, kind, *(sequence or [0]),
-                        json.dumps(json.dumps(value))))  # fmt: skip
+            db.execute(
+                "INSERT INTO MetricData VALUES (?,?,?,?,?,?)",
+                (stamp, trial, parameter, kind, *(sequence or [0]), json.dumps(json.dumps(value))),
+            )
 
 
 def given(number, **values):
@@ -67,12 +72,22 @@ def given(number, **values):
 
 
 def test_the_database_is_read_as_nni_writes_it(tmp_path):
-    database(tmp_path,
-             [(1000, "a", "WAITING", 0, given(0, x=1)), (1500, "b", "WAITING", 1, given(1, x=2)),
-              (2000, "a", "RUNNING", 0, None), (9000, "a", "SUCCEEDED", 0, None),
-              (3000, "b", "RUNNING", 1, None), (900, "", "ADD_CUSTOMIZED", None, {"x": 5})],
-             [("a", "0", "PERIODICAL", 0.5), ("a", "0", "FINAL", 0.7),
-              ("b", "1", "PERIODICAL", {"default": 0.6})])  # fmt: skip
+    database(
+        tmp_path,
+        [
+            (1000, "a", "WAITING", 0, given(0, x=1)),
+            (1500, "b", "WAITING", 1, given(1, x=2)),
+            (2000, "a", "RUNNING", 0, None),
+            (9000, "a", "SUCCEEDED", 0, None),
+            (3000, "b", "RUNNING", 1, None),
+            (900, "", "ADD_CUSTOMIZED", None, {"x": 5}),
+        ],
+        [
+            ("a", "0", "PERIODICAL", 0.5),
+            ("a", "0", "FINAL", 0.7),
+            ("b", "1", "PERIODICAL", {"default": 0.6}),
+        ],
+    )
     a, b = read_trials(tmp_path)
     assert (a.id, a.status, a.started, a.ended, a.final) == ("a", "SUCCEEDED", 2.0, 9.0, 0.7)
     assert a.has_ended and not b.has_ended and b.scores == [0.6]
@@ -91,14 +106,21 @@ def test_a_resumed_trial_waits_and_then_runs_anew(tmp_path):
 
 def test_a_trial_that_runs_again_elsewhere_is_where_it_ran_last_and_its_scores_count_once(tmp_path):
     there = "{}:~/nni-experiments/x/environments/remote-worker1/trials/a"
-    events = [(1000, "a", "RUNNING", 0, given(0, x=1), there.format("gpu1")),
-              (7000, "a", "WAITING", 0, None, there.format("gpu1")),
-              (3000, "a", "RUNNING", 0, None, there.format("gpu2")),  # its clock is behind
-              (4000, "a", "SUCCEEDED", 0, None, there.format("gpu2")),
-              (1000, "b", "RUNNING", 1, given(1, x=2), "/home/nni/x/trials/b")]  # fmt: skip
-    database(tmp_path, events, [("a", "0", "PERIODICAL", score, epoch)
-                                for epoch, score in [(0, 0.1), (2, 0.3), (1, 0.2), (0, 0.1),
-                                                     (1, 0.2)]])  # fmt: skip
+    events = [
+        (1000, "a", "RUNNING", 0, given(0, x=1), there.format("gpu1")),
+        (7000, "a", "WAITING", 0, None, there.format("gpu1")),
+        (3000, "a", "RUNNING", 0, None, there.format("gpu2")),  # its clock is behind
+        (4000, "a", "SUCCEEDED", 0, None, there.format("gpu2")),
+        (1000, "b", "RUNNING", 1, given(1, x=2), "/home/nni/x/trials/b"),
+    ]
+    database(
+        tmp_path,
+        events,
+        [
+            ("a", "0", "PERIODICAL", score, epoch)
+            for epoch, score in [(0, 0.1), (2, 0.3), (1, 0.2), (0, 0.1), (1, 0.2)]
+        ],
+    )
     a, b = read_trials(tmp_path)
     assert (a.machine, a.status, a.ended, a.scores) == ("gpu2", "SUCCEEDED", 4.0, [0.1, 0.2, 0.3])
     assert b.machine is None
@@ -107,9 +129,16 @@ def test_a_trial_that_runs_again_elsewhere_is_where_it_ran_last_and_its_scores_c
 def test_parameters_are_those_whose_number_came_back_with_a_score(tmp_path):
     events = [(k, name, "RUNNING", k, given(k, x=k)) for k, name in enumerate("abcd")]
     # As without the guard: a and b were recorded with each other's; c says nothing; d was posted.
-    database(tmp_path, [*events, (9, "e", "RUNNING", 4, given(None, x=9))],
-             [("a", "1", "FINAL", 0.1), ("b", "0", "FINAL", 0.2), ("d", "3", "FINAL", 0.3),
-              ("e", None, "FINAL", 0.4)])  # fmt: skip
+    database(
+        tmp_path,
+        [*events, (9, "e", "RUNNING", 4, given(None, x=9))],
+        [
+            ("a", "1", "FINAL", 0.1),
+            ("b", "0", "FINAL", 0.2),
+            ("d", "3", "FINAL", 0.3),
+            ("e", None, "FINAL", 0.4),
+        ],
+    )
     found = {trial.id: trial.parameters["x"] for trial in read_trials(tmp_path)}
     assert found == {"a": 1, "b": 0, "c": 2, "d": 3, "e": 9}
 
@@ -127,8 +156,11 @@ def test_what_is_read_bit_by_bit_is_what_is_read_at_once(tmp_path):
         for k, name in enumerate("abcd")
         for e, event in enumerate(("WAITING", "RUNNING", "FAILED", "ADD_RESUMED", "RUNNING"))
     ]
-    metrics = [(name, str(k), "PERIODICAL", 0.1 * k + step, step)
-               for k, name in enumerate("abcd") for step in (0, 2, 1, 0)]  # fmt: skip
+    metrics = [
+        (name, str(k), "PERIODICAL", 0.1 * k + step, step)
+        for k, name in enumerate("abcd")
+        for step in (0, 2, 1, 0)
+    ]
     metrics += [(name, "1", "FINAL", 0.5) for name in "abcd"]
     database(tmp_path / "whole", events, metrics)
     database(tmp_path / "parts", [], [])
@@ -160,16 +192,24 @@ def test_a_record_is_read_once(tmp_path):
 @pytest.mark.parametrize(
     "command, values, typed",
     [
-        ("/v/python train.py --resume auto --epochs 5 --out_dir o", {"lr": 0.1},
-         "python train.py --epochs 5 --lr 0.1"),
-        ("python3 train.py --lr 1 --metrics acc f1 --out-dir=o --time_limit 9",
-         {"lr": 0.25, "optimizer": "SGD", "model_args.x": True},
-         "python train.py --metrics acc f1 --lr 0.25 --optimizer SGD --model_args.x true"),
-        ("python train.py --compile", {"compile": False, "metrics": ["acc"], "seed": 3},
-         "python train.py --no_compile --metrics acc --seed 3"),
+        (
+            "/v/python train.py --resume auto --epochs 5 --out_dir o",
+            {"lr": 0.1},
+            "python train.py --epochs 5 --lr 0.1",
+        ),
+        (
+            "python3 train.py --lr 1 --metrics acc f1 --out-dir=o --time_limit 9",
+            {"lr": 0.25, "optimizer": "SGD", "model_args.x": True},
+            "python train.py --metrics acc f1 --lr 0.25 --optimizer SGD --model_args.x true",
+        ),
+        (
+            "python train.py --compile",
+            {"compile": False, "metrics": ["acc"], "seed": 3},
+            "python train.py --no_compile --metrics acc --seed 3",
+        ),
         ("python train.py", {"model_args.a b": [1]}, "python train.py '--model_args.a b' '[1]'"),
     ],
-)  # fmt: skip
+)
 def test_the_best_trial_can_be_typed(command, values, typed):
     assert trial_command.typed_command(command, values) == typed
 
@@ -178,8 +218,13 @@ def test_what_is_typed_trains_with_the_same_values():
     from ballot.config.command_line import build_parser, parse_command_line
     from ballot.config.layers import merge
 
-    values = {"lr": 0.1 + 0.2, "optimizer": "SGD", "optimizer_args.nesterov": True,
-              "channels_last": True, "image_size": 64}  # fmt: skip
+    values = {
+        "lr": 0.1 + 0.2,
+        "optimizer": "SGD",
+        "optimizer_args.nesterov": True,
+        "channels_last": True,
+        "image_size": 64,
+    }
     words = shlex.split(trial_command.typed_command("python train.py --epochs 7 --lr 1", values))
     layer, _ = parse_command_line(build_parser("train.py", ""), words[2:])
     config, _ = merge([layer])

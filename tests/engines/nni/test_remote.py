@@ -31,8 +31,9 @@ def project(lab, tmp_path):
     folder.mkdir()
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "ballot", folder / "ballot",
-                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    shutil.copytree(
+        ROOT / "ballot", folder / "ballot", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (folder / ".nniignore").write_text("outputs*/\n__pycache__/\nensemble/\nnni/\n")
     (folder / "search_space.json").write_text(json.dumps(SPACE))
     yield folder
@@ -60,8 +61,14 @@ def configure(project, lab, *, epochs, trials):
 
 def start(project, script, *words):
     command = [sys.executable, script, *map(str, words)]
-    return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True,
-                            env=environment(project), stderr=subprocess.STDOUT)  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=project,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(project),
+        stderr=subprocess.STDOUT,
+    )
 
 
 def search(project, lab, *words):
@@ -84,8 +91,11 @@ def wait_for_epochs(project, epochs, trials=2, seconds=150):
 
 
 def hashes(folder, pattern):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.glob(pattern) if path.is_file()}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
 
 
 def machines_in_table(project):
@@ -94,8 +104,12 @@ def machines_in_table(project):
 
 
 def nothing_runs_on(lab, experiment_id):
-    return not [line for box in lab.boxes for line in box.processes()
-                if "train.py" in line or f"{experiment_id}/environments" in line]  # fmt: skip
+    return not [
+        line
+        for box in lab.boxes
+        for line in box.processes()
+        if "train.py" in line or f"{experiment_id}/environments" in line
+    ]
 
 
 def test_the_results_of_two_machines_come_home_and_vote(lab, project):
@@ -146,8 +160,12 @@ def assert_only_ssh_is_open(lab, project):
             url = f"http://{address}/api/v1/nni/check-status"
             asked = box.inside("curl", "-s", "-w", "%{http_code}", "-m", "5", url, check=False)
             assert asked.stdout.endswith("404"), (address, asked.stdout)
-    own = [c for process in managers_and_trials(project) for c in process.net_connections()
-           if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    own = [
+        c
+        for process in managers_and_trials(project)
+        for c in process.net_connections()
+        if c.status == psutil.CONN_LISTEN
+    ]
     assert own and {c.laddr.ip for c in own} == {"127.0.0.1"}
 
 
@@ -156,8 +174,9 @@ def assert_collect_is_idempotent_and_names_what_is_missing(lab, project, search_
     collected = start(project, "collect.py", search_id)
     said = collected.communicate(timeout=60)[0]
     assert collected.returncode == 0 and "0 runs brought home; 4 of 4" in said, said
-    run = next(run for run, name in machines_in_table(project).items()
-               if name == lab.boxes[1].address)  # fmt: skip
+    run = next(
+        run for run, name in machines_in_table(project).items() if name == lab.boxes[1].address
+    )
     shutil.rmtree(project / "outputs" / run)
     (project / "outputs" / f"{run}.csv").write_text("not what was sent")
     lab.boxes[1].kill_all()
