@@ -30,7 +30,7 @@ from ballot.config.layers import Layer, environment_layer
 from ballot.config.schema import Config
 from ballot.data.batches import Data, Fold, Subset
 from ballot.engines.nni import trial as trial_module
-from ballot.engines.nni.trial import Trial, current_trial, warn_if_unguarded
+from ballot.engines.nni.trial import Trial, current_trial, layer_of, warn_if_unguarded
 from ballot.errors import CannotWrite, TrialFailed, UserError, guard
 from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
@@ -117,7 +117,7 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     layers, said = read_layers(argv)
     if said.probe:
         return try_configurations(layers, Path(said.probe))
-    config, origin = configure([*layers, Layer("tuner", trial.parameters)])
+    config, origin = configure([*layers, layer_of(trial)])
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0

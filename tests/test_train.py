@@ -173,6 +173,16 @@ def test_a_trial_whose_manager_died_goes_on_and_leaves_its_ballot(tmp_path):
     assert (tmp_path / "outputs" / "exp-007-abc.csv").exists()
 
 
+def test_a_trial_that_was_posted_with_a_program_of_somebody_elses_does_not_run_it(tmp_path):
+    (tmp_path / "evil.py").write_text("open('INJ', 'w')")
+    env = nni_environment(tmp_path, FAKE_NNI.replace('"lr": 0.005', '"plugins": ["evil.py"]'))
+    command = [sys.executable, ROOT / "train.py", "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "tuner: plugins cannot be searched, its files are run as a program" in done.stderr
+    assert not (tmp_path / "INJ").exists() and not (tmp_path / "outputs").exists()
+
+
 def test_the_tuner_wins_over_the_command_line(tmp_path):
     env = nni_environment(tmp_path, FAKE_NNI)
     command = [sys.executable, ROOT / "train.py", "--epochs", "2", "--lr", "1", "--resume", "auto"]

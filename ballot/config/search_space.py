@@ -27,12 +27,16 @@ SPACE_TYPES = {
 BOUNDED = ("randint", "uniform", "quniform", "loguniform", "qloguniform")
 SPEC = '{"_type": "choice", "_value": [...]}'
 
-# What must be the same for all trials of a search, and why.
+# What no tuner may set, and why.
 FIXED = {
     "monitor": "scores of different kinds cannot be compared",
     "out_dir": "the vote looks for all trials in one folder",
     "run_name": "NNI's trials are named by NNI",
     "resume": "NNI's trials continue their own run",
+    "plugins": "its files are run as a program",
+    "model_dir": "all weights are collected in one folder",
+    "log_config": "it names programs to log with, and files",
+    "init_from": "it names a file, and all trials start alike",
 }
 ROWS = ("dataset", "data_dir", "val_ratio", "folds", "fold", "split_column", "group_column")
 

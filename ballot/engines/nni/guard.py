@@ -26,11 +26,17 @@ REMOTE_PARTS = {
 PARTS = {
     "loopback": "the portal answers the whole network",
     "requests": "web pages of others can drive the portal",
+    "peers": "other users of this machine can drive the portal",
+    "messages": "a message that is no command ends the manager",
+    "netron": "the portal runs another site's scripts",
+    "commands": "a shell reads the path of the interpreter",
+    "space": "trials take options that are not searched",
     "files": "the portal opens every file of this machine",
     "parameters": "trials are recorded with other trials' parameters",
     "schedule": "a search whose GPUs are taken floods this machine with processes",
     "tensorboard": "the portal's TensorBoard answers the whole network",
 }
+LOCAL = ("loopback", "peers")  # a portal that is open to the network has neither
 
 
 def environment(*, public: bool = False, hosts: Iterable[str] = ()) -> dict[str, str]:
@@ -74,11 +80,13 @@ def self_test(
     """
     root = f"/{prefix.strip('/')}" if prefix else ""
     parts = {**PARTS, **(REMOTE_PARTS if remote else {})}
-    wanted = {part: why for part, why in parts.items() if not (public and part == "loopback")}
+    wanted = {part: why for part, why in parts.items() if not (public and part in LOCAL)}
     try:
         missing = _await_parts(port, root, wanted, wait)
         wrong = [f"guard: '{part}' is not in hold: {wanted[part]}" for part in missing]
         wrong += _refused_wrongly_or_not(port, root)
+        if root and _ask(port, "/api/v1/nni/check-status")[0] == 200:
+            wrong.append("guard: the portal answers without its secret prefix")
     except (OSError, http.client.HTTPException) as error:
         return [f"guard: the manager does not answer on port {port}: {error}"]
     open_at = [a for a in own_addresses() if not public and _answers(a, port)]
@@ -101,6 +109,7 @@ def _refused_wrongly_or_not(port: int, root: str) -> list[str]:
     """Return the requests that should have been refused and were not."""
     status = f"{root}/api/v1/nni/check-status"
     passwd = "..%2f" * 12 + "etc%2fpasswd"
+    other = f"http://localhost:{port % 65535 + 1}"
     upgrade = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -112,6 +121,8 @@ def _refused_wrongly_or_not(port: int, root: str) -> list[str]:
         "a path with '..'": (f"{root}/api/v1/nni/trial-file/x/{passwd}", {}),
         "a foreign Host": (status, {"Host": "ballot.invalid"}),
         "a foreign Origin": (status, foreign),
+        "a page of another port": (status, {"Origin": other}),
+        "a request that names no path": (f"http://x{status}", {}),
         # A path of its own: a websocket on /tuner would take the place of the tuner.
         "a websocket with a foreign Origin": (f"{root}/ballot-self-test", {**upgrade, **foreign}),
     }

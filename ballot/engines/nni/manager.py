@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import secrets
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil  # comes with NNI
 
 from ballot.engines.nni import guard
 from ballot.engines.nni.experiment import Search
@@ -17,7 +21,9 @@ from ballot.engines.nni.processes import end_processes
 from ballot.errors import UserError
 
 REMOTE = "BALLOT_REMOTE"  # what remote.js is told
-STARTS = 3  # NNI gives its manager about four seconds; on a busy machine that is not always enough
+GUARDED = "BALLOT_PUBLIC"  # is in the environment of a manager with the guard
+STARTS = 3  # of a manager that does not start, for whatever reason
+READY_S = 60.0  # for a manager to answer; NNI gives it four, which a busy machine may not have
 
 
 def free_port(first: int, in_a_row: int = 1) -> int:
@@ -37,7 +43,7 @@ def free_port(first: int, in_a_row: int = 1) -> int:
 
 
 def start(config: Any, port: int, extra: Mapping[str, str]) -> Search:
-    """Start NNI's manager; try again where it is slow to answer.
+    """Start NNI's manager; try again where it does not start.
 
     It outlives this process once its folder has a `search.json` (ballot/engines/nni/node/trials.js).
     """
@@ -66,42 +72,104 @@ def environment(public: bool) -> dict[str, str]:
 
 
 def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> Search:
+    """Start a manager on the first free port, and another one where it dies of a fault of NNI's."""
     import logging
 
-    from nni.experiment import Experiment, RunMode
-
     logging.getLogger("nni").setLevel(logging.CRITICAL)
-    root = Path(config.canonical_copy().experiment_working_directory)
-    for attempt in range(STARTS):
-        experiment = Experiment(config, known)
-        experiment._action = "resume" if known else "create"  # NNI's own resume() never detaches
-        if REMOTE in extra:  # the tunnels' ends can be reached by others on the machines
-            experiment.url_prefix = secrets.token_hex(16)
-        folder, began = root / experiment.id, time.time()
+    config, failures = config.canonical_copy(), 0
+    in_a_row = 2 if REMOTE in extra else 1
+    while True:
+        search = _new_search(config, known, free_port(port, in_a_row), secret=GUARDED in extra)
         try:
-            with _environment(extra):
-                experiment.start(
-                    free_port(port, 2 if REMOTE in extra else 1), run_mode=RunMode.Detach
-                )
-            return Search(
-                experiment.id,
-                folder,
-                experiment.port,
-                experiment._proc.pid,
-                experiment.url_prefix,
-                began,
-            )
+            return _begin(config, search, extra, resuming=known is not None)
         except KeyboardInterrupt:
-            end_processes(experiment.id, folder, 0.0)
+            end_processes(search.id, search.folder, 0.0)
             raise
         except Exception as error:  # connection errors, JSON errors, RuntimeError: all of NNI's
-            end_processes(experiment.id, folder, 0.0)
-            if attempt == STARTS - 1:
+            end_processes(search.id, search.folder, 0.0)
+            lost = search.port != free_port(search.port or port, in_a_row)
+            failures += not lost  # another program was faster; that the next port is free, it says
+            if failures == STARTS:
                 raise UserError(
-                    f"NNI: its manager did not start ({error}); see {folder / 'log'}"
+                    f"NNI: its manager did not start ({error}); see {search.folder / 'log'}"
                 ) from None
-            time.sleep(2)
-    raise AssertionError("unreachable")
+            time.sleep(0 if lost else 2)
+
+
+def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> Search:
+    """Choose the id, the folder and the secret address of a search; no other user reads them."""
+    from nni.experiment import management
+
+    root = Path(config.experiment_working_directory)
+    name = known or management.generate_experiment_id()
+    for folder in (Path.home() / "nni-experiments", root / name):
+        try:
+            (folder / "log" if folder.name == name else folder).mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)  # the address stands in NNI's list, and in its logs
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be made this user's own ({error.strerror}); "
+                "remove it, or set experimentWorkingDirectory"
+            ) from None
+    # Without the guard it would stand in the list of processes.
+    prefix = secrets.token_hex(16) if secret else None
+    return Search(name, root / name, port, None, prefix, time.time())
+
+
+def _begin(config: Any, search: Search, extra: Mapping[str, str], *, resuming: bool) -> Search:
+    """Start the manager of a search, and hand it what it is to do as soon as it listens."""
+    from nni.experiment import RunMode, launcher, rest
+    from nni.tools.nnictl.config_utils import Experiments
+
+    action: Any = "resume" if resuming else "create"
+    words = launcher.NniManagerArgs(
+        action, search.id, config, search.port or 0, False, False, None, None
+    )
+    link = search.folder.parent / "_latest"
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(search.id, target_is_directory=True)
+    with _environment({**extra, "BALLOT_PREFIX": search.prefix or ""}):
+        process = launcher._start_rest_server(words, RunMode.Detach)
+    search.pid = process.pid
+    _await_answer(process, search)
+    Experiments().add_experiment(
+        search.id,
+        search.port,
+        int(search.began * 1000),
+        words.mode,
+        config.experiment_name,
+        pid=search.pid,
+        logDir=words.experiments_directory,
+        prefixUrl=search.prefix,
+    )
+    answer = rest.post(search.port, "/experiment", config.json(), search.prefix)
+    if answer and answer["experiment_id"] != search.id:
+        raise RuntimeError(f"port {search.port} is that of search {answer['experiment_id']}")
+    return search
+
+
+def _await_answer(process: subprocess.Popen[bytes], search: Search) -> None:
+    """Wait until a manager answers on its port; what another program answers there is not its."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"it ended with status {process.returncode}")
+        if search.port in _ports_of(process.pid):
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+                search.ask("GET", "check-status")
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"it does not answer within {READY_S:.0f} s")
+
+
+def _ports_of(pid: int) -> set[int]:
+    """Return the ports that a process listens on."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        ask = getattr(process, "net_connections", None) or process.connections  # before psutil 6
+        return {each.laddr.port for each in ask("tcp") if each.status == psutil.CONN_LISTEN}
+    return set()
 
 
 @contextlib.contextmanager

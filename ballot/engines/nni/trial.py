@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ballot.config.layers import Layer, flatten
+from ballot.config.search_space import FIXED
+from ballot.errors import UserError
+
+FINAL = ("fold", "folds", "seed", "split_seed")  # what ensemble.py --finalize sets besides
+SEARCHED = "BALLOT_SEARCHED"  # the keys of the search space, from guard.js
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +71,25 @@ class Trial:
         except Exception as error:  # whatever NNI's channel raises when its manager has died
             self._unheard = True
             log.warning("NNI does not answer (%s): this trial goes on without it", error)
+
+
+def layer_of(trial: Trial) -> Layer:
+    """Return what the tuner sets; a `UserError` where that is not for a tuner to set.
+
+    Whoever reaches NNI's portal can post a trial with parameters of his own.
+    """
+    layer, searched = Layer("tuner", trial.parameters), os.environ.get(SEARCHED)
+    if searched is not None:
+        known = {*json.loads(searched), *FINAL}
+        for key in trial.parameters:
+            if key not in known:
+                raise UserError(f"tuner: {key} is not in the search space; add it there to try it")
+    for key, _ in flatten(layer):
+        if key in FIXED:
+            raise UserError(
+                f"tuner: {key} cannot be searched, {FIXED[key]}; set it in trialCommand"
+            )
+    return layer
 
 
 def warn_if_unguarded(trial: Trial) -> None:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from searches_for_tests import (
+    home_of_its_own,
+    only_experiment,
+    results,
+    wait_for_epochs,
+    write_config,
+)
+from searches_for_tests import search as start_search
 
 from ballot.engines.nni import guard
 
@@ -176,8 +185,11 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         ({"Host": "localhost@example.com"}, 403),
         ({"Host": ""}, 403),
         ({"Host": "0.0.0.0:8080"}, 403),
-        ({"Origin": "http://localhost:3000"}, 200),
-        ({"Origin": "https://portal.example"}, 200),
+        ({"Host": "localhost:9", "Origin": "http://localhost:9"}, 200),
+        ({"Host": "portal.example", "Origin": "https://portal.example"}, 200),
+        ({"Host": "localhost:9", "Origin": "http://localhost:3000"}, 403),
+        ({"Host": "localhost:9", "Origin": "http://127.0.0.1:9"}, 403),
+        ({"Origin": "http://portal.example"}, 403),
         ({"Origin": "http://example.com"}, 403),
         ({"Origin": "http://127.0.0.1.example.com"}, 403),
         ({"Origin": "null"}, 403),
@@ -209,8 +221,8 @@ def test_a_public_portal_may_be_asked_for_by_the_machines_own_names(tree):
         ("/logs/../../../etc/passwd", 403),
         ("/a%00b", 403),
         ("/%zz", 403),
-        ("/netron/index.html", 403),
-        ("/NETRON", 403),
+        ("http://localhost/netron/", 403),
+        ("*", 403),
     ],
 )
 def test_paths_that_lead_out_are_refused(portal, path, status):
@@ -219,8 +231,62 @@ def test_paths_that_lead_out_are_refused(portal, path, status):
 
 def test_a_websocket_with_a_foreign_origin_is_refused(portal):
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
-    assert get(portal, **upgrade, Origin=f"http://localhost:{portal}")[0] == 101
+    assert get(portal, **upgrade, Origin=f"http://127.0.0.1:{portal}")[0] == 101
     assert get(portal, **upgrade, Origin="http://example.com")[0] == 403
+
+
+# ---------------------------------------------------------------- peers, secret
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+
+
+def as_nobody(action: Callable[[], bool]) -> bool:
+    """Tell whether something is so for a process of another user."""
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        os._exit(0 if action() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@as_root
+def test_another_user_of_this_machine_is_refused(portal):
+    assert as_nobody(lambda: get(portal)[0] == 403)
+    assert get(portal)[0] == 200
+
+
+@as_root
+def test_another_user_who_closes_the_connection_at_once_is_not_served(tree):
+    saying = SERVER.replace("reply.end('served')", "console.log(request.url)")
+
+    def ask_and_go() -> bool:
+        with socket.create_connection(("127.0.0.1", port)) as link:
+            link.sendall(b"GET /evil HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return True
+
+    with node(tree, saying % "0") as process:
+        try:
+            port = json.loads(process.stdout.readline())["port"]
+            process.send_signal(signal.SIGSTOP)  # it finds the connection closed
+            assert as_nobody(ask_and_go)
+            process.send_signal(signal.SIGCONT)
+            with socket.create_connection(("127.0.0.1", port)) as link:
+                link.sendall(b"GET /own HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert process.stdout.readline() == "/own\n"
+        finally:
+            process.kill()
+
+
+def test_the_secret_prefix_is_in_no_list_of_processes(tree):
+    script = "console.log(JSON.stringify([process.argv.slice(-2), process.env.BALLOT_PREFIX]));"
+    with node(tree, script + "setTimeout(() => {}, 60000)", BALLOT_PREFIX="s3cret") as process:
+        try:
+            assert json.loads(process.stdout.readline()) == [["--url-prefix", "s3cret"], None]
+            assert "s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        finally:
+            process.kill()
 
 
 # ---------------------------------------------------------------- inside NNI's own classes
@@ -411,6 +477,70 @@ def test_all_gpus_of_a_machine_may_be_asked_for(real_tree, gpus, wanted, devices
     assert got == {"first": visible, "all": None, "again": visible, "none": None}
 
 
+def test_a_message_that_is_no_command_closes_its_websocket_and_nothing_else(real_tree):
+    got = answer(
+        real_tree,
+        """
+        const { EventEmitter } = require('node:events');
+        const { WsConnection } = require('common/command_channel/websocket/connection');
+        const heard = [];
+        const bad = ['{', 'null', '7', '{}', '{"type": 1}', '{"type": "error"}',
+            '{"type": "__lost"}', '{"type": "TR", "content": "{"}', '{"type": "KI"}'];
+        const say = text => {
+            const [ws, commands] = [new EventEmitter(), new EventEmitter()];
+            commands.on('__receive', command => heard.push(command.type));
+            ws.close = code => heard.push(code);
+            new WsConnection('test', ws, commands);
+            ws.emit('message', Buffer.from(text));
+        };
+        [...bad, '{"type": "TR", "content": "{}"}', '{"type": "SI"}'].forEach(say);
+        console.log(JSON.stringify(heard));
+        process.exit(0);
+        """,
+    )
+    assert got == [1008] * 9 + ["TR", "SI"]
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "a'b\"c", "$(touch INJ)", "`touch INJ`", "ü\\n"])
+def test_the_tuner_starts_in_a_path_that_a_shell_would_read(real_tree, tmp_path, name):
+    program = tmp_path / name / "python"
+    program.parent.mkdir()
+    program.symlink_to("/bin/echo")
+    got = answer(
+        real_tree,
+        f"""
+        const {{ getTunerProc }} = require('common/utils');
+        const words = [{json.dumps(str(program))}, '-m', 'nni $HOME'];
+        const child = getTunerProc(words, ['ignore', 'pipe', 'inherit'], '/tmp', process.env);
+        child.stdout.on('data', text => {{
+            console.log(JSON.stringify(String(text)));
+            process.exit(0);
+        }});
+        """,
+    )
+    assert got == "-m nni $HOME\n"
+
+
+def test_trials_are_told_which_options_are_searched(real_tree):
+    got = answer(
+        real_tree,
+        """
+        const { NNIManager } = require('core/nnimanager');
+        const manager = Object.create(NNIManager.prototype);
+        manager.log = { info() {} };
+        manager.dispatcher = { sendCommand() {} };
+        manager.experimentProfile = { params: { searchSpace: { lr: 1, "it's": 2 } } };
+        manager.setupTuner([], '', '', '').then(() => {
+            const first = process.env.BALLOT_SEARCHED;
+            manager.updateSearchSpace({ model: 1 });
+            console.log(JSON.stringify([first, process.env.BALLOT_SEARCHED]));
+            process.exit(0);
+        });
+        """,
+    )
+    assert [json.loads(each) for each in got] == [["lr", "it's"], ["model"]]
+
+
 def test_one_collector_of_gpu_states_runs_at_a_time(real_tree):
     module = real_tree / "common" / "trial_keeper" / "task_scheduler" / "collect_info.js"
     got = answer(
@@ -435,7 +565,8 @@ def test_one_collector_of_gpu_states_runs_at_a_time(real_tree):
 MANAGER = (
     """
 const modules = ['training_service/v3/compat', 'extensions/nniTensorboardManager',
-    'common/trial_keeper/task_scheduler/scheduler'];
+    'common/trial_keeper/task_scheduler/scheduler', 'common/utils', 'core/nnimanager',
+    'common/command_channel/websocket/connection', 'node_modules/http-proxy/lib/http-proxy'];
 const { V3asV1 } = modules.map(name => require('./' + name))[0];
 new V3asV1({});
 """
@@ -460,6 +591,14 @@ FAKES = {
     "common/trial_keeper/task_scheduler/scheduler.js": (
         "exports.TaskScheduler = class { schedule() {} update() {} };"
     ),
+    "common/utils.js": "exports.getTunerProc = () => {};",
+    "core/nnimanager.js": (
+        "exports.NNIManager = class { setupTuner() {} updateSearchSpace() {} };"
+    ),
+    "common/command_channel/websocket/connection.js": (
+        "exports.WsConnection = class { handleMessage() {} };"
+    ),
+    "node_modules/http-proxy/lib/http-proxy.js": "exports.createProxyServer = () => {};",
 }
 
 
@@ -732,6 +871,7 @@ def test_the_portal_serves_logs_and_pages_and_nothing_above_them(finished):
         "/logs/" + "../" * 12 + "etc/passwd",
         "/" + "..%2f" * 12 + "etc%2fpasswd",
         "/netron/",
+        "/NETRON/x",
     ):
         status, body = get(finished.port, path)
         assert status in (403, 500), path
@@ -790,3 +930,92 @@ def test_one_gpu_is_enough_and_a_taken_one_is_waited_for(tmp_path):
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
     # Two at the start, then one in ten seconds; as shipped it is hundreds.
     assert len((tmp_path / "fake" / "collected").read_text()) < 15
+
+
+# ---------------------------------------------------------------- a search of search.py
+
+
+@as_root
+@pytest.mark.slow
+def test_a_search_is_closed_to_everybody_else_on_this_machine(tmp_path):
+    import websockets
+    from websockets.sync.client import connect
+
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'INJ')!r}, 'w')")
+    with home_of_its_own(tmp_path) as home:
+        write_config(home, epochs=10, maxTrialNumber=3)
+        process = start_search(home, "--config", "config.yml", "--no_probe")
+        wait_for_epochs(home, 2, 1)
+        listed = json.loads((home / "nni-experiments" / ".experiment").read_text())
+        (entry,) = listed.values()
+        port, prefix = entry["port"], entry["prefixUrl"]
+        assert prefix not in "".join(
+            file.read_text(errors="replace") for file in Path("/proc").glob("[0-9]*/cmdline")
+        )
+        private = (home / "nni-experiments", only_experiment(home))
+        assert all(folder.stat().st_mode & 0o077 == 0 for folder in private)
+
+        root, jobs = f"/{prefix}", f"/{prefix}/api/v1/nni/trial-jobs"
+        posted = json.dumps({"plugins": [str(evil)]})
+        assert get(port, "/api/v1/nni/trial-jobs")[0] == 404
+        assert as_nobody(lambda: get(port, jobs)[0] == 403)
+        assert get(port, jobs, Origin="http://localhost:9999")[0] == 403
+        assert get(port, f"http://localhost{root}/netron/")[0] == 403
+        assert get(port, f"{root}/netron/") == (403, "Refused by Ballot: netron is off\n")
+        with connect(f"ws://127.0.0.1:{port}{root}/tuner") as link:
+            link.send("{")
+            with pytest.raises(websockets.ConnectionClosed):
+                while True:
+                    link.recv(timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", jobs, posted, {"Content-Type": "application/json"})
+        assert connection.getresponse().status == 200  # it is this user's own
+        said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, said
+    assert "failed: error: tuner: plugins is not in the search space" in said
+    assert not (tmp_path / "INJ").exists()
+    assert [result["status"] for result in results(home).values()] == ["done"] * 2
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from nni.experiment import ExperimentConfig, Experiment, launcher, management, rest
+from ballot.engines.nni import manager as experiment
+name, port = sys.argv[1], int(sys.argv[2])
+config = ExperimentConfig(
+    "local", experiment_name=name, trial_command="sleep 60", trial_code_directory=".",
+    trial_concurrency=1, search_space={"x": {"_type": "uniform", "_value": [0, 1]}},
+    experiment_working_directory=Path.cwd() / "nni")
+config.tuner.name = "Random"
+Path(f"{name}.ready").touch()
+while len(list(Path.cwd().glob("*.ready"))) < 2:
+    time.sleep(0.01)
+search = experiment.start(config, port, experiment.environment(public=False))
+print(search.port, search.ask("GET", "experiment")["params"]["experimentName"])
+search.kill()
+"""
+
+
+@pytest.mark.slow
+def test_two_searches_that_start_together_have_a_manager_each(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER, name, str(port)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("first", "second")
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    (port, name), (other_port, other) = (out.split() for out, _ in said)
+    assert (name, other) == ("first", "second") and port != other_port

@@ -10,14 +10,21 @@
  * `ballot/engines/nni/guard.py` says so.
  *
  *   loopback     every server listens on 127.0.0.1            (rest_server/index.js; nni #1542)
- *   requests     foreign Host or Origin, `..`, netron refused (rest_server/index.js)
+ *   requests     foreign Host or Origin, `..` refused         (rest_server/index.js)
+ *   peers        other users of this machine are refused      (the same)
+ *   messages     what is no command closes its websocket      (common/command_channel/websocket)
+ *   netron       the portal's proxy is off                    (node_modules/http-proxy)
  *   files        a trial's files come from its own folder     (training_service/v3/compat.js)
  *   parameters   a trial gets the parameters of its record    (the same; nni #5726, #5693)
  *   schedule     one GPU is enough, a full one is waited for  (common/trial_keeper/task_scheduler)
  *   tensorboard  the portal's TensorBoard listens on loopback (extensions/nniTensorboardManager.js)
+ *   commands     the tuner starts without a shell             (common/utils.js)
+ *   space        trials know which options are searched       (core/nnimanager.js)
  *
  * Settings: BALLOT_PUBLIC=1 listens on every address, BALLOT_HOSTS=a,b are further names under
- * which the portal may be asked for. Local trials find BALLOT_GUARD=1 once `parameters` holds.
+ * which the portal may be asked for, BALLOT_PREFIX is the secret beginning of all its paths (as
+ * `--url-prefix`, which every user could read in the list of processes). Trials find BALLOT_GUARD=1
+ * once `parameters` holds, and the searched options as a JSON list in BALLOT_SEARCHED.
  */
 'use strict';
 
@@ -87,11 +94,19 @@ function guardListening() {
     net.Server.prototype.listen = function (...args) {
         if (this instanceof http.Server) {
             hold('requests', () => guardRequests(this));
-            this.once('listening', () => hold('loopback', () => {
-                if (this.address().address !== LOOPBACK) {
-                    throw new Error(`the portal listens on ${this.address().address}`);
-                }
-            }));
+            this.once('listening', () => {
+                hold('loopback', () => {
+                    if (this.address().address !== LOOPBACK) {
+                        throw new Error(`the portal listens on ${this.address().address}`);
+                    }
+                });
+                hold('peers', () => {
+                    if (isPublic) {
+                        throw new Error('the portal is open to all');
+                    }
+                    sockets();
+                });
+            });
         }
         return listen.apply(this, isPublic ? args : onLoopback(args));
     };
@@ -130,19 +145,32 @@ function guardRequests(server) {
 /** Return why a request is refused, or null. */
 function refusal(request) {
     const { host, origin } = request.headers;
+    if (held.has('peers') && !isOwnPeer(request.socket)) {
+        return 'another user'; // loopback is open to everybody on this machine
+    }
+    if (!request.url.startsWith('/')) {
+        return 'not a path'; // `GET http://x/netron/`, which Express takes for /netron/
+    }
     if (!isOurs(`http://${host}`)) {
         return 'foreign Host'; // DNS rebinding: a web page whose name now points to this machine
     }
-    if (origin !== undefined && !isOurs(origin)) {
-        return 'foreign Origin'; // a web page elsewhere that posts trials or opens a websocket
+    if (origin !== undefined && !isSame(origin, host)) {
+        return 'foreign Origin'; // another web page that posts trials or opens a websocket
     }
     if (climbs(request.url)) {
         return 'path outside what is served'; // trial-file/<id>/..%2f..%2fetc%2fpasswd
     }
-    if (isNetron(request.url)) {
-        return 'netron is off'; // a proxy that runs netron.app's scripts with the portal's origin
-    }
     return null;
+}
+
+/** Tell whether a page comes from the host and the port that it asks. */
+function isSame(origin, host) {
+    try {
+        const page = new URL(origin);
+        return page.host !== '' && page.host === new URL(`${page.protocol}//${host}`).host;
+    } catch {
+        return false; // `Origin: null` of a sandboxed frame or a local file
+    }
 }
 
 function isOurs(url) {
@@ -150,7 +178,7 @@ function isOurs(url) {
     try {
         name = new URL(url).hostname;
     } catch {
-        return false; // no Host, or `Origin: null` of a sandboxed frame or a local file
+        return false; // no Host
     }
     return ['localhost', LOOPBACK, '[::1]'].includes(name)
         || extraHosts.includes(name)
@@ -180,10 +208,102 @@ function climbs(url) {
     return false;
 }
 
-function isNetron(url) {
-    const prefix = global.nni?.args?.urlPrefix ?? '';
-    const start = prefix === '' ? '/netron' : `/${prefix}/netron`;
-    return decodeURIComponent(url.split('?')[0]).toLowerCase().startsWith(start.toLowerCase());
+// ---------------------------------------------------------------- peers, secret
+
+const knownPeers = new WeakMap(); // a connection's other end stays whose it was
+
+function isOwnPeer(socket) {
+    if (!knownPeers.has(socket)) {
+        let uid = null;
+        try {
+            uid = uidOfPeer(socket);
+        } catch (error) {
+            warn(`a peer is unknown: ${error.message}`); // too many open files
+        }
+        knownPeers.set(socket, [process.getuid(), 0].includes(uid));
+    }
+    return knownPeers.get(socket);
+}
+
+/** Return the user at the other end of a connection of this machine, null where it is unknown. */
+function uidOfPeer({ remoteAddress, remotePort, localAddress, localPort }) {
+    const from = kernelAddress(remoteAddress, remotePort);
+    const to = kernelAddress(localAddress, localPort);
+    for (const line of sockets()) {
+        const [, local, remote, , , , , uid, , inode] = line.trim().split(/\s+/);
+        // The kernel says 0, which is root, of a socket that its owner has closed: it has no inode.
+        if (local?.endsWith(from) && remote?.endsWith(to) && inode !== '0') {
+            return Number(uid);
+        }
+    }
+    return null;
+}
+
+function sockets() {
+    return ['tcp', 'tcp6'].flatMap(name => {
+        try {
+            return fs.readFileSync(`/proc/net/${name}`, 'latin1').split('\n').slice(1);
+        } catch (error) {
+            if (name === 'tcp') {
+                throw error;
+            }
+            return []; // a kernel without IPv6
+        }
+    });
+}
+
+/** Write an IPv4 address and a port as /proc/net/tcp does; it is the end of a mapped one, too. */
+function kernelAddress(address, port) {
+    const bytes = String(address).replace('::ffff:', '').split('.').map(Number);
+    const ordered = os.endianness() === 'LE' ? bytes.reverse() : bytes;
+    const hex = (number, width) => number.toString(16).toUpperCase().padStart(width, '0');
+    return `${ordered.map(byte => hex(byte, 2)).join('')}:${hex(port, 4)}`;
+}
+
+/** Take the secret prefix where only this user can read it, and hand it to NNI's own parser. */
+function takePrefix() {
+    const prefix = process.env.BALLOT_PREFIX;
+    delete process.env.BALLOT_PREFIX;
+    if (prefix) {
+        process.argv.push('--url-prefix', prefix); // /proc/<pid>/cmdline does not change with it
+    }
+}
+
+// ---------------------------------------------------------------- messages, netron
+
+const JSON_INSIDE = ['TR', 'SP', 'KI']; // commands of the tuner whose content NNI parses
+
+/** Close a websocket that says what is no command; NNI's manager dies of it. */
+function guardMessages(exports) {
+    const proto = exports.WsConnection?.prototype;
+    need(proto, 'handleMessage');
+    const { handleMessage } = proto;
+    proto.handleMessage = function (data, ...rest) {
+        try {
+            requireCommand(JSON.parse(String(data)));
+            return handleMessage.call(this, data, ...rest);
+        } catch (error) {
+            warn(`closed a websocket for its message: ${error.message}`);
+            return this.ws.close(1008);
+        }
+    };
+}
+
+function requireCommand(command) {
+    const { type, content } = command ?? {};
+    if (typeof type !== 'string' || type === 'error' || type.startsWith('__')) {
+        throw new Error('not a command'); // `error` and `__close` are events of NNI's own
+    }
+    if (JSON_INSIDE.includes(type)) {
+        JSON.parse(content);
+    }
+}
+
+/** The portal's proxy runs netron.app's scripts with the portal's rights, and dies of bad hosts. */
+function guardProxy(exports) {
+    need(exports, 'createProxyServer');
+    const web = (_request, reply) => reply.status(403).send('Refused by Ballot: netron is off\n');
+    exports.createProxyServer = () => ({ web });
 }
 
 // ---------------------------------------------------------------- files, parameters
@@ -218,13 +338,13 @@ function guardTrials(exports) {
         #ownParameters(config, v3) {
             need(v3, 'createTrial', 'onRequestParameter', 'sendParameter', 'stop');
             const create = v3.createTrial.bind(v3);
-            // A remote trial does not inherit the manager's environment: the command says it.
-            const mark = String(config.platform).startsWith('remote') ? 'BALLOT_GUARD=1 ' : '';
+            const isRemote = String(config.platform).startsWith('remote');
             v3.createTrial = async (envId, command, directory, sequenceId, id = newTrialId()) => {
                 this.#parameters.set(id, this.#submitting);
                 this.parameters.length = 0; // NNI's queue, which nothing reads any more
+                const told = isRemote ? wordsForRemote() + command : command;
                 const created = this.#stopped ? null : await quietly(() =>
-                    create(envId, mark + command, directory, sequenceId, id));
+                    create(envId, told, directory, sequenceId, id));
                 if (created === null) {
                     // No device is free, or it failed. submitTrialJob asks again at once and for
                     // ever, which takes a core and 4 GB of memory: an exception must not reach it.
@@ -269,6 +389,30 @@ function guardTrials(exports) {
     };
 }
 
+/** Return what a remote trial's command begins with: it does not inherit the environment here. */
+function wordsForRemote() {
+    const searched = process.env.BALLOT_SEARCHED?.replaceAll("'", "'\\''");
+    return 'BALLOT_GUARD=1 ' + (searched === undefined ? '' : `BALLOT_SEARCHED='${searched}' `);
+}
+
+/** Tell trials which options the search space has: a tuner sets those and no others. */
+function guardSpace(exports) {
+    const proto = exports.NNIManager?.prototype;
+    need(proto, 'setupTuner', 'updateSearchSpace');
+    const { setupTuner, updateSearchSpace } = proto;
+    const tell = space => {
+        process.env.BALLOT_SEARCHED = JSON.stringify(Object.keys(space ?? {}));
+    };
+    proto.setupTuner = function (...args) {
+        tell(this.experimentProfile.params.searchSpace);
+        return setupTuner.apply(this, args);
+    };
+    proto.updateSearchSpace = function (space) {
+        tell(space);
+        return updateSearchSpace.call(this, space);
+    };
+}
+
 /** Return what `action` resolves to, or null and a line in the log where it throws. */
 async function quietly(action) {
     try {
@@ -292,7 +436,7 @@ function requireTrialId(trialId) {
     }
 }
 
-// ---------------------------------------------------------------- schedule, tensorboard
+// ---------------------------------------------------------------- schedule, tensorboard, commands
 
 /** Make `trialGpuNumber` equal to the number of GPUs work (scheduler.js refuses `>=`). */
 function guardScheduler(exports) {
@@ -335,9 +479,24 @@ function guardTensorboard(exports) {
     };
 }
 
+/** Start the tuner, and TensorBoard, without the shell to which NNI hands unquoted paths. */
+function guardCommands(exports) {
+    need(exports, 'getTunerProc');
+    const { getTunerProc } = exports;
+    exports.getTunerProc = (command, stdio, folder, environment, _shell, isDetached) => {
+        const child = getTunerProc(command, stdio, folder, environment, false, isDetached);
+        child.on('error', error => warn(`${command[0]}: ${error.message}`));
+        return child;
+    };
+}
+
 // ---------------------------------------------------------------- entry
 
 const TARGETS = {
+    'common/command_channel/websocket/connection.js': ['messages', guardMessages],
+    'common/utils.js': ['commands', guardCommands],
+    'core/nnimanager.js': ['space', guardSpace],
+    'node_modules/http-proxy/lib/http-proxy.js': ['netron', guardProxy],
     'training_service/v3/compat.js': ['files', guardTrials],
     'common/trial_keeper/task_scheduler/collect_info.js': ['collector', guardCollector],
     'common/trial_keeper/task_scheduler/scheduler.js': ['schedule', guardScheduler],
@@ -370,6 +529,8 @@ function guardModules(root) {
 const root = nniRoot();
 if (root !== null) {
     delete process.env.BALLOT_GUARD; // only a manager whose parameters are in hold may say so
+    delete process.env.BALLOT_SEARCHED;
+    takePrefix();
     guardListening();
     hold('modules', () => guardModules(root));
 }
