@@ -23,6 +23,7 @@ from ballot.data.prepare import make_recipes
 from ballot.errors import UserError
 from ballot.registry import Registry, load_plugins
 from ballot.runs.folder import read_config, run_to_resume
+from ballot.same_data import check_same_data
 from ballot.training import loop, probe, process
 from ballot.training.blocks import arrange, ordered
 from ballot.training.group import Group
@@ -200,7 +201,10 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
                 "epochs": config.epochs,
                 "own_start": own_start,
             }
-            if item["steps"]:
+            if item.get("run"):
+                data = data_for(config, loaded)
+                check_same_data(Path(item["run"]), data.classes, data.split_rows(), data.pixels)
+            elif item["steps"]:
                 facts |= try_steps(config, loaded)
             else:
                 try_components(config, next(iter(loaded.values()), None))
@@ -210,16 +214,8 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
 def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     """Take a few steps, and say how long an epoch would be; data that were loaded are kept."""
     device = process.pick_device(config.device)
-    began, spec = time.monotonic(), model_spec(config.model, config.model_args)
-    shape = [
-        getattr(config, name)
-        for name, f in FIELDS.items()
-        if f.metadata["group"] in ("data", "images")
-    ]
-    key = repr((spec, shape, config.class_weights))
-    if key not in loaded:
-        loaded[key] = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
-    data = loaded[key]
+    began = time.monotonic()
+    data = data_for(config, loaded)
     fold = data.folds[0]
     state = build_state(config, data, fold, device, process.pick_amp(config.amp, device))
     ready = time.monotonic() - began
@@ -237,6 +233,20 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     rows = {"train": len(fold.train), "val": len(fold.val), "test": len(data.test or ())}
     batches = {name: math.ceil(count / config.batch_size) for name, count in rows.items()}
     return facts | {"ready": ready, "batches": batches, "folds": len(data.folds)}
+
+
+def data_for(config: Config, loaded: dict[str, Data]) -> Data:
+    """Return the data of a configuration, which are loaded once for all that show them alike."""
+    spec = model_spec(config.model, config.model_args)
+    shape = [
+        getattr(config, name)
+        for name, f in FIELDS.items()
+        if f.metadata["group"] in ("data", "images")
+    ]
+    key = repr((spec, shape, config.class_weights))
+    if key not in loaded:
+        loaded[key] = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
+    return loaded[key]
 
 
 def try_components(config: Config, data: Data | None) -> None:

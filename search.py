@@ -24,7 +24,7 @@ from ballot.errors import UserError
 from ballot.errors import guard as guarded
 from ballot.machines import setup
 from ballot.machines.ssh import Link, has_terminal
-from ballot.preflight import examine, machines
+from ballot.preflight import examine, machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.problems import listed, note
 from ballot.report.page import try_report
@@ -287,6 +287,7 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
         params["maxExperimentDuration"] = f"{note['max_duration']:g}s"
     ended = sum(trial.has_ended for trial in trials)
     changes = limits_of(args, params["trialCommand"])
+    counts: dict[str, int] = {}
     finals = sum(map(is_final, trials))
     if args.max_trials:
         if args.max_trials < len(trials) - finals:
@@ -296,10 +297,11 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
             )
         if finals:
             changes["maxTrialNumber"] += finals
-            found.amend_note(finals=finals)
+            counts = {"finals": finals}
     status, _ = found.status()
     if status == "GONE" and not args.max_trials:
-        changes |= replacing_those_that_never_ran(found, trials, params)
+        raised, counts = replacing_those_that_never_ran(note, trials, params)
+        changes |= raised
     params.update(changes)
     plan = resumed_plan(found, params)
     before = time_before(note, counted, runs=found.manager() is not None, now=began)
@@ -307,6 +309,8 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
     if (status == "RUNNING" and "trialCommand" not in changes) or (
         status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL") and not changes
     ):
+        if counts:
+            found.amend_note(**counts)
         found.raise_limits(changes)
         print(f"search {found.id} still runs: watching it", flush=True)
         return found, plan, budget
@@ -316,11 +320,13 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
         more = "--max_trials" if whole else "--max_duration"
         print(f"search {found.id} is complete; a larger {more} goes on with it", flush=True)
         return found, plan, budget
+    if not plan.links:
+        check_data_of(found, plan, Path(params["trialCodeDirectory"]), trials)
     found.stop()  # what hangs, what is to run with other limits, and what a dead manager left
     params["trainingService"]["trialCommand"] = params["trialCommand"]
     found.change_profile(params)
-    if note:
-        found.amend_note(max_duration=None)
+    if note or counts:
+        found.amend_note(max_duration=None, **counts)
     print(f"resuming search {found.id}: {ended} trials have ended ...", flush=True)
     args.no_guard = args.no_guard or not note.get("guarded", True)
     args.public = args.public or note.get("public", False)
@@ -328,22 +334,31 @@ def take_up(found: Search, args: Any, began: float) -> tuple[Search, Plan, Budge
     return manager.resume(found, args.port, extra), plan, budget
 
 
+def check_data_of(search: Search, plan: Plan, code: Path, trials: list[TrialRecord]) -> None:
+    """Refuse to go on with a search on other data than its newest run was begun with."""
+    results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
+    for trial in reversed(trials):
+        run = results.folder_of(trial)
+        if not is_final(trial) and (run / "split.csv").is_file():
+            with passing_words("checking the data ..."):
+                tryout.check_data(plan.command, code, run, trial.parameters)
+            return
+
+
 def replacing_those_that_never_ran(
-    search: Search, trials: list[TrialRecord], params: dict[str, Any]
-) -> dict[str, Any]:
+    note: dict[str, Any], trials: list[TrialRecord], params: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, int]]:
     """Raise the number of trials by those that NNI counts and that were none of the search.
 
     Some crashed at their start, whose matter has been mended, or it would not be resumed; others
-    are those of ensemble.py --finalize.
+    are those of ensemble.py --finalize. Returns what changes, and what the search's note then says.
     """
-    note, limit = search.note(), params.get("maxTrialNumber")
-    finals = sum(map(is_final, trials))
+    limit, finals = params.get("maxTrialNumber"), sum(map(is_final, trials))
     crashed = sum(t.status == "FAILED" and not t.scores and not is_final(t) for t in trials)
     more = crashed - note.get("replaced", 0) + finals - note.get("finals", 0)
     if limit is None or more <= 0:
-        return {}
-    search.amend_note(replaced=crashed, finals=finals)
-    return {"maxTrialNumber": limit + more}
+        return {}, {}
+    return {"maxTrialNumber": limit + more}, {"replaced": crashed, "finals": finals}
 
 
 def stop_searches(wanted: str) -> int:

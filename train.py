@@ -35,6 +35,7 @@ from ballot.errors import CannotWrite, TrialFailed, UserError, guard
 from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
+from ballot.same_data import check_same_data
 from ballot.training import loop, process, run_log, signals, tensor_files
 from ballot.training.group import Group, joined, launched
 from ballot.training.profiler import Clock
@@ -169,6 +170,8 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     spec = model_spec(config.model, config.model_args)
     data = load_data(config, input_size=spec.input_size, mean=spec.mean, std=spec.std)
     folder, resume = group.share(choose_folder(config, trial))
+    if resume and group.is_main:
+        check_same_data(folder, data.classes, data.split_rows(), data.pixels)
     state = None
     with suppress(TrialFailed):  # a model too large for the device fails below, on record
         state = make_state(config, data, data.folds[0], device, amp, group)
@@ -240,6 +243,7 @@ def describe(job: Job) -> None:
         image_size=data.image_size,
         data=data.name,
         data_fingerprint=data.fingerprint,
+        data_pixels=data.pixels,
         submission=asdict(data.submission),
         processes=job.group.size,
         **machine_facts(),

@@ -156,6 +156,7 @@ class Data:
     submission: Submission
     fingerprint: str
     weighting: str = "none"
+    pixels: str = ""  # a hash of all images as decoded
 
     def class_weights(self, fold: Fold) -> torch.Tensor | None:
         """Weights [C] of the classes in the fold's training rows, mean 1 a row, or None.

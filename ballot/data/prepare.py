@@ -21,6 +21,7 @@ from ballot.data.splits import natural_groups, split_folds, split_single
 from ballot.data.tables import Problem, Table
 from ballot.errors import UserError, suggest
 from ballot.registry import Registry
+from ballot.same_data import pixel_digest
 
 if TYPE_CHECKING:
     from ballot.config.schema import Config
@@ -45,6 +46,7 @@ class Examined:
     numbers: list[int]  # the number of each of those folds
     test: np.ndarray
     problems: list[Problem]
+    pixels: str  # a hash of all images as decoded
 
 
 def make_data(
@@ -85,6 +87,7 @@ def make_data(
         test=test if len(test) else None,
         submission=found.table.submission,
         fingerprint=found.table.fingerprint(),
+        pixels=found.pixels,
         weighting=config.class_weights,
     )
 
@@ -158,6 +161,7 @@ def examine(
         numbers,
         table.rows_of("test"),
         problems,
+        pixel_digest(table.ids, first.digests),
     )
 
 

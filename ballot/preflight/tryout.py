@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.search_space import corners, each_component
-from ballot.config.trial_command import TrialCommand
+from ballot.config.trial_command import TrialCommand, command_problems, parse_command, read_options
 from ballot.cpus import count_cores
+from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.search.time_budget import USEFUL, seconds_for_trials
 from ballot.wording import size, span
@@ -33,11 +34,15 @@ REPORTING = (
 
 @dataclass(frozen=True)
 class Item:
-    """A configuration to try: what it is to a person, a tuner's values, and whether to train."""
+    """A configuration to try: what it is to a person, a tuner's values, and whether to train.
+
+    With `run` its data have to be those that this run folder was begun with; nothing else is tried.
+    """
 
     name: str
     values: dict[str, Any]
     steps: bool
+    run: str | None = None
 
 
 @dataclass
@@ -119,7 +124,7 @@ def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int
     """Begin to try the configurations as trials of the search would run."""
     folder = tempfile.TemporaryDirectory(prefix="ballot-check-")
     wanted = Path(folder.name, "wanted.json")
-    wanted.write_text(json.dumps([{"values": i.values, "steps": i.steps} for i in items]))
+    wanted.write_text(json.dumps([_for_probe(item) for item in items]))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NNI_")}
     environment = {"OMP_NUM_THREADS": str(threads), **inherited, **command.environment}
     with Path(folder.name, "out").open("w") as out, Path(folder.name, "err").open("w") as err:
@@ -133,6 +138,34 @@ def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int
             start_new_session=True,
         )
     return Tryout(list(items), process, folder)
+
+
+def _for_probe(item: Item) -> dict[str, Any]:
+    wish = {"values": item.values, "steps": item.steps}
+    return wish if item.run is None else {**wish, "run": item.run}
+
+
+def check_data(command: str, code: Path, run: Path, values: dict[str, Any]) -> None:
+    """Refuse to resume a search whose trials find other data than `run`, one of them, began with.
+
+    `values` are the tuner's for that run. What takes too long or is not ours is left to the trials.
+    """
+    if command_problems(command, ""):
+        return
+    parsed = parse_command(command, code)
+    if parsed.script < 0:
+        return
+    config = read_options(parsed, code, "")[0].config
+    if config is None or not (config.data_dir or os.environ.get("SM_CHANNEL_TRAIN")):
+        return  # digits and random images never change
+    item = Item("the data", values, steps=False, run=str(run.absolute()))
+    tryout = start(parsed, code, [item], count_cores())
+    try:
+        facts = tryout.finish().facts.get(0, {})
+    finally:
+        tryout.end()
+    if "error" in facts:
+        raise UserError(facts["error"])
 
 
 def problems_of(found: Answers, where: str, source: str) -> list[Problem]:
