@@ -12,7 +12,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
 
-.PHONY: setup search train watch test quick lint bench faults audit clean
+.DEFAULT_GOAL := help
+.PHONY: help setup search train watch test quick lint bench faults audit clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 search: setup
 	@$(BIN)/python search.py --config $(CONFIG)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy", "nni", "psutil")
+
 from ballot.config.command_line import Parser
 from ballot.engines.nni import experiment, remote
 from ballot.engines.nni.database import read_trials

@@ -16,6 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy", "torch", "torchvision")
+
 import numpy as np
 
 from ballot.data import augment

@@ -10,6 +10,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy")
+
 from ballot.config.command_line import Parser
 from ballot.errors import UserError, guard
 from ballot.runs.folder import VALIDATION, is_validation, run_of

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import fnmatch
 import functools
@@ -20,6 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy", "torch", "torchvision")
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -27,6 +31,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
+from ballot.config.command_line import Parser
 from ballot.errors import UserError, guard
 from ballot.registry import Entry, Registry
 from ballot.training.blocks import blocks
@@ -736,7 +741,7 @@ def _line(error: Exception) -> str:
 @guard
 def main(argv: list[str] | None = None) -> int:
     """Print the names, or the table of one."""
-    parser = argparse.ArgumentParser(prog="model.py", description="List the architectures.")
+    parser = Parser(prog="model.py", description="List the architectures.")
     parser.add_argument(
         "name", nargs="?", default="*", help="one name for its table, or a pattern such as '*b3*'"
     )

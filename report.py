@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy", "nni", "psutil")
+
 from ballot.config.command_line import Parser
 from ballot.errors import UserError, guard
 from ballot.report.page import Pictures, make_report, render, write_pngs

@@ -14,6 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy", "nni", "psutil")
+
 from ballot.config import trial_command
 from ballot.config.command_line import Parser
 from ballot.engines.nni import experiment, manager, processes, remote

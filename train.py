@@ -20,6 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from ballot.installed import require
+
+    require("numpy", "torch", "torchvision")
+
 import numpy as np
 import torch
 

@@ -6,6 +6,9 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ballot.installed import REMEDY, not_installed
 
 
 class UserError(Exception):
@@ -52,6 +55,11 @@ def guard(main: Callable[..., int]) -> Callable[..., int]:
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except ModuleNotFoundError as error:
+            if not _is_of_a_package(error.name):
+                raise
+            print(f"error: {not_installed(str(error.name))}; {REMEDY}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -60,3 +68,10 @@ def guard(main: Callable[..., int]) -> Callable[..., int]:
             return 1
 
     return run
+
+
+def _is_of_a_package(module: str | None) -> bool:
+    """Whether a module that is not found belongs to a package, and not to this project."""
+    top = (module or "").partition(".")[0]
+    home = Path(__file__).resolve().parents[1]
+    return bool(top) and not (home / top).is_dir() and not (home / f"{top}.py").exists()

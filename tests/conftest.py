@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from skips_for_tests import install_line
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+SKIPPED = pytest.StashKey[str]()
 
 # What a shell starts in the background ignores Ctrl-C, and so does all that it starts; a handler
 # is not inherited, so that programs under test begin as in a terminal.
@@ -46,3 +48,14 @@ def lab(tmp_path_factory):
     machines = Lab(tmp_path_factory.mktemp("lab"))
     yield machines
     machines.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end what to install for the tests that were skipped for want of a program."""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
+    terminalreporter.config.stash[SKIPPED] = install_line(reasons)
+
+
+def pytest_unconfigure(config):
+    if line := config.stash.get(SKIPPED, None):
+        print(line)

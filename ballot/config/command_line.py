@@ -13,6 +13,7 @@ from ballot.config.files import _literal
 from ballot.config.layers import Layer
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
 from ballot.errors import UserError, suggest
+from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
 SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
@@ -20,6 +21,10 @@ SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are `UserError`s and which takes `--batch-size` as `--batch_size`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument("--version", action=ShowVersion, help="print the version and stop")
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"command line: {message}; {self.prog} --help lists what there is")

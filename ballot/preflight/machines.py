@@ -21,6 +21,7 @@ from ballot.config.trial_command import option_of, parse_command, read_options
 from ballot.engines.nni.config import Outline, outline, plain, read_content, uploaded
 from ballot.engines.nni.machine_list import NO_KEY, machines_of
 from ballot.errors import UserError
+from ballot.installed import PYTHONS
 from ballot.machines.machine import Machine
 from ballot.machines.sent import facts as facts_module
 from ballot.machines.sent.facts import expand, listing_digest
@@ -28,7 +29,6 @@ from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
 from ballot.wording import size
 
-PYTHONS = ((3, 10), (3, 14))
 FOR_NNI = ("nni", "setuptools")
 FOR_TRIALS = (*FOR_NNI, "torch", "torchvision", "numpy", "scikit-learn", "pillow")
 LOW, FULL = 5e9, 200e6  # bytes of free disk: worth a word, and too few for a run folder

@@ -10,6 +10,7 @@ import yaml
 
 from ballot.config.schema import Config
 from ballot.engines.nni import checks
+from ballot.preflight import examine as _examine
 from ballot.preflight import examine as examine_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,7 +244,7 @@ def test_versions_are_those_that_nni_runs_with(monkeypatch):
     assert checks.version_problems() == []
     versions = {"nni": "2.10", "setuptools": "82.0.1", "torch": None}
     monkeypatch.setattr(checks, "_version", versions.get)
-    monkeypatch.setattr(checks, "PYTHONS", ((4, 0), (5, 0)))
+    monkeypatch.setattr(_examine, "PYTHONS", ((4, 0), (5, 0)))
     wheres = [problem.where for problem in checks.version_problems()]
     assert wheres == ["python", "nni", "setuptools", "torch"]
 

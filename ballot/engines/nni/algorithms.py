@@ -39,7 +39,7 @@ def make(algorithm: Any) -> Any:
 def class_problems(kind: str, algorithm: Any, path: Path) -> list[Problem]:
     """Return why NNI's process would not find the class of a tuner or an assessor."""
     whose, name = kind.removesuffix("s"), algorithm.class_name
-    code = Path(algorithm.code_directory or ".")
+    code = Path(path.parent, Path(algorithm.code_directory or ".").expanduser())  # as NNI does
     module, _, last = name.rpartition(".")
     if not module or not last:
         what = f"the {whose}'s className {name!r} names no module"

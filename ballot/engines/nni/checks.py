@@ -10,9 +10,9 @@ from typing import Any
 
 from ballot.config.schema import Config
 from ballot.engines.nni.config import uploaded
+from ballot.installed import PYTHONS
 from ballot.problems import Problem
 
-PYTHONS = ((3, 10), (3, 14))
 UPLOAD = (2000, 300 * 1024**2)  # NNI's own limits: files, bytes
 
 

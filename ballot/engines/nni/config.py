@@ -57,6 +57,7 @@ DEFAULT_AIM = {
     **dict.fromkeys(map(str.lower, OURS), "maximize"),
 }
 PLATFORMS = ("local", "remote")
+LOWEST = {"trialconcurrency": 1, "maxtrialnumber": 1, "maxtrialnum": 1, "trialgpunumber": 0}
 ASSESSORS = ("Medianstop", "Curvefitting")
 
 
@@ -89,6 +90,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
 def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Problem]]:
     """Return what the file says in either version, and what is missing or cannot be read."""
+    content, problems = _whole_numbers(content, path)
     given = {plain(key): value for key, value in content.items()}
     old = "trainingserviceplatform" in given
     trial = given.get("trial") if old else given
@@ -97,7 +99,6 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
     platform = given.get("trainingserviceplatform") if old else None
     if isinstance(service, Mapping):
         platform = service.get("platform")
-    problems = []
     if platform not in PLATFORMS:
         what = f"trainingService has platform {platform!r}" if platform else "names no platform"
         remedy = suggest(str(platform), PLATFORMS).removeprefix("; ")
@@ -128,6 +129,23 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
         source,
     )
     return found, problems + more
+
+
+def _whole_numbers(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """Replace numbers that NNI only asserts, and say each; true is a number to Python."""
+    kept, problems = dict(content), []
+    for key, value in content.items():
+        low = LOWEST.get(plain(key))
+        if low is None or not isinstance(value, int):  # of another type: NNI says so itself
+            continue
+        if value >= low and not isinstance(value, bool):
+            continue
+        shown = str(value).lower() if isinstance(value, bool) else value
+        problems.append(
+            Problem(str(path), f"{key} is {shown}", f"give a whole number from {low} on")
+        )
+        kept[key] = 1 if plain(key) == "trialconcurrency" else None  # the rest is checked as well
+    return kept, problems
 
 
 def plain(key: object) -> str:

@@ -55,6 +55,13 @@ def test_ours_are_taken_and_draw_from_the_space(problems):
     assert "all 5 trials are random" in startup_notes(config, ROOT)[0].what
 
 
+def test_a_relative_code_directory_starts_at_the_configuration(problems, tmp_path):
+    (tmp_path / "code").symlink_to(ROOT)
+    assert problems(tuner=ours(TUNER, "code"))[1] == []
+    (problem,) = problems(tuner=ours(TUNER, "."))[1]
+    assert f"is not in codeDirectory {tmp_path}" in str(problem)
+
+
 @pytest.mark.parametrize(
     "tuner, message",
     [

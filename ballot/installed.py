@@ -1,0 +1,32 @@
+"""Whether this Python is one that the scripts run on, asked before they import anything large."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+
+PYTHONS = ((3, 10), (3, 14))  # from the first, below the second
+REMEDY = "run make setup, then source .venv/bin/activate"
+
+
+def require(*packages: str) -> None:
+    """End the program with one line where its Python or a package is not that of a setup."""
+    if why := what_is_missing(packages):
+        print(f"error: {why}; {REMEDY}", file=sys.stderr)
+        sys.exit(2)
+
+
+def what_is_missing(packages: Iterable[str]) -> str:
+    """Return what this Python lacks of `packages`, or nothing."""
+    version = sys.version_info[:2]
+    if not PYTHONS[0] <= version < PYTHONS[1]:
+        return f"{sys.executable}: is Python {version[0]}.{version[1]}, not 3.10 to 3.13"
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return not_installed(*missing) if missing else ""
+
+
+def not_installed(*names: str) -> str:
+    """Return the words for packages that this Python does not have."""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{sys.executable}: {', '.join(names)} {verb} not installed"
