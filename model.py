@@ -33,6 +33,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ballot.config.command_line import Parser
 from ballot.errors import UserError, guard
+from ballot.packaged import SHORT_NAMES, check_file, packaged_file
 from ballot.registry import Entry, Registry
 from ballot.training.blocks import blocks
 from ballot.training.weights import (
@@ -40,6 +41,7 @@ from ballot.training.weights import (
     cached_weights,
     check_reachable,
     fetch_weights,
+    lite_names,
     load_weights,
     published_weights,
     read_checkpoint,
@@ -49,6 +51,9 @@ log = logging.getLogger(__name__)
 
 MODELS = Registry("model")
 HEADS = Registry("head")
+
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d)
+NEARLY_ZERO = 1e-3  # factor of weights that must not be exactly zero
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,14 @@ def create_model(
     build = functools.partial(_build, name, num_classes, args=args, image_size=image_size)
     if init_from is not None:
         model = build(pretrained=False)
-        _start_from(model, init_from)
         loaded = True
+        fresh = bool(_start_from(model, init_from))
     else:
         model, loaded = _build_pretrained(name, build, args, pretrained)
+        fresh = loaded and num_classes != _facts(name, args).get("classes", 1000)
+        fresh = fresh or (loaded and isinstance(model, BackboneHead))
+    if fresh:
+        start_classifier_at_zero(model)
     _check_forward(name, model, num_classes, image_size or model_spec(name, args).input_size)
     return model, loaded
 
@@ -136,12 +145,61 @@ def _facts(name: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
     return _facts(args.get(part, default), args.get(f"{part}_args") or {})
 
 
-def _start_from(model: nn.Module, path: str | Path) -> None:
+def _start_from(model: nn.Module, path: str | Path) -> list[str]:
+    """Load the weights of `path`; return the names of the classifier's that did not fit."""
     anew = load_weights(model, read_checkpoint(path), str(path), head_names(model))
     if anew:
         log.warning(
             "init_from %s: the classifier does not fit and starts anew (%s)", path, ", ".join(anew)
         )
+    return anew
+
+
+@torch.no_grad()
+def start_classifier_at_zero(model: nn.Module) -> None:
+    """Make the new classifier of a pretrained backbone answer the same for every class.
+
+    Random logits of a fresh classifier give a first loss far above ln C, and the first steps
+    would tear the pretrained features apart.
+    """
+    for parent, layer in _last_layers(model):
+        if isinstance(layer, CosineHead):  # which looks at directions: zero would have none
+            middle = layer.weight.mean(0, keepdim=True)
+            layer.weight.copy_(middle + (layer.weight - middle) * NEARLY_ZERO)
+            continue
+        # A ReLU behind the layer (SqueezeNet) passes no gradient at exactly zero.
+        dead = isinstance(parent, nn.Sequential) and any(
+            isinstance(other, nn.ReLU) for other in list(parent)[list(parent).index(layer) :]
+        )
+        layer.weight.mul_(NEARLY_ZERO if dead else 0.0)
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def _last_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the layers that give the logits, each with its parent: several in distilled ones."""
+    found: dict[str, tuple[str, nn.Module]] = {}
+    names = {name.rpartition(".")[0] for name in head_names(model)}
+    for root in _classifiers(model):
+        inner = {id(module) for module in root.modules()}
+        for name, module in model.named_modules():
+            if id(module) in inner and isinstance(module, (*LINEAR, CosineHead)) and name in names:
+                found[str(id(root))] = (name, module)
+    if not found:
+        name, module = _classifier(model)
+        found[""] = (name, module)
+    return [(model.get_submodule(n.rpartition(".")[0]), module) for n, module in found.values()]
+
+
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that a network itself calls its classifier."""
+    if isinstance(getattr(model, "head", None), nn.Module) and hasattr(model, "backbone"):
+        return [model.head]
+    if callable(find := getattr(model, "get_classifier", None)):
+        wanted = find()
+        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+        return [module for module in wanted if isinstance(module, nn.Module)]
+    return []
 
 
 def _check_forward(name: str, model: nn.Module, num_classes: int, size: int) -> None:
@@ -186,15 +244,10 @@ def head_names(model: nn.Module) -> list[str]:
     They are those below `head` where a network has a `backbone` and a `head`, timm's classifier,
     or the last block.
     """
-    head, names = getattr(model, "head", None), []
-    if hasattr(model, "backbone") and isinstance(head, nn.Module):
-        return [f"head.{name}" for name, _ in head.named_parameters()]
-    if callable(find := getattr(model, "get_classifier", None)):
-        wanted = find()
-        wanted = [m for m in (wanted if isinstance(wanted, tuple) else (wanted,)) if m is not None]
-        for prefix, module in model.named_modules():
-            if any(module is m for m in wanted):
-                names += [f"{prefix}.{name}" for name, _ in module.named_parameters()]
+    wanted, names = _classifiers(model), []
+    for prefix, module in model.named_modules():
+        if any(module is m for m in wanted):
+            names += [f"{prefix}.{name}" for name, _ in module.named_parameters()]
     return names or blocks(model)[-1]
 
 
@@ -526,6 +579,7 @@ def _timm_model(name: str) -> Entry:
             "std": tuple(cfg.std),
             "weights": cfg.url or cfg.hf_hub_id,
             "fixed": cfg.fixed_input_size,
+            "classes": cfg.num_classes,
         }
     return Entry(name, _timm_builder(short, info), info)
 
@@ -545,10 +599,13 @@ def _timm_builder(short: str, info: Mapping[str, Any]) -> Callable[..., nn.Modul
             args["drop_rate"] = _share("dropout", dropout)
         if image_size and info.get("fixed") and image_size != info["input_size"]:
             args["img_size"] = image_size
-        if pretrained and (file := _timm_file(short)):
+        packaged = packaged_file(short) if pretrained else None
+        if packaged is not None:
+            pretrained = False
+        elif pretrained and (file := _timm_file(short)):
             args["pretrained_cfg_overlay"] = {"file": str(file)}
         try:
-            return timm.create_model(short, pretrained=pretrained, num_classes=num_classes, **args)
+            model = timm.create_model(short, pretrained=pretrained, num_classes=num_classes, **args)
         except (TypeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"model_args: model 'timm:{short}' refuses them; {_line(error)}"
@@ -557,8 +614,33 @@ def _timm_builder(short: str, info: Mapping[str, Any]) -> Callable[..., nn.Modul
             if not pretrained:
                 raise
             raise WeightsUnavailable(f"{info['weights']} cannot be had ({_line(error)})") from error
+        if packaged is None:
+            return model
+        state = read_checkpoint(check_file(short, packaged))
+        return _loaded(model, lite_names(state, model), short)
 
     return build
+
+
+def _short_builder(full: str) -> Callable[..., nn.Module]:
+    def build(
+        num_classes: int, pretrained: bool, *, dropout: float | None = None, **args: Any
+    ) -> nn.Module:
+        rate = {} if dropout is None else {"dropout": dropout}
+        return MODELS.create(full, num_classes, pretrained, args={**rate, **args})
+
+    build.__doc__ = f"The same as {full}, whose weights install as a package."
+    return build
+
+
+for _number, (_name, _full) in enumerate(SHORT_NAMES.items()):
+    MODELS.register(
+        _name,
+        input_size=(224, 240, 260)[_number],
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        weights=f"{_full} (package)",
+    )(_short_builder(_full))
 
 
 def _timm_file(short: str) -> Path | str | None:
@@ -763,18 +845,25 @@ def listing(pattern: str) -> str:
     names = [n for n in dict.fromkeys(names) if fnmatch.fnmatchcase(n.lower(), pattern.lower())]
     if not names:
         raise UserError(f"model.py: no name matches {pattern!r}; python model.py lists them all")
-    lines = [f"{'name':<56}{'parameters':>14}{'input':>7}{'top-1 %':>9}"]
+    lines = [f"{'name':<56}{'parameters':>14}{'input':>7}{'top-1 %':>9}{'weights':>9}"]
+    here = 0
     for name in names:
         bare = name.partition(".")[0]
         facts = {**known.get(bare, {}), **({} if bare in known else _facts(name, {}))}
         params = facts.get("params") or (0 if ":" in name else _parameters(name))
         top1 = float(facts.get("top1") or 0) if name == bare else 0
+        there = weights_here(name) is not None
+        here += there
         lines.append(
             f"{name:<56}{f'{int(params):,}' if params else '-':>14}"
             f"{facts.get('input_size') or '-':>7}{f'{top1:.1f}' if top1 else '-':>9}"
+            f"{'here' if there else '-':>9}"
         )
-    lines.append(f"{len(names)} architectures; parameters at 1000 classes, top-1 on ImageNet with")
-    lines.append("the published weights; python model.py NAME shows one")
+    lines.append(
+        f"{len(names)} architectures, pretrained weights of {here} on this machine; "
+        "parameters at 1000 classes,"
+    )
+    lines.append("top-1 on ImageNet with the published weights; python model.py NAME shows one")
     return "\n".join(lines)
 
 
@@ -792,10 +881,34 @@ def describe(name: str) -> str:
         "std": ", ".join(f"{value:g}" for value in spec.std),
         "top-1": f"{float(top1):.1f} % on ImageNet" if top1 else "not known",
         "weights": str(facts.get("weights") or "none are published").rpartition("/")[2],
+        "on disk": str(weights_here(name) or "not on this machine"),
         "blocks": f"{count}: --freeze 1 ... {count - 1} or backbone",
         "model_args": _arguments(name),
     }
     return "\n".join([name, *(f"  {key:<15}{value}" for key, value in rows.items())])
+
+
+def weights_here(name: str) -> Path | None:
+    """Return the file of pretrained weights of `name` on this machine, looked up offline."""
+    if file := packaged_file(name):
+        return file
+    source = str(_facts(name, {}).get("weights") or "")
+    if source == "efficientnet-pytorch":
+        from efficientnet_pytorch.utils import url_map
+
+        source = url_map[name.lower().replace("_", "-")]
+    if source.startswith("http"):
+        path = Path(torch.hub.get_dir()) / "checkpoints" / source.rpartition("/")[2]
+        if path.is_file():
+            return path
+    if not name.startswith("timm:"):
+        return None
+    import huggingface_hub
+    import timm
+
+    hub_id = getattr(timm.get_pretrained_cfg(name.removeprefix("timm:")), "hf_hub_id", None)
+    held = hub_id and huggingface_hub.try_to_load_from_cache(hub_id, "model.safetensors")
+    return Path(held) if isinstance(held, str) else None
 
 
 def _on_meta(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 
 import pytest
 import torch
@@ -329,6 +330,80 @@ def test_torchvisions_weights_are_loaded_from_the_cache(name, cache, monkeypatch
     assert len(same) >= len(mine) - 3, "all but the classifier, and positions for another size"
 
 
+FAMILIES = {
+    "torchvision": ("resnet18", {}),
+    "torchvision conv": ("squeezenet1_1", {}),
+    "torchvision mlp": ("mobilenet_v3_small", {}),
+    "timm": ("timm:resnet10t", {}),
+    "timm norm": ("timm:levit_128s", {}),
+    "timm distilled": ("timm:deit_tiny_distilled_patch16_224", {}),
+    "efficientnet-pytorch": ("Efficientnet_b0", {}),
+    "plugin": ("simple_cnn", {}),
+    **{
+        head: ("backbone_head", {"backbone": "resnet18", "head": head})
+        for head in ("linear", "mlp", "cosine")
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_new_classifier_of_loaded_weights_has_a_first_loss_of_ln_c(family, tmp_path):
+    name, args = FAMILIES[family]
+    torch.manual_seed(0)
+    size = 224 if "timm" in family else 64
+    torch.save(build(name, 5, args=args, image_size=size).state_dict(), tmp_path / "five.pt")
+    model, _ = create_model(name, 6, init_from=tmp_path / "five.pt", args=args, image_size=size)
+    images, labels = torch.randn(12, 3, size, size), torch.arange(12) % 6
+    loss = nn.functional.cross_entropy(model(images), labels)
+    assert loss.item() == pytest.approx(math.log(6), rel=0.05)
+    loss.backward()
+    gradients = [p.grad for n, p in model.named_parameters() if n in head_names(model)]
+    assert sum(g.abs().sum() for g in gradients if g is not None) > 0, "it can learn"
+
+
+def test_a_classifier_that_was_loaded_is_kept(tmp_path):
+    torch.save(build("simple_cnn", 5).state_dict(), tmp_path / "five.pt")
+    model, _ = create_model("simple_cnn", 5, init_from=tmp_path / "five.pt")
+    assert model.classifier[-1].weight.abs().max() > 0
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "timm:tf_efficientnet_lite0"])
+def test_weights_of_a_package_need_no_network(name):
+    spec = model_spec(name)
+    assert (spec.input_size, spec.mean, spec.std) == (224, (0.5,) * 3, (0.5,) * 3)
+    model, loaded = create_model(name, 1000, pretrained="yes")
+    assert loaded
+    names = ["flower.jpg", "china.jpg"]
+    images = torch.stack([_sample_image(name) for name in names])
+    classes = model.eval()(images).argmax(1).tolist()
+    assert classes == [985, 442], "a daisy and a bell cote"
+    model, _ = create_model(name, 3, pretrained="yes")
+    assert model.classifier.weight.abs().max() == 0
+
+
+def _sample_image(name):
+    from sklearn.datasets import load_sample_image
+
+    image = torch.tensor(load_sample_image(name)).permute(2, 0, 1)[None].float()
+    return (
+        nn.functional.interpolate(image, (224, 224), mode="bilinear", antialias=True)[0] / 127.5 - 1
+    )
+
+
+def test_a_damaged_package_of_weights_is_refused(tmp_path):
+    from ballot import packaged
+
+    (tmp_path / "weights.pth").write_bytes(b"not these")
+    with pytest.raises(UserError, match=r"is damaged, its SHA-256 begins with .* and not 57934424"):
+        packaged.check_file("timm:tf_efficientnet_lite0", tmp_path / "weights.pth")
+
+
+def test_a_network_is_suggested_whatever_the_case():
+    with pytest.raises(UserError, match="did you mean 'efficientnet_lite0'"):
+        create_model("EfficientNet_Lite0", 3)
+
+
 def test_old_names_of_densenet_are_understood():
     with torch.device("meta"):
         model = torchvision.models.densenet121()
@@ -536,7 +611,7 @@ def test_the_list_has_every_name_once_and_fits_100_columns(capsys):
 def test_a_pattern_lists_what_matches():
     lines = listing("*efficientnet_b0").splitlines()[1:-2]
     assert [line.split()[0] for line in lines[:2]] == ["Efficientnet_b0", "efficientnet_b0"]
-    assert lines[0].split()[1:] == ["5,288,548", "224", "76.3"]
+    assert lines[0].split()[1:] == ["5,288,548", "224", "76.3", "-"]
 
 
 def test_a_name_that_is_not_there_ends_in_one_line(capsys):

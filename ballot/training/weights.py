@@ -11,6 +11,7 @@ import socket
 import urllib.error
 import urllib.request
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +147,37 @@ def load_weights(
     fitting._metadata = getattr(state, "_metadata", None) or getattr(own, "_metadata", None)
     model.load_state_dict(fitting, strict=False)
     return anew
+
+
+# How the layers of a block are called in efficientnet-lite's files, and in timm: one without an
+# expansion (a stage of depthwise-separable convolutions), one with it.
+SEPARABLE = ("conv_dw", "bn1", "conv_pw", "bn2")
+SEPARABLE_THERE = ("_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+INVERTED = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+INVERTED_THERE = ("_expand_conv", "_bn0", *SEPARABLE_THERE)
+OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+
+
+def lite_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """Rename the weights of an efficientnet-lite package to those of timm's `model`."""
+    places = [name for name, _ in model.named_modules() if re.fullmatch(r"blocks\.\d+\.\d+", name)]
+    renamed = OrderedDict()
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        if part != "_blocks":
+            renamed[f"{OUTER[part]}.{rest}"] = value
+            continue
+        number, layer, kind = rest.split(".")
+        expands = f"_blocks.{number}._expand_conv.weight" in state
+        there, here = (INVERTED_THERE, INVERTED) if expands else (SEPARABLE_THERE, SEPARABLE)
+        renamed[f"{places[int(number)]}.{here[there.index(layer)]}.{kind}"] = value
+    return renamed
 
 
 def _bare(name: str) -> str:
