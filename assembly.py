@@ -20,10 +20,10 @@ from ballot.config.layers import Layer, merge
 from ballot.config.schema import FIELDS, Config, parse_monitor
 from ballot.data.batches import Data, Fold
 from ballot.data.prepare import make_recipes
+from ballot.data.same_data import check_same_data
 from ballot.errors import UserError
 from ballot.registry import Registry, load_plugins
 from ballot.runs.folder import read_config, run_to_resume
-from ballot.same_data import check_same_data
 from ballot.training import loop, probe, process
 from ballot.training.blocks import arrange, ordered
 from ballot.training.group import Group

@@ -33,9 +33,9 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ballot.config.command_line import Parser
 from ballot.errors import UserError, guard
-from ballot.packaged import SHORT_NAMES, check_file, packaged_file
 from ballot.registry import Entry, Registry
 from ballot.training.blocks import blocks
+from ballot.training.packaged import SHORT_NAMES, check_file, packaged_file
 from ballot.training.weights import (
     WeightsUnavailable,
     cached_weights,

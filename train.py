@@ -34,13 +34,13 @@ from ballot.config.files import read_config_files
 from ballot.config.layers import Layer, environment_layer
 from ballot.config.schema import Config
 from ballot.data.batches import Data, Fold, Subset
+from ballot.data.same_data import check_same_data
 from ballot.engines.nni import trial as trial_module
 from ballot.engines.nni.trial import Trial, current_trial, layer_of, warn_if_unguarded
 from ballot.errors import CannotWrite, TrialFailed, UserError, guard
 from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
-from ballot.same_data import check_same_data
 from ballot.training import loop, process, run_log, signals, tensor_files
 from ballot.training.group import Group, joined, launched
 from ballot.training.profiler import Clock

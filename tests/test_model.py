@@ -392,7 +392,7 @@ def _sample_image(name):
 
 
 def test_a_damaged_package_of_weights_is_refused(tmp_path):
-    from ballot import packaged
+    from ballot.training import packaged
 
     (tmp_path / "weights.pth").write_bytes(b"not these")
     with pytest.raises(UserError, match=r"is damaged, its SHA-256 begins with .* and not 57934424"):

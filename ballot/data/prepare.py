@@ -17,11 +17,11 @@ from ballot.data.augment import Mixer, Recipe, mixing, output_size, pipeline
 from ballot.data.batches import Data, Fold, Look, Subset
 from ballot.data.image_cache import Prepared, prepare
 from ballot.data.images import FileSource, Geometry, Store
+from ballot.data.same_data import pixel_digest
 from ballot.data.splits import natural_groups, split_folds, split_single
 from ballot.data.tables import Problem, Table
 from ballot.errors import UserError, suggest
 from ballot.registry import Registry
-from ballot.same_data import pixel_digest
 
 if TYPE_CHECKING:
     from ballot.config.schema import Config

@@ -16,7 +16,7 @@ import train
 from ballot.errors import UserError
 from ballot.preflight import tryout
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
