@@ -46,9 +46,9 @@ class Reading:
         """Name a key that has no counterpart."""
         self.lost[old] = why
 
-    def same(self, old: str, value: Any, words: str = "the same without it") -> None:
+    def same(self, old: str, value: Any, phrase: str = "the same without it") -> None:
         """Tell of a key that asks for what is done anyway."""
-        self.told.append((f"{old} = {value!r}", vocabulary))
+        self.told.append((f"{old} = {value!r}", phrase))
 
     def name(self, what: str) -> Any:
         """Return what is held, or None."""
