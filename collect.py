@@ -11,11 +11,10 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
-from ballot.engines.nni import experiment, remote
-from ballot.engines.nni.database import read_trials
+from ballot.engines.choose import find_search, load_engine, newest_search
 from ballot.errors import UserError, guard
-from ballot.runs.results import Results
-from ballot.search import plan
+from ballot.search.status import table_of
+from ballot.wording import plural
 
 
 @guard
@@ -24,37 +23,25 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.checkpoints < 0:
         raise UserError(f"command line: checkpoints is {args.checkpoints}; it must be at least 0")
-    wanted = Path(args.config).resolve() if args.config else None
-    search = experiment.find_search(args.id) if args.id else experiment.newest_search(wanted)
-    params, _ = search.profile()
-    outputs = plan.outputs_of(
-        params["trialCommand"], params["trialCodeDirectory"], elsewhere=plan.is_elsewhere(params)
-    )
-    if not plan.is_elsewhere(params):
-        print(f"search {search.id} ran on this machine; its results are in {outputs}")
+    engine = load_engine("nni")
+    config = Path(args.config).resolve() if args.config else None
+    search = find_search(engine, args.id) if args.id else newest_search(engine, config)
+    plan = search.plan()
+    if not plan.elsewhere:
+        print(f"search {search.id} ran on this machine; its results are in {plan.outputs}")
         return 0
-    links, maximize = remote.links_again(search, params, quiet=True), plan.is_maximized(params)
-    fleet = remote.Fleet(
-        search,
-        links,
-        params["trialCommand"],
-        outputs,
-        maximize=maximize,
-        checkpoints=args.checkpoints,
-    )
-    over, trials = search.manager() is None, read_trials(search.folder)
-    lines = fleet.finish(trials, over=over)
-    results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
-    results.reasons.update(search.note().get("reasons", {}))
-    rows = results.update(trials, over=over)
-    brought = len(set(fleet.collector.brought))
-    here = sum((outputs / row["run"] / "result.json").exists() for row in rows)
-    print(
-        f"{brought} run{'s' * (brought != 1)} brought home; {here} of {len(rows)} are in {outputs}"
-    )
+    plan = search.reconnected(plan, quiet=True)
+    over, trials = not search.is_running(), search.trials()
+    lines, brought = [], 0
+    if (fetch := search.machines(plan, checkpoints=args.checkpoints)) is not None:
+        lines = fetch.finish(trials, over=over)
+        brought = fetch.brought()
+        fetch.close()
+    rows = table_of(search, plan).update(trials, over=over)
+    here = sum((plan.outputs / row["run"] / "result.json").exists() for row in rows)
+    print(f"{plural(brought, 'run')} brought home; {here} of {len(rows)} are in {plan.outputs}")
     for line in lines:
         print(line)
-    fleet.close()
     return 1 if lines else 0
 
 

@@ -101,6 +101,7 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
 
 def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
+    from ballot.engines.choose import load_engine
     from ballot.search import finalize  # what a search takes, a vote of files does not
 
     check_options(options)
@@ -110,10 +111,11 @@ def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
     if asked["soup"] or options.weights is not None:
         raise UserError("--finalize: does not go with --soup or --weights")
     files = find_files(asked["csv"])[0] if asked["csv"] else []
-    search, among = finalize.choose_search(asked["search"], files)
+    engine = load_engine("nni")
+    search, among = finalize.choose_search(engine, asked["search"], files)
     with search.watched():
         standings, interrupted = finalize.finalize(
-            search, count, folds, among=among, port=asked["port"]
+            engine, search, count, folds, among=among, port=asked["port"]
         )
     if interrupted:
         print("the same command goes on from here")

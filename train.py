@@ -35,8 +35,7 @@ from ballot.config.layers import Layer, environment_layer
 from ballot.config.schema import Config
 from ballot.data.batches import Data, Fold, Subset
 from ballot.data.same_data import check_same_data
-from ballot.engines.nni import trial as trial_module
-from ballot.engines.nni.trial import Trial, current_trial, layer_of, warn_if_unguarded
+from ballot.engines.trial import Trial, current_trial
 from ballot.errors import CannotWrite, TrialFailed, UserError, guard
 from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
@@ -108,8 +107,8 @@ class Outcome:
 @guard
 def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
-    # First of all: NNI gives its parameters to whoever asks; of several processes the first asks.
-    trial = current_trial() if launched()[0] == 0 else trial_module.Trial()
+    # First of all, and by one of several processes: an engine hands parameters out once.
+    trial = current_trial() if launched()[0] == 0 else Trial()
     process.setup_logging()
     run_log.keep_early()
     with joined() as group:
@@ -119,11 +118,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) -> int:
     """Read what is wanted, and run it."""
-    warn_if_unguarded(trial)
     layers, said = read_layers(argv)
     if said.probe:
         return try_configurations(layers, Path(said.probe))
-    config, origin = configure([*layers, layer_of(trial)])
+    config, origin = configure([*layers, trial.layer()])
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
@@ -133,7 +131,7 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
         with signals.stop_on_signals(group.size):
             return run_trial(config, origin, trial, group)
     except signals.Stopped as stopped:  # before training: waiting for a GPU, reading the data
-        if trial.under_nni:  # which takes any other end for a failure
+        if trial.in_search:  # which takes any other end for a failure
             signals.die_of(stopped.signum)
         raise
 
@@ -143,7 +141,7 @@ def spread(config: Config, trial: Trial, argv: list[str]) -> None:
     command = on_several(config.device, torch.cuda.device_count(), [__file__, *argv])
     if command is None:
         return
-    if trial.under_nni:
+    if trial.in_search:
         raise UserError(f"device: {config.device!r} are several GPUs; a trial of a search has one")
     os.environ["CUDA_VISIBLE_DEVICES"] = config.device
     os.execv(command[0], command)
@@ -166,7 +164,7 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     lease = choose_device(
         wanted,
         trials_per_gpu=config.trials_per_gpu,
-        among_trials=trial.under_nni and group.size == 1,
+        among_trials=trial.in_search and group.size == 1,
     )
     device = process.pick_device(lease.name, group)
     amp = process.pick_amp(config.amp, device)
@@ -327,7 +325,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     config, goal = job.config, job.goal
     history: list[dict[str, Any]]
     history = [row for row in read_rows(folder / "history.csv") if int(row["epoch"]) <= state.epoch]
-    for row in history:  # NNI forgets what an interrupted trial had reported
+    for row in history:  # an engine forgets what an interrupted trial had reported
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
@@ -504,7 +502,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     """Write the answers, report once, and say how it ended."""
     last = outcomes[-1]
     if not job.run.writes:
-        return 1 if last.status == "failed" and not job.trial.under_nni else 0
+        return 1 if last.status == "failed" and not job.trial.in_search else 0
     whole = [o for o in outcomes if o.val is not None]
     facts: dict[str, Any] = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
     if whole:
@@ -522,7 +520,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     say_the_end(job, last)
     if last.status == "stopped":
         signals.die_of(last.signum)
-    return 1 if last.status == "failed" and not job.trial.under_nni else 0
+    return 1 if last.status == "failed" and not job.trial.in_search else 0
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ballot.errors import UserError
+
 
 def natural(name: str) -> tuple:
     """Sort key under which class 2 comes before class 10."""
@@ -76,3 +78,16 @@ def span(seconds: float) -> str:
 def size(count: float) -> str:
     """Write a number of bytes: 880 MB, 3.2 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
+
+
+def seconds_of(text: str | int, source: str) -> float:
+    """Read a duration such as 90, 90s, 30m, 2h or 1d as seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text).strip())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"{source}: {text!r} is no duration; as in 90s, 30m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number with its noun: 1 run, 2 runs, 1,000 runs."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"

@@ -101,7 +101,7 @@ def records_of(size: int) -> list[Any]:
     from ballot.runs.trials import TrialRecord
 
     return [
-        TrialRecord(f"t{k:05d}", k, "SUCCEEDED", final=0.5, parameters={"lr": 0.1})
+        TrialRecord(f"t{k:05d}", k, "succeeded", final=0.5, parameters={"lr": 0.1})
         for k in range(size)
     ]
 
@@ -144,10 +144,9 @@ def make_database(folder: Path, size: int, epochs: int = 30) -> None:
 
 def watching(folder: Path, size: int) -> Callable[[], Any]:
     """Watch a search for one round, in which one more trial has ended: tables, time and disk."""
-    from ballot.engines.nni.database import Records
-    from ballot.engines.nni.experiment import Search
+    from ballot.engines.interface import Plan
+    from ballot.engines.nni.experiment import NniSearch
     from ballot.runs.results import Results
-    from ballot.search.plan import Plan
     from ballot.search.screen import Pace, Screen
     from ballot.search.supervise import Chores
     from ballot.search.time_budget import Budget
@@ -155,17 +154,17 @@ def watching(folder: Path, size: int) -> Callable[[], Any]:
 
     make_runs(folder / "outputs", size)
     make_database(folder / "nni", size)
-    search, outputs = Search(SEARCH, folder / "nni"), folder / "outputs"
+    search, outputs = NniSearch(SEARCH, folder / "nni"), folder / "outputs"
     search.write_note(keep_checkpoints=3)
-    plan = Plan(None, "python train.py", outputs, size + 1, 1e9, 1, maximize=True)
+    plan = Plan(None, "python train.py", folder, outputs, size + 1, 1e9, 1, maximize=True)
     budget = Budget(1e9, time.time())
     results = Results(SEARCH, outputs, maximize=True, words=search.last_words)
-    records, screen = Records(search.folder), Screen(plan, budget)
+    screen = Screen(plan, budget)
     chores = Chores(search, plan, results, budget, screen)
     chores._page = Pace(float("inf"))  # the report is a task of its own
 
     def one_round() -> None:
-        trials, now = records.read(), time.time() + 1e6  # whatever is due is due
+        trials, now = search.trials(), time.time() + 1e6  # whatever is due is due
         chores.do(trials[:-1] if first else trials, now)
         screen.show(trials, results, now)
 

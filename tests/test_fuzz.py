@@ -276,7 +276,7 @@ def database(tmp_path_factory):
         )
         for k in range(5):
             given_ = json.dumps({"parameter_id": k, "parameters": {"lr": 0.1 * k}})
-            for event in ("WAITING", "RUNNING", "SUCCEEDED"):
+            for event in ("waiting", "running", "succeeded"):
                 db.execute(
                     "INSERT INTO TrialJobEvent VALUES (?,?,?,?,'',?,'','')",
                     (1e12 + k, f"t{k}", event, given_, k),

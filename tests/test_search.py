@@ -54,7 +54,7 @@ def test_a_search_runs_its_trials_and_lets_them_vote(home):
     assert process.returncode == 0, said
     assert "3/3 trials done" in said and "best single" in said and "vote" in said
     trials = database.read_trials(only_experiment(home))
-    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 3
+    assert [trial.status for trial in trials] == ["succeeded"] * 3
     for trial in trials:  # what NNI was told is what the trial's own files say
         run = next(home.glob(f"outputs/*-{trial.id}"))
         result = json.loads((run / "result.json").read_text())
@@ -149,7 +149,7 @@ def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
     for trial in database.read_trials(only_experiment(home)):
         row = next(row for row in rows.values() if trial.id in row["run"])
         assert trial.final == float(row["score"] or 0.0)  # of a failed one a floor
-        assert row["status"] != "stopped" or trial.status != "SUCCEEDED"
+        assert row["status"] != "stopped" or trial.status != "succeeded"
         assert (home / "outputs" / f"{row['run']}.csv").exists() == (row["status"] != "failed")
     (file,) = only_experiment(home).glob("checkpoint/tuner.json")
     known = {values["lr"]: (state, loss) for values, state, loss in json.loads(file.read_text())}
@@ -184,7 +184,7 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
         capture_output=True,
         timeout=60,
     )
-    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 2
+    assert [trial.status for trial in trials] == ["succeeded"] * 2
     assert len(list(home.glob("outputs/*.csv"))) == 2
     said = [
         next(folder.glob(f"environments/*/trials/{trial.id}/trial.log")).read_text()

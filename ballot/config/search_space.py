@@ -62,7 +62,9 @@ def _problems_of(key: str, spec: Any, source: str, ours: bool) -> list[UserError
     if kind not in SPACE_TYPES:
         raise UserError(f"{source}: {key} has type {kind!r}{suggest(kind, SPACE_TYPES)}")
     if key in FIXED and ours:
-        raise UserError(f"{source}: {key} is searched, but {FIXED[key]}; fix it in trialCommand")
+        raise UserError(
+            f"{source}: {key} is searched, but {FIXED[key]}; fix it in the trial command"
+        )
     _check_values(key, kind, values, source)
     candidates = values if kind == "choice" else values[:2] if kind in BOUNDED else values[:1]
     inner = [len(v) - 1 if isinstance(v, Mapping) and "_name" in v else -1 for v in candidates]

@@ -76,10 +76,10 @@ def command_problems(text: str, where: str) -> list[Problem]:
         lexer.whitespace_split, lexer.commenters = True, ""
         tokens = list(lexer)
     except ValueError as error:  # a quotation mark without its partner
-        return [Problem(where, f"trialCommand {text!r} cannot be split ({error})")]
+        return [Problem(where, f"the trial command {text!r} cannot be split ({error})")]
     several = "\n" in text.strip() or "$(" in text or "`" in text
     if several or any(re.fullmatch(r"[;|&()]+", token) for token in tokens):
-        what = f"trialCommand {text!r} is several commands, of which NNI would end only the shell"
+        what = f"the trial command {text!r} is several commands, of which only the shell would be ended"
         return [Problem(where, what, "give one, as in python3 train.py")]
     return []
 
@@ -149,7 +149,7 @@ def _located(problems: list[Problem], where: str) -> list[Problem]:
     """Say where the command line is that a problem speaks of."""
     return [
         Problem(
-            f"{where}: trialCommand" if p.where == "command line" else p.where,
+            f"{where}: trial command" if p.where == "command line" else p.where,
             p.what,
             p.remedy.replace(f"; {SCRIPT} --help lists what there is", ""),
             p.fatal,
@@ -162,11 +162,11 @@ def own_problems(config: Config, where: str) -> list[Problem]:
     """Return options that do not go with a search."""
     found = []
     if config.run_name is not None:
-        what = "trialCommand gives all trials one --run_name"
+        what = "the trial command gives all trials one --run_name"
         found.append(Problem(where, what, "leave it out: a trial's run is named after it"))
     if config.resume is None:
         what = "a trial that was interrupted would begin again at its first epoch"
-        found.append(Problem(where, what, "add --resume auto to trialCommand", fatal=False))
+        found.append(Problem(where, what, "add --resume auto to the trial command", fatal=False))
     return found
 
 
@@ -217,3 +217,14 @@ def _flag(key: str, value: Any) -> list[str]:
     if isinstance(value, list) and "." not in key:
         return [f"--{key}", *map(str, value)]
     return [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+
+
+def outputs_of(command: str, code: str | Path, *, elsewhere: bool = False) -> Path:
+    """Return the folder here that the runs of a command's trials come into.
+
+    What trials `elsewhere` name as theirs, with $HOME or another absolute path, has its last part.
+    """
+    wanted = Path(option_of(command, "--out_dir", "outputs"))
+    if elsewhere and (wanted.is_absolute() or str(wanted).startswith(("~", "$"))):
+        wanted = Path(wanted.name)
+    return Path(code, wanted).absolute()

@@ -24,7 +24,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ballot.errors import CannotWrite, UserError
-from ballot.machines.sent import runs
 from ballot.machines.ssh import Link, shell_word
 from ballot.runs.folder import read_result
 from ballot.runs.trials import TrialRecord
@@ -42,6 +41,26 @@ PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
+class Script:
+    """A program that is sent to machines as text: functions of the standard library alone.
+
+    It has `runs(search, out_dir)`, `manifest(folder, checkpoints)`, `words(search, trial)` and
+    `send(folder, wanted)`.
+    """
+
+    path: Path
+
+    def with_line(self, line: str) -> str:
+        """Return the program with a line that calls something of it."""
+        return f"{self.path.read_text(encoding='utf-8')}\n{line}\n"
+
+    def ask(self, link: Link, function: str, *args: Any) -> Any:
+        """Call a function of it on a machine."""
+        program = self.with_line(f"print(json.dumps({function}(*args)))")
+        return link.python(program, *args, timeout=LIST_S)
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the trials of a search run, and where they put their results."""
 
@@ -49,7 +68,8 @@ class Source:
     links: Sequence[Link]
     out_dir: str  # on the machines, as the trial command has it
     outputs: Path  # here
-    logs: Path  # NNI's folder of the search here
+    logs: Path  # the engine's folder of the search here
+    script: Script  # that is sent to the machines
 
 
 class Collector:
@@ -99,7 +119,7 @@ class Collector:
         """Begin to keep checkpoints of what runs, for another machine should this one be lost."""
         running: dict[Link, list[str]] = defaultdict(list)
         for trial in trials:
-            if trial.status == "RUNNING" and trial.scores:
+            if trial.status == "running" and trial.scores:
                 for link in links_of(trial, self.source.links):
                     running[link].append(self._run_of(trial))
         for link, wanted in running.items():
@@ -110,11 +130,18 @@ class Collector:
 
     def _keep(self, link: Link, wanted: Sequence[str]) -> None:
         began = time.monotonic()
-        here = ask(link, "runs", self.source.search_id, self.source.out_dir)
+        here = self.source.script.ask(link, "runs", self.source.search_id, self.source.out_dir)
         for run in wanted:
             if run in here:
                 with suppress(DamagedError):  # it has just been written anew
-                    bring_run(link, run, here[run]["folder"], self.source.outputs / RUNNING, "all")
+                    bring_run(
+                        link,
+                        self.source.script,
+                        run,
+                        here[run]["folder"],
+                        self.source.outputs / RUNNING,
+                        "all",
+                    )
         now = time.monotonic()
         self._keep_at[link.name] = now + max(KEEP_S, SHARE * (now - began))
 
@@ -182,18 +209,18 @@ class Collector:
     def _looks_whole(self, trial: TrialRecord) -> bool:
         """Whether a run came home earlier, and has not gone on since."""
         said = read_result(self.source.outputs / self._run_of(trial)).get("status")
-        return said in ("done", "failed") or (said == "stopped" and trial.status != "SUCCEEDED")
+        return said in ("done", "failed") or (said == "stopped" and trial.status != "succeeded")
 
     def _best(self, trials: Sequence[TrialRecord]) -> set[str]:
         """Return the ids of the trials whose checkpoints are wanted."""
         scored = [
-            (t.final, t.id) for t in trials if t.final is not None and t.status == "SUCCEEDED"
+            (t.final, t.id) for t in trials if t.final is not None and t.status == "succeeded"
         ]
         scored.sort(key=lambda pair: pair[0], reverse=self._maximize)
         return {trial_id for _, trial_id in scored[: max(0, self._checkpoints)]}
 
     def _visit(self, link: Link, wanted: Sequence[TrialRecord], best: set[str]) -> None:
-        here = ask(link, "runs", self.source.search_id, self.source.out_dir)
+        here = self.source.script.ask(link, "runs", self.source.search_id, self.source.out_dir)
         for trial in wanted:
             self._fetch(link, trial, here.get(self._run_of(trial)), trial.id in best)
 
@@ -208,7 +235,9 @@ class Collector:
         if found is not None:
             try:
                 which = "best" if checkpoint else ""
-                came = bring_run(link, run, str(found["folder"]), self.source.outputs, which)
+                came = bring_run(
+                    link, self.source.script, run, str(found["folder"]), self.source.outputs, which
+                )
             except DamagedError as error:
                 self._why[run] = str(error)
                 return
@@ -221,7 +250,9 @@ class Collector:
 
     def _bring_words(self, link: Link, trial: TrialRecord) -> None:
         """Put what a trial said where NNI has it of local trials."""
-        for name, text in ask(link, "words", self.source.search_id, trial.id).items():
+        for name, text in self.source.script.ask(
+            link, "words", self.source.search_id, trial.id
+        ).items():
             environment, _, file = name.partition("/")
             if not all(map(PART.fullmatch, (environment, file))):
                 raise UserError(f"{link.name}: names {name!r}, which is no file of a trial")
@@ -242,18 +273,14 @@ def links_of(trial: TrialRecord, links: Sequence[Link]) -> list[Link]:
     return exact or [link for link in links if link.machine.host == trial.machine]
 
 
-def ask(link: Link, function: str, *args: Any) -> Any:
-    """Call a function of on_machine.py on a machine."""
-    source = Path(runs.__file__).read_text(encoding="utf-8")
-    return link.python(f"{source}\nprint(json.dumps({function}(*args)))", *args, timeout=LIST_S)
-
-
-def bring_run(link: Link, run: str, folder: str, outputs: Path, which: str) -> list[str]:
+def bring_run(
+    link: Link, script: Script, run: str, folder: str, outputs: Path, which: str
+) -> list[str]:
     """Bring a run home: what differs from what is here, verified; return the files.
 
     `which` says of the checkpoints whether the best, all or none of them come.
     """
-    sizes = checked_names(ask(link, "manifest", folder, which), run, link.name)
+    sizes = checked_names(script.ask(link, "manifest", folder, which), run, link.name)
     wanted = {
         name: facts for name, facts in sizes.items() if not is_same(outputs / run / name, *facts)
     }
@@ -270,7 +297,7 @@ def bring_run(link: Link, run: str, folder: str, outputs: Path, which: str) -> l
                 break
             if attempt == 2:
                 raise DamagedError(f"{next(iter(missing))} does not arrive as it is there")
-            transfer(link, folder, missing, stage)
+            transfer(link, script, folder, missing, stage)
         for name in sorted(wanted, key=lambda name: (name == LAST, name)):
             target = outputs / run / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -340,7 +367,9 @@ def locked(stage: Path) -> int:
             os.close(lock)
 
 
-def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], stage: Path) -> None:
+def transfer(
+    link: Link, script: Script, folder: str, wanted: Mapping[str, tuple[int, str]], stage: Path
+) -> None:
     """Fetch files into the stage, each from where it was interrupted."""
     offsets: list[tuple[str, int]] = []
     for name, (size, digest) in wanted.items():
@@ -350,8 +379,7 @@ def transfer(link: Link, folder: str, wanted: Mapping[str, tuple[int, str]], sta
             part.unlink(missing_ok=True)
             there = 0
         offsets.append((name, there))
-    source = Path(runs.__file__).read_text(encoding="utf-8")
-    program = f"{source}\nsend(*json.loads({json.dumps([folder, offsets])!r}))\n"
+    program = script.with_line(f"send(*json.loads({json.dumps([folder, offsets])!r}))")
     with link.spawn(
         f"exec {shell_word(link.machine.interpreter)} -",
         stdin=subprocess.PIPE,

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import getpass
 import re
 import shlex
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ballot.config.schema import Config
 from ballot.config.trial_command import option_of, parse_command, read_options
-from ballot.engines.nni.config import Outline, outline, plain, read_content, uploaded
-from ballot.engines.nni.machine_list import NO_KEY, machines_of
+from ballot.engines.interface import Draft, Engine, Outline
 from ballot.errors import UserError
 from ballot.installed import PYTHONS
 from ballot.machines.machine import Machine
@@ -60,6 +57,7 @@ class Reach:
 
 
 def reach(
+    engine: Engine,
     path: Path,
     *,
     accept_new_host_keys: bool = False,
@@ -68,16 +66,15 @@ def reach(
     skip_bad: bool = False,
 ) -> Reach:
     """Open a link to each machine of a configuration; a search on this machine has none."""
-    told, _ = outline(read_content(path), path)
-    if told.platform != "remote":
+    try:
+        machines = engine.machines_in(path)
+    except UserError as error:
+        return Reach(problems=[as_problem(error)])
+    if not machines:
         return Reach()
     options = [] if ssh_config is None else ["-F", str(Path(ssh_config).expanduser().absolute())]
     if options and not Path(options[1]).is_file():
         raise UserError(f"command line: ssh_config {ssh_config} is not there")
-    try:
-        machines = machines_of(told.content, path.parent)
-    except UserError as error:
-        return Reach(problems=[as_problem(error)])
     links = [Link(machine, accept_new_host_keys, options) for machine in machines]
     errors = open_links(links, interactive)
     problems = [as_problem(error) for error in errors if error is not None]
@@ -86,18 +83,18 @@ def reach(
     return Reach(machines, standing, problems, skip_bad)
 
 
-def data_folders(path: Path, wanted: str) -> tuple[Path, str]:
+def data_folders(outline: Outline, path: Path, wanted: str) -> tuple[Path, str]:
     """Return the folder of the data here, which `wanted` may name, and on the machines."""
-    told, _ = outline(read_content(path), path)
-    options, _ = read_options(parse_command(told.command, told.code), told.code, str(path))
-    there = needs_of(told.command, options.config).data
+    command = parse_command(outline.command, outline.code)
+    options, _ = read_options(command, outline.code, str(path))
+    there = needs_of(outline.command, options.config).data
     if not there:
         raise UserError(
-            f"{path}: trialCommand names no folder of data on the machines; as in "
+            f"{path}: the trial command names no folder of data on the machines; as in "
             "--data_dir $HOME/data/digits"
         )
     own = wanted or (options.config and options.config.data_dir) or ""
-    return Path(told.code, Path(own).expanduser()), there
+    return Path(outline.code, Path(own).expanduser()), there
 
 
 def examine(
@@ -113,7 +110,7 @@ def examine(
     if needs.interpreter and "/" not in needs.interpreter and not guarded:
         what = f"runs the {needs.interpreter} of each machine's PATH, whatever its pythonPath is"
         remedy = 'name it, as in exec "$HOME/.ballot/venv/bin/python" train.py'
-        problems.append(Problem("trialCommand", what, remedy, fatal=False))
+        problems.append(Problem("trial command", what, remedy, fatal=False))
     lines = [summary(name, said) for name, said in known.items()]
     return [*found.problems, *problems], "\n".join(lines)
 
@@ -149,10 +146,13 @@ def trial_interpreter(command: str) -> str:
     return ""
 
 
-def command_problems(told: Outline, config: Config, where: str) -> list[Problem]:
+def command_problems(
+    told: Outline, config: Config, where: str, uploaded: Callable[[], Collection[str]]
+) -> list[Problem]:
     """Return what is wrong with a trial command for other machines, without asking them."""
     found = []
-    theirs, sent = needs_of(told.command, config).paths, None
+    theirs = needs_of(told.command, config).paths
+    sent: Collection[str] | None = None
     for key, file in (
         ("data_dir", config.data_dir),
         ("init_from", config.init_from),
@@ -160,7 +160,7 @@ def command_problems(told: Outline, config: Config, where: str) -> list[Problem]
     ):
         if file is None or key in theirs or (key == "plugins" and _is_theirs(file)):
             continue
-        sent = uploaded(told.code) if sent is None else sent
+        sent = uploaded() if sent is None else sent
         top = Path(file).parts[0]
         if not (told.code / file).exists():
             found.append(Problem(where, f"{key}: {file} is not there, seen from {told.code}"))
@@ -186,7 +186,7 @@ def examine_machines(
 
 def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Mapping[str, Any]]:
     nnis = link.machine.interpreter
-    # Under the guard a bare python3 is that of pythonPath (ballot/machines/sent/runs.py).
+    # Under the guard a bare python3 is that of pythonPath (ballot/engines/nni/sent/on_machine.py).
     is_bare = guarded and "/" not in needs.interpreter
     trials = nnis if is_bare else needs.interpreter or nnis
     problems: list[Problem] = []
@@ -194,7 +194,9 @@ def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Ma
     try:
         problems += sftp_problems(link, fatal=not guarded)
         before = time.time()
-        said = ask(link, trials, "trialCommand", FOR_TRIALS, list(needs.paths.values()), needs.data)
+        said = ask(
+            link, trials, "the trial command", FOR_TRIALS, list(needs.paths.values()), needs.data
+        )
         problems += facts_problems(link.name, said, needs, (before + time.time()) / 2)
         problems += tunnel_problems(link, trials)
         if Path(nnis).parent != Path(trials).parent:
@@ -400,23 +402,8 @@ def _greeter() -> Iterator[int]:
                 server.shutdown(socket.SHUT_RDWR)
 
 
-def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
-    filled = copy.deepcopy(dict(content))
-    service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)
-    entries: Any = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict):
-            key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
-            if key is None or not Path(folder, Path(str(entry[key])).expanduser()).is_file():
-                entry[key or ("sshKeyPath" if service is filled else "sshKeyFile")] = NO_KEY
-            if not any(plain(k) in ("user", "username") for k in entry):
-                entry["username" if service is filled else "user"] = getpass.getuser()
-    return filled
-
-
-def leave_out(config: Any, found: Reach, problems: Sequence[Problem]) -> list[Problem]:
-    """Take bad machines out of NNI's configuration where that is wanted and others remain.
+def leave_out(draft: Draft, found: Reach, problems: Sequence[Problem]) -> list[Problem]:
+    """Take bad machines out of a configuration where that is wanted and others remain.
 
     Returns the problems that are left to say.
     """
@@ -424,10 +411,7 @@ def leave_out(config: Any, found: Reach, problems: Sequence[Problem]) -> list[Pr
     bad = {problem.where for problem in problems if problem.fatal} & names
     if not found.skip_bad or bad == names:
         return list(problems)
-    machines = config.training_service.machine_list
-    config.training_service.machine_list = [
-        entry for entry, machine in zip(machines, found.machines) if machine.name not in bad
-    ]
+    draft.leave_out([place for place, m in enumerate(found.machines) if m.name in bad])
     for link in found.links:
         if link.name in bad:
             link.close()

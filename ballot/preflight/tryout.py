@@ -199,7 +199,7 @@ def _problems_of(
 
 def _placed(error: str, where: str, source: str) -> Problem:
     """Name the file that an error of a trial comes from."""
-    for prefix, place in (("tuner: ", source), ("command line: ", f"{where}: trialCommand")):
+    for prefix, place in (("tuner: ", source), ("command line: ", f"{where}: trial command")):
         if error.startswith(prefix):
             return as_problem(f"{place}: {error.removeprefix(prefix)}")
     return as_problem(error if ": " in error else f"{where}: {error}")
@@ -214,7 +214,7 @@ def _unanswered(found: Answers, number: int, item: Item, where: str) -> Problem:
         return Problem(where, what, "make batch_size or image_size smaller", fatal=number == 0)
     said = "".join(found.last_words).removeprefix("error: ") or f"exit status {found.status}"
     if said.startswith("command line: "):
-        return as_problem(f"{where}: trialCommand: {said.removeprefix('command line: ')}")
+        return as_problem(f"{where}: trial command: {said.removeprefix('command line: ')}")
     return Problem(where, f"a trial does not start: {said}")
 
 
@@ -276,7 +276,7 @@ def memory_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
     if need <= have:
         return []
     what = f"{at_once} of the largest trials at once need {size(need)} of {size(have)} {kind}"
-    return [Problem(source, what, "lower trialConcurrency", fatal=False)]
+    return [Problem(source, what, "lower --concurrency", fatal=False)]
 
 
 def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
@@ -297,7 +297,7 @@ def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
         facts.insert(1, f"{size(memory)} of memory")
     what = (
         f"this machine carries {number} trial{'s' * (number > 1)} at once "
-        f"({', '.join(facts)}), trialConcurrency is {at_once}"
+        f"({', '.join(facts)}), {at_once} are to run at once"
     )
     gain = "does more in the same time" if at_once < number else "does as much"
     return [Problem(source, what, f"--concurrency {number} {gain}", fatal=False)]

@@ -199,19 +199,19 @@ def how_it_goes(
 ) -> tuple[str, str | None]:
     """Return a trial's status (waiting, running, done, stopped or failed) and the reason."""
     said, reason = result.get("status"), result.get("reason")
-    if trial.status == "EARLY_STOPPED":
+    if trial.status == "early_stopped":
         return "stopped", "ended early by the assessor"
     if said in ("done", "failed") or (said == "stopped" and (over or trial.has_ended)):
         return said, reason
-    if trial.status == "FAILED":
+    if trial.status == "failed":
         return "failed", None
-    if trial.status == "SUCCEEDED":
+    if trial.status == "succeeded":
         return "done", None
     if trial.has_ended:
         return "failed", "killed from outside before it could write"
     if over:
         return "stopped", "killed before it could write" if result else "ended before it began"
-    return ("running" if trial.status == "RUNNING" else "waiting"), None
+    return ("running" if trial.status == "running" else "waiting"), None
 
 
 def searched_values(trial: TrialRecord) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+TrialStatus = Literal["waiting", "running", "succeeded", "failed", "cancelled", "early_stopped"]
+ENDED: tuple[TrialStatus, ...] = ("succeeded", "failed", "cancelled", "early_stopped")
+NO_WORD = "it left no word"  # a trial that ended
 
 
 @dataclass
 class TrialRecord:
-    """A trial as NNI's database has it; times in seconds since the epoch."""
+    """A trial as its engine recorded it; times in seconds since the epoch."""
 
     id: str
     sequence: int
-    status: str = "WAITING"
+    status: TrialStatus = "waiting"
     started: float | None = None
     resumed: float | None = None  # when its present process started; later where it was resumed
     ended: float | None = None
@@ -27,6 +29,3 @@ class TrialRecord:
     def has_ended(self) -> bool:
         """Whether nothing more will come from it."""
         return self.status in ENDED
-
-
-NO_WORD = "it left no word"  # a trial that ended

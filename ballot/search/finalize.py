@@ -7,7 +7,6 @@ tuner is not asked, and learns nothing of them. Whatever is there already is not
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import json
 import math
 import statistics
@@ -17,22 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ballot.engines.nni import experiment, manager
-from ballot.engines.nni.database import read_trials
-from ballot.engines.nni.experiment import Search
+from ballot.engines.choose import find_search, newest_search
+from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.errors import UserError
 from ballot.runs.files import read_json
 from ballot.runs.folder import ballots_of, run_of
 from ballot.runs.results import Results, searched_values
 from ballot.runs.trials import TrialRecord
-from ballot.search.plan import Plan, is_elsewhere, manager_environment, resumed_plan
+from ballot.search.status import table_of
 from ballot.search.supervise import End, follow
 from ballot.search.time_budget import Budget, usual_seconds
 from ballot.search.trouble import Trouble
 from ballot.wording import clock, short_value
 
 MARKS = {"fold", "folds", "split_seed"}  # no tuner gives all of them
-READY_S = 120.0  # for NNI and its tuner to be there
 
 
 @dataclass(frozen=True)
@@ -82,22 +79,23 @@ def is_final(trial: TrialRecord) -> bool:
     return trial.parameters.keys() >= MARKS
 
 
-def choose_search(wanted: str | None, files: Sequence[Path]) -> tuple[Search, set[str] | None]:
+def choose_search(
+    engine: Engine, wanted: str | None, files: Sequence[Path]
+) -> tuple[Search, set[str] | None]:
     """Return the search of an id, of the CSVs that are given, or the newest of this folder.
 
     Beside it the names of the runs among which to choose; None stands for all.
     """
     if not files:
-        return experiment.find_search(wanted) if wanted else experiment.newest_search(None), None
+        found = find_search(engine, wanted) if wanted else newest_search(engine, None)
+        return found, None
     told = {file: read_json(run_of(file) / "result.json").get("experiment") for file in files}
     known = {search for search in told.values() if search and search == (wanted or search)}
     if len(known) != 1:
         what = f"are of {len(known)} searches" if known else "are of no search"
         raise UserError(f"--finalize: the files {what}; name one with --search")
     search = known.pop()
-    return experiment.find_search(search), {
-        run_of(f).name for f, of in told.items() if of == search
-    }
+    return find_search(engine, search), {run_of(f).name for f, of in told.items() if of == search}
 
 
 def choose(
@@ -179,27 +177,31 @@ def _ballots(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]
 
 
 def finalize(
-    search: Search, count: int, folds: int, *, among: Collection[str] | None, port: int
+    engine: Engine,
+    search: Search,
+    count: int,
+    folds: int,
+    *,
+    among: Collection[str] | None,
+    port: int,
 ) -> tuple[list[Standing], bool]:
     """Train the `count` best configurations on `folds` folds, as far as that is not done.
 
-    Returns how they stand, and whether it was interrupted.
+    Returns how they compare, and whether it was interrupted.
     """
-    if search.manager() is not None:
+    if search.is_running():
         raise UserError(
             f"search {search.id}: still runs; wait for its end, or end it with "
             f"search.py --stop {search.id}"
         )
-    params, _ = search.profile()
-    if is_elsewhere(params) and not search.note().get("guarded", True):
+    plan = search.plan()
+    if plan.elsewhere and not search.note().get("guarded", True):
         raise UserError(
             f"search {search.id}: ran on other machines with --no_guard; its trials "
             "can be given anew only through the guard"
         )
-    plan = resumed_plan(search, params)
-    results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
-    results.reasons.update(search.note().get("reasons", {}))
-    trials = read_trials(search.folder)
+    plan = search.reconnected(plan)
+    results, trials = table_of(search, plan), search.trials()
     results.read(trials, over=True)
     finalists = choose(results, trials, count, among)
     wanted = [each.on_fold(k, folds) for each in finalists for k in range(folds)]
@@ -207,8 +209,8 @@ def finalize(
     end = End()
     if work.missing or work.again:
         print(plan_line(search, plan, trials, work, len(wanted)), flush=True)
-        end = train(search, plan, results, trials, work, port)
-        trials = read_trials(search.folder)
+        end = train(engine, search, plan, results, trials, work, port)
+        trials = search.trials()
         results.update(trials, over=True)
         if end.trouble is not None:
             raise UserError(trouble_line(search, end.trouble))
@@ -217,7 +219,7 @@ def finalize(
 
 def trouble_line(search: Search, trouble: Trouble) -> str:
     """Say why it cannot go on, with the last words of what failed."""
-    said = search.last_words(trouble.trials[-1].id) if trouble.trials else search.tuner_words()
+    said = search.last_words(trouble.trials[-1].id) if trouble.trials else search.tuner_error()
     return (
         f"search {search.id}: {trouble.what}{f' ({said})' if said else ''}; mend it, and the "
         "same command goes on from here"
@@ -236,6 +238,7 @@ def plan_line(
 
 
 def train(
+    engine: Engine,
     search: Search,
     plan: Plan,
     results: Results,
@@ -243,40 +246,15 @@ def train(
     work: Work,
     port: int,
 ) -> End:
-    """Run the trials under a manager that asks no tuner (ballot/engines/nni/node/trials.js)."""
+    """Run the trials without asking the tuner, and watch them to their end."""
     search.stop()  # what a dead manager left
-    most, public = len(trials) + len(work.missing), search.note().get("public", False)
-    extra = manager_environment(plan, guarded=True, public=public)
-    extra |= {"BALLOT_TRIALS": str(most), "BALLOT_AGAIN": ",".join(work.again)}
-    running = manager.resume(search, port, extra)
-    try:
-        post(running, work.missing)
-    except BaseException:
-        running.stop()
-        raise
-    budget = Budget(None, time.time())  # that of the search is past, and does not count here
     halted = frozenset(t.id for t in trials if not t.has_ended and t.id not in work.again)
+    most = len(trials) + len(work.missing)
     plan = dataclasses.replace(plan, max_trials=most, halted=halted)
-    return follow(running, plan, results, budget, guarded=True, public=public)
-
-
-def post(search: Search, parameters: Sequence[Mapping[str, Any]]) -> None:
-    """Hand trials to a manager as soon as it takes them."""
-    deadline = time.monotonic() + READY_S
-    while (answer := search.status())[0] in ("INITIALIZED", "SILENT"):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    if answer[0] not in ("RUNNING", "NO_MORE_TRIAL"):
-        raise UserError(
-            f"NNI: its manager takes no trials ({'; '.join(answer[1]) or answer[0]}); "
-            f"see {search.folder / 'log'}"
-        )
-    for each in parameters:
-        try:
-            search.ask("POST", "trial-jobs", each)
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"NNI: its manager did not take a trial ({error})") from None
+    launch = Launch(port, guarded=True, public=search.note().get("public", False))
+    running = engine.run_more(search, plan, launch, work.missing, work.again)
+    budget = Budget(None, time.time())  # that of the search is past, and does not count here
+    return follow(running, plan, results, budget, launch)
 
 
 def rank(

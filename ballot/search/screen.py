@@ -7,10 +7,10 @@ import sys
 import time
 
 from ballot import wording
+from ballot.engines.interface import Plan
 from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
 from ballot.search import status
-from ballot.search.plan import Plan
 from ballot.search.time_budget import Budget
 
 

@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ballot.engines.nni.database import read_trials
-from ballot.engines.nni.experiment import Search
-from ballot.engines.nni.remote import machine_states
+from ballot.engines.interface import Plan, Search
 from ballot.errors import UserError
 from ballot.runs.results import Results, searched_values
 from ballot.runs.trials import TrialRecord
-from ballot.search.plan import is_elsewhere, is_maximized, outputs_of
 from ballot.wording import clock, short_value
 
 
@@ -24,7 +21,7 @@ def count_line(
     counts = Counter(row["status"] for row in rows)
     ended = sum(trial.has_ended for trial in trials)
     apart = [f"{counts[word]} {word}" for word in ("failed", "stopped") if counts[word]]
-    running = sum(trial.status == "RUNNING" for trial in trials)
+    running = sum(trial.status == "running" for trial in trials)
     most = max_trials and max(max_trials, len(trials))  # those of --finalize come on top
     return (
         f"{ended}/{most or '?'} trials done"
@@ -55,32 +52,34 @@ def time_left(
     if not times or not max_trials:
         return "unknown time" if limit is None else f"at most {clock(limit)}"
     mean = sum(times) / len(times)
-    spent = sum(min(mean, now - t.resumed) for t in trials if t.status == "RUNNING" and t.resumed)
+    spent = sum(min(mean, now - t.resumed) for t in trials if t.status == "running" and t.resumed)
     left = ((max_trials - len(times)) * mean - spent) / min(concurrency, max_trials)
     return f"about {clock(left if limit is None else min(left, limit))}"
 
 
-def results_of(search: Search) -> tuple[Results, list[TrialRecord], dict[str, Any]]:
-    """Return a search's table as far as it can be read, its trials and its configuration."""
-    params, _ = search.profile()
-    outputs = outputs_of(
-        params["trialCommand"], params["trialCodeDirectory"], elsewhere=is_elsewhere(params)
-    )
-    maximize = is_maximized(params)
-    results = Results(search.id, outputs, maximize=maximize, words=search.last_words)
+def results_of(search: Search) -> tuple[Results, list[TrialRecord], Plan]:
+    """Return a search's table as far as it can be read, its trials and its plan."""
+    plan = search.plan()
+    results = table_of(search, plan)
+    trials = search.trials()
+    results.read(trials, over=not search.is_running())
+    return results, trials, plan
+
+
+def table_of(search: Search, plan: Plan) -> Results:
+    """Return the table of a search, with what an earlier search.py noted of its trials."""
+    results = Results(search.id, plan.outputs, maximize=plan.maximize, words=search.last_words)
     results.reasons.update(search.note().get("reasons", {}))
-    trials = read_trials(search.folder)
-    results.read(trials, over=search.manager() is None)
-    return results, trials, params
+    return results
 
 
 def state_of(search: Search, trials: Sequence[TrialRecord], max_trials: int | None) -> str:
-    """Return a word for how a search stands."""
-    status, _ = search.status()
-    if status == "GONE":
-        whole = sum(trial.has_ended for trial in trials) >= (max_trials or float("inf"))
-        return "done" if whole else "stopped"
-    return {"SILENT": "hangs", "DONE": "done", "ERROR": "error"}.get(status, "running")
+    """Return a word for how a search is: running, done, stopped, hangs or error."""
+    state = search.status().state
+    if state == "gone":
+        complete = sum(trial.has_ended for trial in trials) >= (max_trials or float("inf"))
+        return "done" if complete else "stopped"
+    return {"silent": "hangs", "done": "done", "error": "error"}.get(state, "running")
 
 
 def list_lines(searches: Sequence[Search]) -> list[str]:
@@ -89,36 +88,34 @@ def list_lines(searches: Sequence[Search]) -> list[str]:
     lines = []
     for search in ours:
         try:
-            results, trials, params = results_of(search)
-        except (UserError, KeyError):
+            results, trials, plan = results_of(search)
+        except UserError:
             lines.append(f"{search.id}  cannot be read; see {search.folder}")
             continue
-        limit = params.get("maxTrialNumber")
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(search.began))
         lines.append(
-            f"{search.id}  {when}  {state_of(search, trials, limit):<8}"
-            f"{count_line(trials, results.rows, limit)}, "
-            f"best {best_score(results.rows, is_maximized(params))}  "
+            f"{search.id}  {when}  {state_of(search, trials, plan.max_trials):<8}"
+            f"{count_line(trials, results.rows, plan.max_trials)}, "
+            f"best {best_score(results.rows, plan.maximize)}  "
             f"{results.outputs}"
         )
     if others := len(searches) - len(ours):
         lines.append(
-            f"besides, {others} of NNI's experiments that search.py did not start "
+            f"besides, {others} of the engine's searches that search.py did not start "
             "(nnictl experiment list --all)"
         )
     return lines or ["no search has been started yet"]
 
 
 def status_lines(search: Search) -> list[str]:
-    """Return what is known of one search: how it stands, each trial, and where things are."""
-    results, trials, params = results_of(search)
-    limit = params.get("maxTrialNumber")
-    state = state_of(search, trials, limit)
-    where = f", {search.url}" if search.manager() else ""
+    """Return what is known of one search: its state, each trial, and where things are."""
+    results, trials, plan = results_of(search)
+    state = state_of(search, trials, plan.max_trials)
+    where = f", {search.address}" if search.address else ""
     lines = [
         f"search {search.id}: {state}{where}",
-        f"{count_line(trials, results.rows, limit)} | best "
-        f"{best_score(results.rows, is_maximized(params))}",
+        f"{count_line(trials, results.rows, plan.max_trials)} | best "
+        f"{best_score(results.rows, plan.maximize)}",
     ]
     lines += machine_lines(search, trials)
     for trial, row in zip(trials, results.rows):
@@ -130,20 +127,22 @@ def status_lines(search: Search) -> list[str]:
             f"{trial.sequence:>4}  {trial.id}  {row['status']:<8}{score:>8}  "
             f"{row['epochs']:>4} epochs  {seconds:>7}  {values}{reason}"
         )
-    lines.append(f"runs: {results.outputs}; table: {results.path}; NNI's files: {search.folder}")
+    lines.append(
+        f"runs: {results.outputs}; table: {results.path}; records and logs: {search.folder}"
+    )
     if state in ("stopped", "error", "hangs"):
         lines.append(f"continue with: python search.py --resume {search.id}")
     return lines
 
 
 def machine_lines(search: Search, trials: Sequence[TrialRecord]) -> list[str]:
-    """Return a line for each machine of a search on others: how it is, and its trials."""
-    states = {state.name: state for state in machine_states(search.folder)}
+    """Return a line for each machine of a search on others: its state, and its trials."""
+    states = {state.name: state for state in search.machine_states()}
     lines = []
     for name in dict.fromkeys([*states, *(t.machine for t in trials if t.machine)]):
         counts = Counter(trial.status for trial in trials if trial.machine == name)
         ended = sum(trial.has_ended for trial in trials if trial.machine == name)
-        how = f" {states[name].words}" if name in states and search.manager() else ""
-        waiting = f", {counts['WAITING']} to go on" if counts["WAITING"] else ""
-        lines.append(f"{name}{how}: {counts['RUNNING']} running, {ended} ended{waiting}")
+        state = f" {states[name].words}" if name in states and search.is_running() else ""
+        waiting = f", {counts['waiting']} to go on" if counts["waiting"] else ""
+        lines.append(f"{name}{state}: {counts['running']} running, {ended} ended{waiting}")
     return lines

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import http.client
 import signal
 import time
 from collections.abc import Collection, Iterator
 
 from ballot import wording
 from ballot.config import trial_command
-from ballot.engines.nni import guard
-from ballot.engines.nni.database import Records, read_trials
-from ballot.engines.nni.experiment import Search
-from ballot.engines.nni.remote import Fleet
-from ballot.errors import UserError
+from ballot.engines.interface import Launch, Machines, Plan, Search
 from ballot.report.page import try_report
 from ballot.runs.disk import Pruner, shortage
 from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
-from ballot.search.plan import Plan
 from ballot.search.screen import Pace, Screen
 from ballot.search.time_budget import OVER, Budget
 from ballot.search.trouble import Trouble, Watch, overdue
@@ -39,37 +33,33 @@ class End:
     over: bool = False  # its time was
 
 
-def follow(
-    search: Search, plan: Plan, results: Results, budget: Budget, *, guarded: bool, public: bool
-) -> End:
+def follow(search: Search, plan: Plan, results: Results, budget: Budget, launch: Launch) -> End:
     """Watch a search until it ends, however that comes, and stop what is left of it."""
-    end, fleet = End(), Fleet.of(search, plan.links, plan.command, plan.outputs, plan.maximize)
+    end, machines = End(), search.machines(plan)
     with sigterm_as_interrupt():
         try:
-            if search.manager() is not None:
-                if guarded:
-                    prove_guard(search, public, remote=fleet is not None)
-                print(f"search {search.id}: {search.url} until it ends", flush=True)
-                end = watch(search, plan, results, budget, fleet)
+            if search.is_running():
+                search.verify(launch)
+                print(f"search {search.id}: {search.address} until it ends", flush=True)
+                end = watch(search, plan, results, budget, machines)
         except KeyboardInterrupt:
             end = End(interrupted=True)
             print("\nstopping: the running trials write what they have ...", flush=True)
         finally:
             stop(search)
             if budget.closed:  # for whatever goes on with it: the time that was really given
-                params, _ = search.profile()
-                search.change_profile({**params, "maxExperimentDuration": f"{budget.limit:g}s"})
+                search.record(dataclasses.replace(plan, max_seconds=budget.limit))
             search.amend_note(spent=budget.spent(time.time()), reasons=results.reasons)
-    if fleet is not None:
+    if machines is not None:
         print("bringing the results home ...", flush=True)
-        print("".join(f"{line}\n" for line in bring_home(search, fleet)), end="")
+        print("".join(f"{line}\n" for line in bring_home(search, machines)), end="")
     return end
 
 
-def bring_home(search: Search, fleet: Fleet) -> list[str]:
+def bring_home(search: Search, machines: Machines) -> list[str]:
     """Bring the results home that are not; return what could not be, and how it can."""
     try:
-        return fleet.finish(read_trials(search.folder))
+        return machines.finish(search.trials())
     except KeyboardInterrupt:
         return [f"interrupted; bring the rest later: python collect.py {search.id}"]
 
@@ -97,32 +87,22 @@ def stop(search: Search) -> None:
         search.kill()
 
 
-def prove_guard(search: Search, public: bool, *, remote: bool = False) -> None:
-    """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
-    wrong = guard.self_test(search.port or 0, search.prefix, public=public, remote=remote)
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{wrong[0]}{more}; the search was stopped, --no_guard runs it all the same"
-        )
-
-
 def watch(
-    search: Search, plan: Plan, results: Results, budget: Budget, fleet: Fleet | None = None
+    search: Search, plan: Plan, results: Results, budget: Budget, machines: Machines | None = None
 ) -> End:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
     eye = Watch(search.id, time.time(), plan.may_wait)
-    screen, records = Screen(plan, budget), Records(search.folder)
-    chores = Chores(search, plan, results, budget, screen, fleet)
+    screen = Screen(plan, budget)
+    chores = Chores(search, plan, results, budget, screen, machines)
     while True:
-        status, errors = search.status()
-        now, trials = time.time(), alive(records.read(), plan.halted)
+        status = search.status()
+        now, trials = time.time(), alive(search.trials(), plan.halted)
         chores.do(trials, now)
         screen.show(trials, results, now)
-        if eye.is_done(status, trials, now):
+        if eye.is_done(status.state, trials, now):
             screen.close()
             return End()
-        if status == "STOPPING":  # by nnictl, the portal, or --stop
+        if status.state == "stopping":  # by nnictl, the portal, or --stop
             screen.close()
             raise KeyboardInterrupt
         if budget.left_for_trials(time.time()) <= 0:
@@ -130,7 +110,7 @@ def watch(
             results.reasons.update(dict.fromkeys(running, OVER))
             screen.say(f"{OVER}: {len(running)} trials write what they have ...")
             return End(over=True)
-        trouble = eye.look(status, errors, trials, lambda: search.tuner() is not None, now)
+        trouble = eye.look(status, trials, search.tuner_is_alive, now)
         if trouble is not None and trouble.fatal:
             screen.close()
             return End(trouble)
@@ -149,10 +129,10 @@ class Chores:
         results: Results,
         budget: Budget,
         screen: Screen,
-        fleet: Fleet | None = None,
+        machines: Machines | None = None,
     ) -> None:
         self._search, self._plan, self._results = search, plan, results
-        self._budget, self._screen, self._fleet = budget, screen, fleet
+        self._budget, self._screen, self._machines = budget, screen, machines
         self._told = set(search.retries())
         self._trial_limit = (
             float(trial_command.option_of(plan.command, "--time_limit", "0")) or None
@@ -167,7 +147,7 @@ class Chores:
     def do(self, trials: list[TrialRecord], now: float) -> None:
         """Do what is due."""
         for trial in trials:
-            if trial.status == "RUNNING" and (trial.resumed or 0.0) > self._began:
+            if trial.status == "running" and (trial.resumed or 0.0) > self._began:
                 self._results.reasons.pop(trial.id, None)  # why it was ended is past
         if self._table.is_due(now):
             with self._table:
@@ -177,9 +157,9 @@ class Chores:
                 self._search.amend_note(began=self._budget.began, spent=self._budget.spent(now))
                 if self._budget.limit is not None:
                     self._budget.look([self._results.folder_of(trial) for trial in trials])
-        if self._fleet is not None:
-            self._fleet.bring(trials)
-            for line in self._fleet.news():
+        if self._machines is not None:
+            self._machines.bring(trials)
+            for line in self._machines.news():
                 self._screen.say(line)
         self._keep_time(trials, now)
         self._end_what_hangs(trials, now)
@@ -210,10 +190,7 @@ class Chores:
         budget, most = self._budget, self._plan.max_trials
         if budget.closed or not budget.is_too_late(trials, now) or len(trials) == most:
             return
-        self._search.amend_note(max_duration=budget.limit)  # which NNI forgets now
-        try:
-            self._search.raise_limits({"maxExperimentDuration": "1s"})
-        except (OSError, http.client.HTTPException):
+        if not self._search.begin_no_more(self._plan):
             return  # it is asked again in a second
         budget.closed = True
         left = wording.clock(budget.left_for_trials(now))
@@ -235,14 +212,14 @@ def alive(trials: list[TrialRecord], halted: Collection[str]) -> list[TrialRecor
     """Mark the trials as ended that an earlier part of the search left behind."""
     for trial in trials:
         if trial.id in halted:
-            trial.status = "USER_CANCELED"
+            trial.status = "cancelled"
     return trials
 
 
 def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
     """Return when each trial that runs last wrote its result, in seconds since the epoch."""
     signs = {}
-    for trial in (trial for trial in trials if trial.status == "RUNNING"):
+    for trial in (trial for trial in trials if trial.status == "running"):
         with contextlib.suppress(OSError):
             signs[trial.id] = (results.folder_of(trial) / "result.json").stat().st_mtime
     return signs

@@ -103,7 +103,7 @@ def usual_seconds(trials: Iterable[TrialRecord]) -> float | None:
         if t.ended
         and t.started
         and t.scores
-        and t.status in ("SUCCEEDED", "EARLY_STOPPED")
+        and t.status in ("succeeded", "early_stopped")
         and t.started == t.resumed
     ]
     return statistics.median(times) if times else None

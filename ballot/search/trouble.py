@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ballot.engines.interface import SearchState, Status
 from ballot.runs.trials import TrialRecord
 
 IN_A_ROW = 3  # trials that crash before their first epoch until the search is given up
 SILENT_S = 30.0  # a manager under load answers late, but not this late
 TUNER_S = 3.0  # how long a tuner may be away before it is taken for dead
-IDLE_S = 45.0  # without a trial until it is said; NNI starts one within two seconds
+IDLE_S = 45.0  # without a trial until it is said
 GIVE_UP_S = 180.0  # without a trial until the search is ended: a slow tuner is given that long
 SETTLE_S = 3.0  # how long a tuner that has no more trials is waited for
-WORKING = ("RUNNING", "NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL")
+WORKING = ("running", "all_started", "exhausted")
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,23 @@ class Watch:
 
     def look(
         self,
-        status: str,
-        errors: Sequence[str],
+        status: Status,
         trials: Sequence[TrialRecord],
         tuner_lives: Callable[[], bool],
         now: float,
     ) -> Trouble | None:
         """Return what is wrong, or nothing."""
         again = f"python search.py --resume {self.search_id} goes on from here"
-        if status == "GONE":
-            return Trouble("NNI's manager has died", again)
-        if self._for(status == "SILENT", "silent", now) > SILENT_S:
-            return Trouble(f"NNI's manager has not answered for {SILENT_S:.0f} s", again)
-        if status == "ERROR":
-            what = "; ".join(errors) or "NNI ended with an error"
+        state = status.state
+        if state == "gone":
+            return Trouble("the manager of the trials has died", again)
+        if self._for(state == "silent", "silent", now) > SILENT_S:
+            what = f"the manager of the trials has not answered for {SILENT_S:.0f} s"
+            return Trouble(what, again)
+        if state == "error":
+            what = "; ".join(status.errors) or "the manager of the trials ended with an error"
             return Trouble(what, again, of_tuner=True)
-        if status in WORKING and self._tuner_is_gone(tuner_lives(), now):
+        if state in WORKING and self._tuner_is_gone(tuner_lives(), now):
             what = "the tuner has died, so that no new trial would start"
             return Trouble(what, again, of_tuner=True)
         failing = crashed_in_a_row([t for t in trials if (t.ended or now) >= self.since])
@@ -65,25 +67,25 @@ class Watch:
                 f"mend what they say; then {again}",
                 trials=tuple(failing),
             )
-        return self._idle(status, trials, now, again)
+        return self._idle(state, trials, now, again)
 
-    def is_done(self, status: str, trials: Sequence[TrialRecord], now: float) -> bool:
+    def is_done(self, state: SearchState, trials: Sequence[TrialRecord], now: float) -> bool:
         """Whether the search has come to its end.
 
-        A tuner that has tried everything, as grid search does, leaves NNI waiting for ever.
+        A tuner that has tried everything, as grid search does, leaves its engine waiting forever.
         """
-        idle = status == "TUNER_NO_MORE_TRIAL" and all(trial.has_ended for trial in trials)
-        return status in ("DONE", "STOPPED") or self._for(idle, "exhausted", now) > SETTLE_S
+        idle = state == "exhausted" and all(trial.has_ended for trial in trials)
+        return state == "done" or self._for(idle, "exhausted", now) > SETTLE_S
 
     def _tuner_is_gone(self, lives: bool, now: float) -> bool:
         self._tuner_seen = self._tuner_seen or lives
         return self._for(self._tuner_seen and not lives, "tuner", now) > TUNER_S
 
     def _idle(
-        self, status: str, trials: Sequence[TrialRecord], now: float, again: str
+        self, state: SearchState, trials: Sequence[TrialRecord], now: float, again: str
     ) -> Trouble | None:
-        idle = status in ("RUNNING", "INITIALIZED") and not any(
-            trial.status == "RUNNING" for trial in trials
+        idle = state in ("running", "starting") and not any(
+            trial.status == "running" for trial in trials
         )
         seconds = self._for(idle, "idle", now)
         if seconds <= IDLE_S:
@@ -116,7 +118,7 @@ def crashed_in_a_row(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     ended = sorted((t for t in trials if t.has_ended), key=lambda t: t.ended or 0.0)
     row: list[TrialRecord] = []
     for trial in reversed(ended):
-        if trial.status != "FAILED" or trial.scores:
+        if trial.status != "failed" or trial.scores:
             break
         row.insert(0, trial)
     return row
@@ -136,7 +138,7 @@ def overdue(
     return [
         trial
         for trial in trials
-        if trial.status == "RUNNING"
+        if trial.status == "running"
         and trial.id in signs
         and now - max(trial.resumed or now, signs[trial.id]) > patience
     ]

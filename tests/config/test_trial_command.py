@@ -64,10 +64,10 @@ def test_every_wrong_option_is_found_and_the_good_ones_are_kept():
     text = "python3 train.py --epoch 3 --foo --lr -3 --batch-size 0 --resume auto"
     options, problems = read_options(parse_command(text, ROOT), ROOT, "c.yml")
     assert [str(problem) for problem in problems] == [
-        "c.yml: trialCommand: unknown flag '--epoch'; did you mean '--epochs'?",
-        "c.yml: trialCommand: unknown flag '--foo'; did you mean '--fold'?",
-        "c.yml: trialCommand: lr is -3.0; it must be greater than 0",
-        "c.yml: trialCommand: batch_size is 0; it must be at least 1",
+        "c.yml: trial command: unknown flag '--epoch'; did you mean '--epochs'?",
+        "c.yml: trial command: unknown flag '--foo'; did you mean '--fold'?",
+        "c.yml: trial command: lr is -3.0; it must be greater than 0",
+        "c.yml: trial command: batch_size is 0; it must be at least 1",
     ]
     assert options.config is None
     assert options.command.options == ["--lr", "-3", "--batch-size", "0", "--resume", "auto"]

@@ -63,7 +63,7 @@ class Homecoming(Scene):
                     f"{host}:~/nni-experiments/{ID}/environments/remote-worker1/trials/{trial}",
                 )
                 for number, trial in enumerate(state)
-                for at, event in enumerate(("WAITING", "RUNNING", "SUCCEEDED"))
+                for at, event in enumerate(("waiting", "running", "succeeded"))
             ],
             [(trial, "0", "FINAL", score) for trial, score in state.items()],
         )

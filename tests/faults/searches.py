@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 import search
-from ballot.engines.nni import experiment
+from ballot.engines.choose import load_engine, newest_search
 from ballot.errors import UserError
 from tests.faults import scenarios
 from tests.faults.processes import Child, start
@@ -75,7 +75,7 @@ class SmallSearch(Scene):
         os.environ.update(environment(self.home))
         words = ["--config", "config.yml", "--no_probe"]
         with contextlib.suppress(UserError):
-            words = ["--resume", experiment.newest_search(None).id]
+            words = ["--resume", newest_search(load_engine("nni"), None).id]
         return search.main([*words, "--port", "19200"])
 
     def read(self, place: Path) -> dict[str, str]:

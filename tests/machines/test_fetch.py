@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 from searches_for_tests import wait_for
 
+from ballot.config.trial_command import outputs_of
 from ballot.engines.nni import remote
+from ballot.engines.nni.remote import ON_MACHINE
+from ballot.engines.nni.sent.on_machine import listening, sweep
 from ballot.errors import UserError
 from ballot.machines import fetch
 from ballot.machines.fetch import Collector, Source
 from ballot.machines.machine import Machine
-from ballot.machines.sent.runs import listening, sweep
 from ballot.machines.ssh import Link
 from ballot.machines.ssh_errors import Unreachable
 from ballot.runs.trials import TrialRecord
-from ballot.search import plan
 
 OUT = "$HOME/nni-experiments/$NNI_EXP_ID/outputs"
 
@@ -66,7 +67,7 @@ def make_run(home, name, status="done", **files):
     return run
 
 
-def trial(name, sequence, score=None, machine="gpu1", status="SUCCEEDED"):
+def trial(name, sequence, score=None, machine="gpu1", status="succeeded"):
     return TrialRecord(name, sequence, status, final=score, machine=machine)
 
 
@@ -77,7 +78,7 @@ def link(tmp_path):
 
 @pytest.fixture
 def collector(link, tmp_path):
-    return Collector(Source("x", [link], OUT, tmp_path / "outputs", tmp_path / "logs"))
+    return Collector(Source("x", [link], OUT, tmp_path / "outputs", tmp_path / "logs", ON_MACHINE))
 
 
 def test_runs_come_home_as_they_are_with_the_weights_of_the_best_alone(link, collector, tmp_path):
@@ -113,7 +114,7 @@ def test_weights_that_are_surpassed_on_the_way_do_not_stay(link, collector, tmp_
 
 def test_a_trial_is_fetched_when_it_has_ended_and_again_when_it_has_gone_on(link, collector):
     run = make_run(link.home, "x-000-a", status="stopped")
-    running = trial("a", 0, status="RUNNING")
+    running = trial("a", 0, status="running")
     assert collector.finish([running], over=False) == [] and collector.brought == []
     assert collector.finish([running]) == [] and collector.brought == ["x-000-a"]
     (run / "result.json").write_text('{"status": "done"}')
@@ -128,7 +129,7 @@ def test_what_runs_is_kept_with_all_its_checkpoints_until_it_has_ended(
 ):
     monkeypatch.setattr(fetch, "KEEP_S", 0.0)
     run = make_run(link.home, "x-000-a", status="running")
-    running = trial("a", 0, status="RUNNING")
+    running = trial("a", 0, status="running")
     running.scores = [0.5]
     kept = tmp_path / "outputs/.collect/running/x-000-a"
     collector.update([running])
@@ -160,7 +161,7 @@ def test_a_part_goes_on_where_it_was_interrupted_and_a_wrong_one_begins_anew(lin
         return Link.spawn(link, *args, **how)
 
     link.spawn = send
-    fetch.bring_run(link, "x-000-a", str(run), tmp_path / "outputs", "")
+    fetch.bring_run(link, ON_MACHINE, "x-000-a", str(run), tmp_path / "outputs", "")
     assert (tmp_path / "outputs/x-000-a/big.bin").read_text() == big
     assert (tmp_path / "outputs/x-000-a/other.bin").read_text() == other
     assert len(asked) == 3  # the list, what was missing, and what had begun wrongly
@@ -275,7 +276,7 @@ def test_the_last_words_of_a_trial_that_left_no_run_come_too(link, collector, tm
     place = link.home / "nni-experiments/x/environments/remote-worker1/trials/a"
     place.mkdir(parents=True)
     (place / "trial.stderr").write_text("Traceback\nValueError: it is so\n")
-    assert collector.finish([trial("a", 0, status="FAILED")]) == []
+    assert collector.finish([trial("a", 0, status="failed")]) == []
     said = tmp_path / "logs/environments/remote-worker1/trials/a/trial.stderr"
     assert "it is so" in said.read_text()
 
@@ -296,7 +297,7 @@ def test_relative_outputs_are_found_beside_nnis_copy_of_the_code(link):
     )
     run.mkdir(parents=True)
     (run / "result.json").write_text('{"status": "done", "score": 0.5}')
-    found = fetch.ask(link, "runs", "x", "outputs")
+    found = ON_MACHINE.ask(link, "runs", "x", "outputs")
     assert found["x-000-a"]["folder"] == str(run) and found["x-000-a"]["score"] == 0.5
 
 
@@ -370,7 +371,7 @@ def test_trials_elsewhere_write_where_a_later_start_finds_it():
     command = remote.with_out_dir("python3 train.py --epochs 3")
     assert command.endswith('--out_dir "$HOME/nni-experiments/$NNI_EXP_ID/outputs"')
     assert remote.with_out_dir("python train.py --out-dir=x") == "python train.py --out-dir=x"
-    assert plan.outputs_of(command, "/code", elsewhere=True) == Path("/code/outputs")
-    assert plan.outputs_of("t --out_dir ~/r/runs", "/c", elsewhere=True) == Path("/c/runs")
-    assert plan.outputs_of("t --out_dir o", "/c", elsewhere=True) == Path("/c/o")
-    assert plan.outputs_of("t --out_dir /o", "/c") == Path("/o")
+    assert outputs_of(command, "/code", elsewhere=True) == Path("/code/outputs")
+    assert outputs_of("t --out_dir ~/r/runs", "/c", elsewhere=True) == Path("/c/runs")
+    assert outputs_of("t --out_dir o", "/c", elsewhere=True) == Path("/c/o")
+    assert outputs_of("t --out_dir /o", "/c") == Path("/o")

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from ballot.config.schema import Config
+from ballot.engines.interface import Limits
 from ballot.engines.nni import checks
-from ballot.preflight import examine as _examine
+from ballot.engines.nni.engine import NniEngine
 from ballot.preflight import examine as examine_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,12 @@ def examine(tmp_path, monkeypatch):
         (tmp_path / "c.yml").write_text(yaml.safe_dump(content))
         # Not NNI's own 8080, on which a search may run while this is tested.
         return examine_module.examine(
-            tmp_path / "c.yml", lambda _: limits or {}, probe=probe, guarded=guarded, port=28400
+            NniEngine(),
+            tmp_path / "c.yml",
+            limits or Limits(),
+            probe=probe,
+            guarded=guarded,
+            port=28400,
         )
 
     return do
@@ -49,7 +55,7 @@ def examine(tmp_path, monkeypatch):
 def test_nothing_is_wrong_with_a_good_configuration(examine):
     found = examine()
     assert found.problems == [] and found.aim == ("val_acc", "max")
-    assert found.config.search_space == SPACE
+    assert found.draft.plan([], maximize=True).settings.search_space == SPACE
 
 
 def test_everything_is_found_at_once(examine):
@@ -118,15 +124,10 @@ def test_the_monitor_may_stand_in_a_file_of_the_trial_command(examine, tmp_path)
 
 
 def test_the_command_line_of_the_search_comes_before_its_file(examine):
-    limits = {
-        "maxTrialNumber": 9,
-        "trialConcurrency": 3,
-        "maxExperimentDuration": "90",
-        "trialCommand": "python3 train.py --resume auto --time_limit 5",
-    }
-    config = examine(limits=limits).config
-    assert (config.max_trial_number, config.trial_concurrency) == (9, 3)
-    assert config.max_experiment_duration == "90s" and "--time_limit 5" in config.trial_command
+    limits = Limits(max_trials=9, max_seconds=90.0, concurrency=3, trial_seconds=5.0)
+    plan = examine(limits=limits).draft.plan([], maximize=True)
+    assert (plan.max_trials, plan.concurrency, plan.max_seconds) == (9, 3, 90.0)
+    assert plan.command.endswith("--time_limit 5")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_versions_are_those_that_nni_runs_with(monkeypatch):
     assert checks.version_problems() == []
     versions = {"nni": "2.10", "setuptools": "82.0.1", "torch": None}
     monkeypatch.setattr(checks, "_version", versions.get)
-    monkeypatch.setattr(_examine, "PYTHONS", ((4, 0), (5, 0)))
+    monkeypatch.setattr(checks, "PYTHONS", ((4, 0), (5, 0)))
     wheres = [problem.where for problem in checks.version_problems()]
     assert wheres == ["python", "nni", "setuptools", "torch"]
 

@@ -83,7 +83,7 @@ def test_a_good_answer_is_no_problem():
             "tuner: unknown criterion 'focall'; did you mean 'focal'?",
             "space.json: unknown criterion 'focall'; did you mean 'focal'?",
         ),
-        ("command line: unknown model 'x'", "c.yml: trialCommand: unknown model 'x'"),
+        ("command line: unknown model 'x'", "c.yml: trial command: unknown model 'x'"),
         ("data_dir: there are no images", "data_dir: there are no images"),
     ],
 )
@@ -134,7 +134,7 @@ def test_memory_is_counted_for_the_trials_that_run_at_once(monkeypatch):
             24e9,
             4,
             "2 trials at once (2 cores, 24.0 GB of memory, a trial takes 500 MB), "
-            "trialConcurrency is 4; --concurrency 2 does as much",
+            "4 are to run at once; --concurrency 2 does as much",
         ),
         (8, 24e9, 5, ""),
         (
@@ -142,7 +142,7 @@ def test_memory_is_counted_for_the_trials_that_run_at_once(monkeypatch):
             24e9,
             4,
             "8 trials at once (8 cores, 24.0 GB of memory, a trial takes 500 MB), "
-            "trialConcurrency is 4; --concurrency 8 does more in the same time",
+            "4 are to run at once; --concurrency 8 does more in the same time",
         ),
         (8, 1.2e9, 2, ""),
         (
@@ -150,14 +150,14 @@ def test_memory_is_counted_for_the_trials_that_run_at_once(monkeypatch):
             1.2e9,
             1,
             "2 trials at once (8 cores, 1.2 GB of memory, a trial takes 500 MB), "
-            "trialConcurrency is 1; --concurrency 2 does more in the same time",
+            "1 are to run at once; --concurrency 2 does more in the same time",
         ),
         (
             1,
             float("inf"),
             2,
             "1 trial at once (1 core, a trial takes 500 MB), "
-            "trialConcurrency is 2; --concurrency 1 does as much",
+            "2 are to run at once; --concurrency 1 does as much",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from ballot.runs.trials import NO_WORD, TrialRecord
 SGD = {"lr": 0.1, "optimizer": {"_name": "SGD", "momentum": 0.9}}
 
 
-def trial(name, sequence=0, status="SUCCEEDED", **more):
+def trial(name, sequence=0, status="succeeded", **more):
     return TrialRecord(name, sequence, status, **{"parameters": SGD, **more})
 
 
@@ -65,7 +65,7 @@ def test_a_row_is_what_the_trial_wrote_down_and_not_what_nni_recorded(tmp_path):
 
 def test_a_trial_that_left_nothing_is_told_by_nnis_records(tmp_path):
     results = table(tmp_path)
-    results.update([trial("a", status="FAILED", resumed=10.0, ended=12.5)])
+    results.update([trial("a", status="failed", resumed=10.0, ended=12.5)])
     (row,) = rows_of(tmp_path / "results.csv")
     assert (row["status"], row["reason"], row["seconds"]) == ("failed", "boom", "2.5")
     assert (row["lr"], row["optimizer_args.momentum"], row["score"]) == ("0.1", "0.9", "")
@@ -80,25 +80,25 @@ def test_the_floor_that_a_failed_trial_reported_is_no_score(tmp_path):
 @pytest.mark.parametrize(
     "nni, said, over, expected",
     [
-        ("WAITING", {}, False, ("waiting", None)),
-        ("RUNNING", {}, False, ("running", None)),
-        ("RUNNING", {"status": "running"}, False, ("running", None)),
-        ("RUNNING", {"status": "running"}, True, ("stopped", "killed before it could write")),
-        ("RUNNING", {}, True, ("stopped", "ended before it began")),
-        ("RUNNING", {"status": "stopped", "reason": "SIGINT"}, True, ("stopped", "SIGINT")),
-        ("RUNNING", {"status": "stopped", "reason": "SIGINT"}, False, ("running", None)),
-        ("RUNNING", {"status": "done"}, False, ("done", None)),
-        ("USER_CANCELED", {"status": "stopped", "reason": "SIGINT"}, False, ("stopped", "SIGINT")),
+        ("waiting", {}, False, ("waiting", None)),
+        ("running", {}, False, ("running", None)),
+        ("running", {"status": "running"}, False, ("running", None)),
+        ("running", {"status": "running"}, True, ("stopped", "killed before it could write")),
+        ("running", {}, True, ("stopped", "ended before it began")),
+        ("running", {"status": "stopped", "reason": "SIGINT"}, True, ("stopped", "SIGINT")),
+        ("running", {"status": "stopped", "reason": "SIGINT"}, False, ("running", None)),
+        ("running", {"status": "done"}, False, ("done", None)),
+        ("cancelled", {"status": "stopped", "reason": "SIGINT"}, False, ("stopped", "SIGINT")),
         (
-            "USER_CANCELED",
+            "cancelled",
             {"status": "running"},
             False,
             ("failed", "killed from outside before it could write"),
         ),
-        ("EARLY_STOPPED", {"status": "stopped"}, False, ("stopped", "ended early by the assessor")),
-        ("FAILED", {"status": "running"}, False, ("failed", None)),
-        ("SUCCEEDED", {"status": "failed", "reason": "memory"}, False, ("failed", "memory")),
-        ("SUCCEEDED", {}, False, ("done", None)),
+        ("early_stopped", {"status": "stopped"}, False, ("stopped", "ended early by the assessor")),
+        ("failed", {"status": "running"}, False, ("failed", None)),
+        ("succeeded", {"status": "failed", "reason": "memory"}, False, ("failed", "memory")),
+        ("succeeded", {}, False, ("done", None)),
     ],
 )
 def test_the_status_is_one_of_five_words(nni, said, over, expected):
@@ -128,11 +128,11 @@ def test_rows_of_other_searches_stay_as_they_are(tmp_path):
 def test_the_file_is_written_only_when_a_row_changed(tmp_path):
     leave(tmp_path / "outputs", "exp-000-a", status="running", epochs=1)
     results = table(tmp_path)
-    results.update([trial("a", status="RUNNING")])
+    results.update([trial("a", status="running")])
     first = results.path.stat().st_ino
-    results.update([trial("a", status="RUNNING")])
+    results.update([trial("a", status="running")])
     assert results.path.stat().st_ino == first
-    results.update([trial("a", status="RUNNING", scores=[0.5])])
+    results.update([trial("a", status="running", scores=[0.5])])
     assert results.path.stat().st_ino != first
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -140,7 +140,7 @@ def test_the_file_is_written_only_when_a_row_changed(tmp_path):
 def test_only_what_changed_is_read_again(tmp_path):
     for name in "ab":
         leave(tmp_path / "outputs", f"exp-000-{name}", {"lr": 0.1}, status="running", score=0.5)
-    results, trials = table(tmp_path), [trial(name, status="RUNNING") for name in "ab"]
+    results, trials = table(tmp_path), [trial(name, status="running") for name in "ab"]
     before = results.update(trials)
     for name in "ab":
         path = tmp_path / "outputs" / f"exp-000-{name}" / "config.json"
@@ -173,7 +173,7 @@ def test_the_words_of_a_trial_are_asked_for_until_there_are_some(tmp_path):
         maximize=True,
         words=lambda name: asked.append(name) or said[name],
     )
-    trials = [trial(name, k, status="FAILED") for k, name in enumerate("ab")]
+    trials = [trial(name, k, status="failed") for k, name in enumerate("ab")]
     assert [row["reason"] for row in results.update(trials)] == [NO_WORD, "no memory"]
     said["a"] = "killed"
     for _ in range(3):

@@ -20,6 +20,7 @@ from searches_for_tests import (
 )
 
 import ensemble
+from ballot.engines.choose import load_engine
 from ballot.engines.nni.database import read_trials
 from ballot.errors import UserError
 from ballot.runs.results import Results
@@ -40,7 +41,7 @@ def finish(folder, trial, score, status="done", seed=42, ballot=True, **values):
         run.with_name(f"{run.name}.csv").write_text("id,a,b\n")
 
 
-def ended(number, status="SUCCEEDED", **parameters):
+def ended(number, status="succeeded", **parameters):
     return TrialRecord(f"t{number}", number, status=status, parameters=parameters)
 
 
@@ -106,7 +107,7 @@ def test_the_split_is_that_of_the_search(tmp_path):
 def test_only_what_is_not_there_is_trained_and_what_was_halted_goes_on(tmp_path):
     finalist = Finalist("x", 0.9, {"lr": 0.1}, "", 1, 1)
     wanted = [finalist.on_fold(k, 5) for k in range(5)]
-    statuses = ("SUCCEEDED", "RUNNING", "FAILED", "USER_CANCELED")
+    statuses = ("succeeded", "running", "failed", "cancelled")
     trials = [ended(k, status, **wanted[k]) for k, status in enumerate(statuses)]
     finish(tmp_path, trials[0], 0.9)
     finish(tmp_path, trials[1], 0.5, status="stopped")
@@ -145,10 +146,10 @@ def test_the_search_is_that_of_the_files(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     trials = [ended(0, lr=0.1)]
     finish(tmp_path, trials[0], 0.9)
-    with pytest.raises(UserError, match="search 'exp': is not in NNI's list"):
-        finalize.choose_search(None, [tmp_path / "exp-000-t0.csv"])
+    with pytest.raises(UserError, match="search 'exp': is not known"):
+        finalize.choose_search(load_engine("nni"), None, [tmp_path / "exp-000-t0.csv"])
     with pytest.raises(UserError, match="the files are of no search"):
-        finalize.choose_search("other", [tmp_path / "exp-000-t0.csv"])
+        finalize.choose_search(load_engine("nni"), "other", [tmp_path / "exp-000-t0.csv"])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_the_search_is_that_of_the_files(tmp_path, monkeypatch):
         (["--finalize", "0"], "0 configurations on 5 folds; at least 1 on 2"),
         (["--finalize", "2", "--folds", "1"], "2 configurations on 1 folds; at least 1 on 2"),
         (["--finalize", "2", "--weights", "1"], "does not go with --soup or --weights"),
-        (["--finalize", "2", "--search", "nowhere"], "search 'nowhere': is not in NNI's list"),
+        (["--finalize", "2", "--search", "nowhere"], "search 'nowhere': is not known"),
         (["--finalize", "2"], "there is no search of this folder"),
     ],
 )
@@ -200,7 +201,7 @@ def test_the_two_best_of_a_search_are_trained_on_two_folds_and_vote(home):
     assert status == 0, said
     assert "4 more trials" in said and "2/2" in said and "vote of 2 members" in said
     trials = [trial for trial in read_trials(only_experiment(home)) if is_final(trial)]
-    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 4
+    assert [trial.status for trial in trials] == ["succeeded"] * 4
     assert len({json.dumps(trial.parameters, sort_keys=True) for trial in trials}) == 4
     held_out: dict[float, list[str]] = {}
     for trial in trials:  # the folds of a configuration hold each row out once

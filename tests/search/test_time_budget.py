@@ -12,7 +12,7 @@ from ballot.search import time_budget
 from ballot.search.time_budget import OVER, Budget, how_time_cut, time_before, usual_seconds
 
 
-def ended(seconds, status="SUCCEEDED", began=100.0, **more):
+def ended(seconds, status="succeeded", began=100.0, **more):
     facts = {"started": began, "resumed": began, "ended": began + seconds, "scores": [0.5], **more}
     return TrialRecord("x", 0, status=status, **facts)
 
@@ -41,14 +41,14 @@ def test_a_trial_begins_only_where_half_of_the_usual_time_is_left():
 
 
 def test_of_no_trial_that_has_ended_nothing_is_known_and_one_may_begin():
-    running = TrialRecord("x", 0, status="RUNNING", started=1.0, resumed=1.0)
-    assert usual_seconds([running, ended(3, "FAILED"), ended(5, "USER_CANCELED")]) is None
+    running = TrialRecord("x", 0, status="running", started=1.0, resumed=1.0)
+    assert usual_seconds([running, ended(3, "failed"), ended(5, "cancelled")]) is None
     assert not Budget(60, 0).is_too_late([running], 55)
 
 
 def test_failed_resumed_and_crashed_trials_do_not_say_how_long_one_takes():
-    odd = [ended(1, scores=[]), ended(2, resumed=101.0), ended(3, "FAILED")]
-    assert usual_seconds([*odd, ended(50), ended(70, "EARLY_STOPPED")]) == 60
+    odd = [ended(1, scores=[]), ended(2, resumed=101.0), ended(3, "failed")]
+    assert usual_seconds([*odd, ended(50), ended(70, "early_stopped")]) == 60
 
 
 def test_what_the_runs_wrote_says_how_long_the_end_takes(tmp_path):

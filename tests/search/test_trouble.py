@@ -2,18 +2,19 @@
 
 import pytest
 
+from ballot.engines.interface import Status
 from ballot.runs.trials import TrialRecord
 from ballot.search.trouble import SETTLE_S, Watch, crashed_in_a_row, overdue
 
 
-def trial(name, status="RUNNING", ended=None, scores=(), resumed=0.0):
+def trial(name, status="running", ended=None, scores=(), resumed=0.0):
     return TrialRecord(name, 0, status, resumed, resumed, ended, list(scores))
 
 
-def observe(eye, status="RUNNING", trials=(), *, lives=True, errors=(), seconds=60, start=1000):
+def observe(eye, status="running", trials=(), *, lives=True, errors=(), seconds=60, start=1000):
     """Look every second; return the first trouble and after how long it came."""
     for now in range(start, start + seconds):
-        trouble = eye.look(status, errors, list(trials), lambda: lives, float(now))
+        trouble = eye.look(Status(status, tuple(errors)), list(trials), lambda: lives, float(now))
         if trouble:
             return trouble, now - start
     return None, seconds
@@ -21,28 +22,28 @@ def observe(eye, status="RUNNING", trials=(), *, lives=True, errors=(), seconds=
 
 def test_a_search_that_works_has_no_trouble():
     assert observe(Watch("x"), trials=[trial("a")], seconds=600)[0] is None
-    for status in ("NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL"):
+    for status in ("all_started", "exhausted"):
         assert observe(Watch("x"), status, [trial("a")])[0] is None
 
 
 def test_a_manager_that_is_gone_is_noticed_at_once():
-    trouble, after = observe(Watch("abc"), "GONE")
+    trouble, after = observe(Watch("abc"), "gone")
     assert after == 0 and trouble.fatal
-    assert "manager has died" in trouble.what and "--resume abc" in trouble.remedy
+    assert "has died" in trouble.what and "--resume abc" in trouble.remedy
 
 
 def test_a_manager_that_does_not_answer_is_noticed_within_a_minute():
     eye = Watch("x")
-    trouble, after = observe(eye, "SILENT")
+    trouble, after = observe(eye, "silent")
     assert trouble.fatal and 20 < after < 60 and "has not answered" in trouble.what
     eye = Watch("x")
     for start in range(1000, 1200, 25):  # late answers are no silence
-        assert observe(eye, "SILENT", seconds=24, start=start)[0] is None
-        assert observe(eye, "RUNNING", [trial("a")], seconds=1, start=start + 24)[0] is None
+        assert observe(eye, "silent", seconds=24, start=start)[0] is None
+        assert observe(eye, "running", [trial("a")], seconds=1, start=start + 24)[0] is None
 
 
 def test_an_error_of_nni_is_said_in_its_words():
-    trouble, _ = observe(Watch("x"), "ERROR", errors=["Tuner did not connect"])
+    trouble, _ = observe(Watch("x"), "error", errors=["Tuner did not connect"])
     assert trouble.fatal and trouble.what == "Tuner did not connect"
 
 
@@ -56,7 +57,7 @@ def test_a_tuner_that_died_is_noticed_and_one_that_is_not_there_yet_is_waited_fo
 
 def test_no_progress_is_said_within_a_minute_and_ends_the_search_later():
     eye = Watch("x")
-    ended = [trial("a", "SUCCEEDED", ended=1.0, scores=[0.5])]
+    ended = [trial("a", "succeeded", ended=1.0, scores=[0.5])]
     trouble, after = observe(eye, trials=ended)
     assert not trouble.fatal and after < 60 and "no trial has run" in trouble.what
     assert observe(eye, trials=ended, start=1050, seconds=60)[0] is None  # said once
@@ -72,7 +73,7 @@ def test_where_trials_may_wait_for_a_device_no_progress_ends_nothing():
 
 
 def test_three_crashes_in_a_row_end_the_search_with_the_last_one():
-    crashed = [trial(name, "FAILED", ended=2000.0 + k) for k, name in enumerate("abc")]
+    crashed = [trial(name, "failed", ended=2000.0 + k) for k, name in enumerate("abc")]
     assert observe(Watch("x"), trials=[*crashed[:2], trial("d")], seconds=5)[0] is None
     trouble, _ = observe(Watch("x"), trials=[*crashed, trial("d")])
     assert trouble.fatal and [t.id for t in trouble.trials] == ["a", "b", "c"]
@@ -83,27 +84,27 @@ def test_three_crashes_in_a_row_end_the_search_with_the_last_one():
 @pytest.mark.parametrize(
     "between",
     [
-        trial("ok", "SUCCEEDED", ended=2.5),
-        trial("trained", "FAILED", ended=2.5, scores=[0.5]),
-        trial("killed", "USER_CANCELED", ended=2.5),
+        trial("ok", "succeeded", ended=2.5),
+        trial("trained", "failed", ended=2.5, scores=[0.5]),
+        trial("killed", "cancelled", ended=2.5),
     ],
 )
 def test_a_row_of_crashes_is_broken_by_anything_else(between):
-    a, b, c = (trial(name, "FAILED", ended=float(k)) for k, name in enumerate("abc", 1))
+    a, b, c = (trial(name, "failed", ended=float(k)) for k, name in enumerate("abc", 1))
     assert [t.id for t in crashed_in_a_row([c, b, a])] == ["a", "b", "c"]  # by when they ended
     assert [t.id for t in crashed_in_a_row([a, b, between, c])] == ["c"]
 
 
 def test_grid_search_that_has_tried_everything_is_done():
-    eye, ended = Watch("x"), [trial("a", "SUCCEEDED", ended=1.0)]
-    assert not eye.is_done("TUNER_NO_MORE_TRIAL", [trial("b")], 10.0)
-    assert not eye.is_done("TUNER_NO_MORE_TRIAL", ended, 11.0)
-    assert eye.is_done("TUNER_NO_MORE_TRIAL", ended, 12.0 + SETTLE_S)
-    assert eye.is_done("DONE", ended, 0.0)
+    eye, ended = Watch("x"), [trial("a", "succeeded", ended=1.0)]
+    assert not eye.is_done("exhausted", [trial("b")], 10.0)
+    assert not eye.is_done("exhausted", ended, 11.0)
+    assert eye.is_done("exhausted", ended, 12.0 + SETTLE_S)
+    assert eye.is_done("done", ended, 0.0)
 
 
 def test_a_trial_hangs_that_writes_nothing_long_after_its_time():
-    trials = [trial("a", resumed=100.0), trial("b", "SUCCEEDED", resumed=100.0)]
+    trials = [trial("a", resumed=100.0), trial("b", "succeeded", resumed=100.0)]
     assert overdue(trials, None, {}, 1e9) == []
     assert overdue(trials, 200.0, {"a": 0.0}, 100 + 200 + 99) == []
     assert [t.id for t in overdue(trials, 200.0, {"a": 0.0}, 100 + 200 + 101)] == ["a"]

@@ -13,11 +13,11 @@ import math
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ballot.config.files import parse_json, parse_yaml
+from ballot.engines.interface import Outline
 from ballot.engines.nni import algorithms
 from ballot.engines.nni.algorithms import OURS, is_ours, name_of
 from ballot.errors import UserError, suggest
@@ -59,20 +59,6 @@ DEFAULT_AIM = {
 PLATFORMS = ("local", "remote")
 LOWEST = {"trialconcurrency": 1, "maxtrialnumber": 1, "maxtrialnum": 1, "trialgpunumber": 0}
 ASSESSORS = ("Medianstop", "Curvefitting")
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What can be said of a configuration without NNI, whichever its version is."""
-
-    version: int
-    content: Mapping[str, Any]
-    platform: str
-    command: str
-    code: Path  # the folder that trials run in
-    concurrency: int
-    space: Mapping[str, Any]
-    space_source: str
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -176,14 +162,6 @@ def _space(inline: Any, file: Any, path: Path) -> tuple[dict[str, Any], str, lis
         what = "holds no search space"
         return {}, str(source), [Problem(str(source), what, "it is an object with a key an option")]
     return space, str(source), []
-
-
-def seconds_of(text: str | int, source: str) -> float:
-    """Read a duration such as 90, 90s, 30m, 2h or 1d as seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text).strip())
-    if not found or float(found[1]) <= 0:
-        raise UserError(f"{source}: {text!r} is no duration; as in 90s, 30m or 2h")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def to_experiment(found: Outline, path: Path) -> tuple[Any, list[Problem]]:

@@ -9,7 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ballot.runs.trials import ENDED, TrialRecord
+from ballot.runs.trials import ENDED, TrialRecord, TrialStatus
+
+STATUSES: dict[str, TrialStatus] = {
+    "WAITING": "waiting",
+    "ADD_RESUMED": "waiting",
+    "RUNNING": "running",
+    "UNKNOWN": "running",  # of a machine that does not answer
+    "SUCCEEDED": "succeeded",
+    "FAILED": "failed",
+    "USER_CANCELED": "cancelled",
+    "SYS_CANCELED": "cancelled",
+    "EARLY_STOPPED": "early_stopped",
+}
+
+
+def database_of(folder: Path) -> Path:
+    """Return NNI's database of a search."""
+    return folder / "db" / "nni.sqlite"
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:
@@ -24,7 +41,7 @@ class Records:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._database = folder / "db" / "nni.sqlite"
+        self._database = database_of(folder)
         self._last = {"TrialJobEvent": 0, "MetricData": 0}  # numbers of the rows read last
         # In the order of the records: clocks of machines differ.
         self._trials: dict[str, TrialRecord] = {}
@@ -106,15 +123,15 @@ class Records:
 
 
 def _apply(trial: TrialRecord, event: str, seconds: float) -> None:
+    status = STATUSES.get(event)
+    if status is None:
+        return
     if event == "RUNNING":
         trial.resumed = seconds
         trial.started = seconds if trial.started is None else trial.started
-    if event in ENDED:
+    if status in ENDED:
         trial.ended = seconds
-    if event in (*ENDED, "RUNNING", "WAITING", "UNKNOWN"):
-        trial.status = event
-    if event == "ADD_RESUMED":
-        trial.status = "WAITING"
+    trial.status = status
 
 
 def _unpack(data: str) -> dict[str, Any]:

@@ -1,36 +1,36 @@
-"""Searches of this user: NNI's list of them, their processes, and what their managers answer."""
+"""A search that NNI runs or ran: found in NNI's list, watched, and ended."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import http.client
+import dataclasses
 import json
-import os
-import re
-import sqlite3
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil  # comes with NNI
 
-from ballot.engines.nni.database import query_database
-from ballot.engines.nni.processes import _await_end, _is_manager, _kill, end_processes
+from ballot.engines.interface import Launch, Limits, Machines, MachineState, Plan, Status
+from ballot.engines.nni import guard, logs, profile, remote
+from ballot.engines.nni.database import Records, database_of
+from ballot.engines.nni.portal import FAILURES, Portal
+from ballot.engines.nni.processes import (
+    WRITE_S,
+    await_end,
+    belonging,
+    end_processes,
+    is_manager,
+    kill,
+)
+from ballot.engines.notes import Noted
 from ballot.errors import UserError
-from ballot.runs.files import write_json
-from ballot.runs.trials import NO_WORD
-from ballot.wording import last_lines
+from ballot.runs.trials import TrialRecord
 
-ANSWER_S = 5.0  # a manager that is well answers within milliseconds
 STOP_S = 90.0  # NNI gives itself 60 s to shut down
-WRITE_S = 20.0  # for a trial to write what it has, as in trials.js
-NOTE = "search.json"  # what search.py keeps of a search in NNI's folder of it
 
 
 @dataclass
-class Search:
+class NniSearch(Noted):
     """A search, whether its manager runs or not."""
 
     id: str
@@ -39,16 +39,17 @@ class Search:
     pid: int | None = None  # of NNI's manager
     prefix: str | None = None
     began: float = 0.0  # seconds since the epoch
+    _records: Records | None = field(default=None, repr=False, compare=False)
 
     @property
-    def database(self) -> Path:
-        """NNI's database of this search."""
-        return self.folder / "db" / "nni.sqlite"
+    def portal(self) -> Portal:
+        """Where its manager listens."""
+        return Portal(self.port, self.prefix)
 
     @property
-    def url(self) -> str:
-        """Address of its portal, while it runs."""
-        return f"http://127.0.0.1:{self.port}" + (f"/{self.prefix}" if self.prefix else "")
+    def address(self) -> str:
+        """The page of its portal, while it runs."""
+        return self.portal.url if self.is_running() else ""
 
     def manager(self) -> psutil.Process | None:
         """Return its manager if that process lives: a pid alone may by now be another's."""
@@ -56,168 +57,146 @@ class Search:
             return None
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            if process.status() != psutil.STATUS_ZOMBIE and _is_manager(process, self.id):
+            if process.status() != psutil.STATUS_ZOMBIE and is_manager(process, self.id):
                 return process
         return None
 
-    def status(self) -> tuple[str, list[str]]:
-        """Return NNI's word (RUNNING, DONE, ERROR ...) and its errors.
+    def is_running(self) -> bool:
+        """Whether its manager runs."""
+        return self.manager() is not None
 
-        GONE stands for a manager that does not run, SILENT for one that does not answer.
-        """
-        if self.manager() is None:
-            return "GONE", []
-        try:
-            answer = self.ask("GET", "check-status")
-            return answer["status"], list(answer["errors"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-            return ("SILENT" if self.manager() else "GONE"), []
+    def has_leftovers(self) -> bool:
+        """Whether processes work for it although its manager is gone."""
+        return bool(belonging(self.id, self.folder))
 
-    def ask(self, method: str, what: str, body: Any = None) -> Any:
-        """Ask the manager's REST interface; `OSError` where it refuses or does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
-        root = f"/{self.prefix.strip('/')}" if self.prefix else ""
-        headers = {"Content-Type": "application/json"}
-        text = None if body is None else json.dumps(body)
-        try:
-            connection.request(method, f"{root}/api/v1/nni/{what}", text, headers)
-            response = connection.getresponse()
-            answer = response.read()
-        finally:
-            connection.close()
-        if response.status >= 400:
-            raise OSError(f"NNI answered {response.status} to {method} {what}")
-        return json.loads(answer) if answer.strip() else None
+    def status(self) -> Status:
+        """Return how it stands."""
+        if not self.is_running():
+            return Status("gone")
+        return self.portal.status() or Status("silent" if self.is_running() else "gone")
 
-    def raise_limits(self, changes: Mapping[str, Any]) -> None:
-        """Tell a running manager of new limits, which it writes down itself."""
-        kinds = {
-            "maxTrialNumber": "MAX_TRIAL_NUM",
-            "maxExperimentDuration": "MAX_EXEC_DURATION",
-            "trialConcurrency": "TRIAL_CONCURRENCY",
-        }
-        for key, value in changes.items():
-            profile = self.ask("GET", "experiment")
-            profile["params"][key] = value
-            self.ask("PUT", f"experiment?update_type={kinds[key]}", profile)
+    def tuner_is_alive(self) -> bool:
+        """Whether the process lives in which NNI runs the tuner."""
+        manager = self.manager()
+        with contextlib.suppress(psutil.Error):
+            # NNI starts it through a shell, which stays or not.
+            for child in manager.children(recursive=True) if manager else []:
+                if "--exp_params" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                    return True
+        return False
+
+    def verify(self, launch: Launch) -> None:
+        """Refuse to go on where the guard did not take hold: NNI alone is open to the network."""
+        if not launch.guarded:
+            return
+        elsewhere = self.plan().elsewhere
+        wrong = guard.self_test(self.port or 0, self.prefix, public=launch.public, remote=elsewhere)
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise UserError(
+                f"{wrong[0]}{more}; the search was stopped, --no_guard runs it all the same"
+            )
+
+    def trials(self) -> list[TrialRecord]:
+        """Return its trials; every record of NNI's database is read once."""
+        self._records = self._records or Records(self.folder)
+        return self._records.read()
+
+    def plan(self) -> Plan:
+        """Return its plan as NNI's database has it."""
+        params, _ = profile.read_profile(self.folder)
+        plan = profile.plan_of(params, self.id)
+        limit = self.note().get("max_duration")  # NNI was told another one: no more trials
+        return profile.with_time(plan, float(limit)) if limit else plan
+
+    def reconnected(self, plan: Plan, *, quiet: bool = False) -> Plan:
+        """Return the plan with links to the machines of the search."""
+        if not plan.elsewhere:
+            return plan
+        params, _ = profile.read_profile(self.folder)
+        links = remote.links_again(self.note(), params, quiet=quiet)
+        return dataclasses.replace(plan, links=links)
+
+    def machines(self, plan: Plan, *, checkpoints: int | None = None) -> Machines | None:
+        """Return what brings results home; a search on this machine has none."""
+        if not plan.links:
+            return None
+        keep = self.note().get("keep_checkpoints") if checkpoints is None else checkpoints
+        return remote.Fleet(self.id, self.folder, plan, checkpoints=1 if keep is None else keep)
+
+    def machine_states(self) -> list[MachineState]:
+        """Return how its other machines are."""
+        return [MachineState(each.name, each.words) for each in remote.machine_states(self.folder)]
+
+    def seconds_counted(self) -> float:
+        """Return the seconds that NNI's managers have counted."""
+        return profile.read_profile(self.folder)[1]
+
+    def last_words(self, trial_id: str, lines: int = 1) -> str:
+        """Return the last lines that a trial wrote before it ended."""
+        return logs.last_words(self.folder, trial_id, lines)
+
+    def retries(self) -> dict[str, str]:
+        """Return the trials that run a second time, with the reason."""
+        return logs.retries(self.folder)
+
+    def tuner_error(self) -> str:
+        """Return the error that the tuner wrote last, or nothing."""
+        return logs.tuner_error(self.folder)
 
     def cancel(self, trial_id: str) -> None:
         """End one trial; it is told so and has some seconds to write."""
-        with contextlib.suppress(OSError, http.client.HTTPException):  # it may take its time
-            self.ask("DELETE", f"trial-jobs/{trial_id}")
+        self.portal.cancel(trial_id)
+
+    def begin_no_more(self, plan: Plan) -> bool:
+        """Let no further trial begin, by a time that is over; whether NNI took it."""
+        self.amend_note(max_duration=plan.max_seconds)  # which NNI forgets now
+        try:
+            self.portal.change(Limits(max_seconds=1))
+        except FAILURES:
+            return False
+        return True
+
+    def change_limits(self, limits: Limits) -> None:
+        """Tell a running manager of new limits."""
+        self.portal.change(limits)
+
+    def record(self, plan: Plan) -> None:
+        """Record the limits and the command of a plan for the next manager."""
+        params, _ = profile.read_profile(self.folder)
+        profile.write_profile(self.folder, profile.with_plan(params, plan))
+        if self.note():
+            self.amend_note(max_duration=None)
 
     def stop(self, patience: float = STOP_S) -> None:
         """End the trials, which write what they have, and the manager, and all they left."""
         manager = self.manager()
         if manager is not None:
             try:
-                self.ask("DELETE", "experiment")
-                _await_end(manager, patience)
-            except (OSError, http.client.HTTPException):  # it hangs, and will listen to a kill
-                # only; its trials go first, since a report to one that is gone crashes them.
+                self.portal.ask("DELETE", "experiment")
+                await_end(manager, patience)
+            except FAILURES:  # it hangs, and will listen to a kill only; its trials go first,
+                # since a report to one that is gone crashes them.
                 end_processes(self.id, self.folder, WRITE_S)
-            _kill(manager)
+            kill(manager)
         end_processes(self.id, self.folder, WRITE_S)
 
     def kill(self) -> None:
         """End everything at once; what the trials have not written is lost."""
         if manager := self.manager():
-            _kill(manager)
+            kill(manager)
         end_processes(self.id, self.folder, 0.0)
 
-    def last_words(self, trial_id: str, lines: int = 1) -> str:
-        """Return the last lines that a local trial wrote before it ended."""
-        for name in ("trial.stderr", "trial.stderr.first", "trial.log", "trial.stdout"):
-            for path in self.folder.glob(f"environments/*/trials/{trial_id}/{name}"):
-                if said := last_lines(path, lines):
-                    return said
-        return NO_WORD
 
-    def retries(self) -> dict[str, str]:
-        """Return the trials that run a second time, with the reason (ballot/engines/nni/node/trials.js)."""
-        with contextlib.suppress(OSError):
-            said = (self.folder / "log" / "nnictl_stderr.log").read_text("utf-8", "replace")
-            return dict(re.findall(r"\[ballot trials\] trial (\w+) (.+?); it runs once more", said))
-        return {}
-
-    def tuner(self) -> psutil.Process | None:
-        """Return the process in which NNI runs the tuner."""
-        manager = self.manager()
-        with contextlib.suppress(psutil.Error):
-            # NNI starts it through a shell, which stays or not.
-            for child in manager.children(recursive=True) if manager else []:
-                if "--exp_params" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                    return child
-        return None
-
-    def tuner_words(self) -> str:
-        """Return the error that the tuner wrote last, or nothing."""
-        for name in ("dispatcher.log", "nnictl_stderr.log"):
-            lines = last_lines(self.folder / "log" / name, 400).splitlines()
-            errors = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
-            if errors:
-                return errors[-1]
-        return ""
-
-    def note(self) -> dict[str, Any]:
-        """Return what search.py wrote down of it; nothing where nnictl started it."""
-        try:
-            return json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def write_note(self, **facts: Any) -> None:
-        """Write down what `--resume` has to know."""
-        write_json(self.folder / NOTE, facts)
-
-    def amend_note(self, **facts: Any) -> None:
-        """Write down something more."""
-        self.write_note(**{**self.note(), **facts})
-
-    def profile(self) -> tuple[dict[str, Any], float]:
-        """Return NNI's configuration of it as it stands, and the seconds it has run."""
-        query = "SELECT params, execDuration FROM ExperimentProfile ORDER BY revision DESC LIMIT 1"
-        for params, seconds in query_database(self.database, query):
-            with contextlib.suppress(ValueError, TypeError):  # a database that was cut
-                known = json.loads(params)
-                if isinstance(known, dict):
-                    return known, float(seconds or 0)
-        raise UserError(f"{self.folder}: holds no search that can be read")
-
-    def change_profile(self, params: Mapping[str, Any]) -> None:
-        """Write a configuration for the next manager, while none runs."""
-        with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as db, db:
-            db.execute(
-                "UPDATE ExperimentProfile SET params = ? WHERE revision = "
-                "(SELECT MAX(revision) FROM ExperimentProfile)",
-                (json.dumps(params),),
-            )
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Hold the search against a second search.py that would watch and end it too."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise UserError(
-                f"search {self.id}: another search.py watches it already; "
-                f"--status {self.id} shows how it goes"
-            ) from None
-        finally:
-            os.close(descriptor)
-
-
-def known_searches() -> list[Search]:
+def known_searches() -> list[NniSearch]:
     """Return every search in NNI's list of this user, the newest first."""
     path = Path.home() / "nni-experiments" / ".experiment"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    found = [
-        Search(
+    searches = [
+        NniSearch(
             key,
             Path(entry["logDir"], key),
             entry.get("port"),
@@ -228,25 +207,5 @@ def known_searches() -> list[Search]:
         for key, entry in entries.items()
         if entry.get("logDir")
     ]
-    found = [search for search in found if search.database.exists()]
-    return sorted(found, key=lambda search: search.began, reverse=True)
-
-
-def find_search(wanted: str) -> Search:
-    """Return the search of that id."""
-    found = {search.id: search for search in known_searches()}
-    if wanted not in found:
-        raise UserError(f"search {wanted!r}: is not in NNI's list; search.py --list shows it")
-    return found[wanted]
-
-
-def newest_search(config: Path | None) -> Search:
-    """Return the newest search of a configuration, or of this folder without one."""
-    for search in known_searches():
-        note = search.note()
-        if note and (
-            note.get("config") == str(config) if config else note.get("folder") == str(Path.cwd())
-        ):
-            return search
-    where = config or "this folder"
-    raise UserError(f"resume: there is no search of {where}; search.py --list shows what there is")
+    searches = [search for search in searches if database_of(search.folder).exists()]
+    return sorted(searches, key=lambda search: search.began, reverse=True)

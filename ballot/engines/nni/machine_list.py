@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import getpass
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -78,3 +80,18 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
         key,
         None if python is None else str(python),
     )
+
+
+def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
+    filled = copy.deepcopy(dict(content))
+    service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)
+    entries: Any = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict):
+            key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
+            if key is None or not Path(folder, Path(str(entry[key])).expanduser()).is_file():
+                entry[key or ("sshKeyPath" if service is filled else "sshKeyFile")] = NO_KEY
+            if not any(plain(k) in ("user", "username") for k in entry):
+                entry["username" if service is filled else "user"] = getpass.getuser()
+    return filled

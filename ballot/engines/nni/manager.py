@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil  # comes with NNI
 
+from ballot.engines.interface import Search
 from ballot.engines.nni import guard
-from ballot.engines.nni.experiment import Search
+from ballot.engines.nni.experiment import NniSearch
 from ballot.engines.nni.processes import end_processes
+from ballot.engines.nni.profile import read_profile
+from ballot.engines.nni.remote import REMOTE
 from ballot.errors import UserError
 
-REMOTE = "BALLOT_REMOTE"  # what remote.js is told
 GUARDED = "BALLOT_PUBLIC"  # is in the environment of a manager with the guard
 STARTS = 3  # of a manager that does not start, for whatever reason
 READY_S = 60.0  # for a manager to answer; NNI gives it four, which a busy machine may not have
@@ -42,7 +44,7 @@ def free_port(first: int, in_a_row: int = 1) -> int:
     raise UserError(f"port: none of {first} to {first + 99} is free; choose another with --port")
 
 
-def start(config: Any, port: int, extra: Mapping[str, str]) -> Search:
+def start(config: Any, port: int, extra: Mapping[str, str]) -> NniSearch:
     """Start NNI's manager; try again where it does not start.
 
     It outlives this process once its folder has a `search.json` (ballot/engines/nni/node/trials.js).
@@ -50,11 +52,11 @@ def start(config: Any, port: int, extra: Mapping[str, str]) -> Search:
     return _launch(config, None, port, {**extra, "BALLOT_STARTER": str(os.getpid())})
 
 
-def resume(search: Search, port: int, extra: Mapping[str, str]) -> Search:
+def resume(search: Search, port: int, extra: Mapping[str, str]) -> NniSearch:
     """Start a manager for a search that has none, from what NNI's database says of it."""
     from nni.experiment.config import ExperimentConfig
 
-    params, _ = search.profile()
+    params, _ = read_profile(search.folder)
     params.pop("searchSpaceFile", None)  # the space is there too, and the file may be gone
     config = ExperimentConfig(**params)
     config.experiment_working_directory = str(search.folder.parent)
@@ -71,7 +73,7 @@ def environment(public: bool) -> dict[str, str]:
     return {**extra, "NODE_OPTIONS": f"{before} {extra['NODE_OPTIONS']} {after}"}
 
 
-def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> Search:
+def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> NniSearch:
     """Start a manager on the first free port, and another one where it dies of a fault of NNI's."""
     import logging
 
@@ -96,7 +98,7 @@ def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str])
             time.sleep(0 if lost else 2)
 
 
-def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> Search:
+def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> NniSearch:
     """Choose the id, the folder and the secret address of a search; no other user reads them."""
     from nni.experiment import management
 
@@ -113,10 +115,12 @@ def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> S
             ) from None
     # Without the guard it would stand in the list of processes.
     prefix = secrets.token_hex(16) if secret else None
-    return Search(name, root / name, port, None, prefix, time.time())
+    return NniSearch(name, root / name, port, None, prefix, time.time())
 
 
-def _begin(config: Any, search: Search, extra: Mapping[str, str], *, resuming: bool) -> Search:
+def _begin(
+    config: Any, search: NniSearch, extra: Mapping[str, str], *, resuming: bool
+) -> NniSearch:
     """Start the manager of a search, and hand it what it is to do as soon as it listens."""
     from nni.experiment import RunMode, launcher, rest
     from nni.tools.nnictl.config_utils import Experiments
@@ -149,7 +153,7 @@ def _begin(config: Any, search: Search, extra: Mapping[str, str], *, resuming: b
     return search
 
 
-def _await_answer(process: subprocess.Popen[bytes], search: Search) -> None:
+def _await_answer(process: subprocess.Popen[bytes], search: NniSearch) -> None:
     """Wait until a manager answers on its port; what another program answers there is not its."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
@@ -157,7 +161,7 @@ def _await_answer(process: subprocess.Popen[bytes], search: Search) -> None:
             raise RuntimeError(f"it ended with status {process.returncode}")
         if search.port in _ports_of(process.pid):
             with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-                search.ask("GET", "check-status")
+                search.portal.ask("GET", "check-status")
                 return
         time.sleep(0.1)
     raise RuntimeError(f"it does not answer within {READY_S:.0f} s")

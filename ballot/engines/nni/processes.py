@@ -9,8 +9,11 @@ from pathlib import Path
 
 import psutil  # comes with NNI
 
+WRITE_S = 20.0  # for a trial to write what it has, as in trials.js
 
-def _is_manager(process: psutil.Process, search_id: str) -> bool:
+
+def is_manager(process: psutil.Process, search_id: str) -> bool:
+    """Whether a process is the manager of a search."""
     try:
         words = process.cmdline()
     except psutil.Error:
@@ -29,7 +32,7 @@ def belonging(search_id: str, folder: Path) -> list[psutil.Process]:
             if (
                 names.get("NNI_EXP_ID") == search_id
                 or Path(names.get("NNI_LOG_DIRECTORY", "/")).is_relative_to(folder)
-                or _is_manager(process, search_id)
+                or is_manager(process, search_id)
             ):
                 found.append(process)
     return found
@@ -43,7 +46,7 @@ def end_processes(search_id: str, folder: Path, patience: float) -> int:
     """
     present = belonging(search_id, folder)
     if patience > 0:
-        trials = [process for process in present if not _is_manager(process, search_id)]
+        trials = [process for process in present if not is_manager(process, search_id)]
         inside = {process.pid for process in trials}
         for process in trials:
             with contextlib.suppress(psutil.Error):
@@ -53,11 +56,12 @@ def end_processes(search_id: str, folder: Path, patience: float) -> int:
                     process.terminate()
         psutil.wait_procs(trials, timeout=patience)
     for process in belonging(search_id, folder):
-        _kill(process)
+        kill(process)
     return len(present)
 
 
-def _await_end(process: psutil.Process, patience: float) -> None:
+def await_end(process: psutil.Process, patience: float) -> None:
+    """Wait until a process has ended, `patience` seconds at most."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and _lives(process):
         time.sleep(0.2)
@@ -70,7 +74,8 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _kill(process: psutil.Process) -> None:
+def kill(process: psutil.Process) -> None:
+    """Kill a process and wait for its end."""
     with contextlib.suppress(psutil.Error):
         process.kill()
         process.wait(5)

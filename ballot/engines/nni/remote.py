@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.trial_command import option_of
-from ballot.engines.nni.experiment import WRITE_S, Search
+from ballot.engines.interface import Plan
+from ballot.engines.nni import logs
 from ballot.engines.nni.machine_list import NO_KEY, machines_of
-from ballot.engines.nni.manager import REMOTE
+from ballot.engines.nni.processes import WRITE_S
+from ballot.engines.nni.sent import on_machine
 from ballot.errors import UserError
-from ballot.machines.fetch import RUNNING, Collector, Source, ask
+from ballot.machines.fetch import RUNNING, Collector, Script, Source
 from ballot.machines.machine import Machine
 from ballot.machines.sent import facts
 from ballot.machines.ssh import Link, has_terminal, open_links, shell_word
 from ballot.runs.trials import TrialRecord
 
 # On the machines, beside what NNI keeps of the search, so that both go with one folder.
+ON_MACHINE = Script(Path(on_machine.__file__))
+REMOTE = "BALLOT_REMOTE"  # what node/remote.js is told
 OUT_DIR = '"$HOME/nni-experiments/$NNI_EXP_ID/outputs"'
 
 
@@ -49,18 +52,16 @@ def prepare(config: Any, links: Sequence[Link]) -> None:
     assert len(config.training_service.machine_list) == len(links)
 
 
-def environment(
-    links: Sequence[Link], concurrency: int, command: str = "", outputs: Path | None = None
-) -> dict[str, str]:
+def environment(plan: Plan) -> dict[str, str]:
     """Return what remote.js is told: the machines, in the order of the configuration.
 
     Where trials write to a place of their machine, also where checkpoints of them are kept here.
     """
-    if not links:
+    if not plan.links:
         return {}
-    out_dir = option_of(command, "--out_dir", "")
-    kept = outputs / RUNNING if outputs and out_dir.startswith(("/", "~/", "$")) else None
-    slots = slots_of(count_gpus(links), concurrency)
+    out_dir = option_of(plan.command, "--out_dir", "")
+    kept = str(plan.outputs / RUNNING) if out_dir.startswith(("/", "~/", "$")) else None
+    slots = slots_of(count_gpus(plan.links), plan.concurrency)
     machines = [
         {
             "name": link.name,
@@ -69,10 +70,9 @@ def environment(
             "python": shell_word(link.machine.interpreter),
             "agent": link.agent.socket if link.agent else None,
         }
-        for link, number in zip(links, slots)
+        for link, number in zip(plan.links, slots)
     ]
-    told = {"machines": machines, "outDir": out_dir, "running": str(kept) if kept else None}
-    return {REMOTE: json.dumps(told)}
+    return {REMOTE: json.dumps({"machines": machines, "outDir": out_dir, "running": kept})}
 
 
 def count_gpus(links: Sequence[Link]) -> list[int]:
@@ -98,12 +98,13 @@ def slots_of(gpus: Sequence[int], concurrency: int) -> list[int]:
     return slots
 
 
-def links_again(search: Search, params: Mapping[str, Any], *, quiet: bool = False) -> list[Link]:
+def links_again(
+    note: Mapping[str, Any], params: Mapping[str, Any], *, quiet: bool = False
+) -> list[Link]:
     """Return links to the machines of a search that was started earlier, open where that is so.
 
     There are none where NNI ran it as it ships.
     """
-    note = search.note()
     if not note.get("guarded", True):
         return []
     known = [Machine(**each) for each in note.get("machines", ())] or machines_of(params)
@@ -125,41 +126,15 @@ def note_of(links: Sequence[Link]) -> dict[str, Any]:
 class Fleet:
     """The machines of a search that is watched: their results, and news of them."""
 
-    def __init__(
-        self,
-        search: Search,
-        links: Sequence[Link],
-        command: str,
-        outputs: Path,
-        *,
-        maximize: bool,
-        checkpoints: int = 1,
-    ) -> None:
-        self.links = list(links)
-        out_dir = option_of(command, "--out_dir", "outputs")
-        source = Source(search.id, self.links, out_dir, outputs, search.folder)
-        self.collector = Collector(source, checkpoints=checkpoints, maximize=maximize)
-        self._folder = search.folder
-        self._search_id = search.id
+    def __init__(self, search_id: str, folder: Path, plan: Plan, *, checkpoints: int) -> None:
+        self.links = list(plan.links)
+        out_dir = option_of(plan.command, "--out_dir", "outputs")
+        source = Source(search_id, self.links, out_dir, plan.outputs, folder, ON_MACHINE)
+        self.collector = Collector(source, checkpoints=checkpoints, maximize=plan.maximize)
+        self._folder = folder
+        self._search_id = search_id
         self._told: dict[str, str] = {}
-        self._moved: list[str] = self._moves()
-
-    @classmethod
-    def of(
-        cls, search: Search, links: Sequence[Link], command: str, outputs: Path, maximize: bool
-    ) -> Fleet | None:
-        """Return the machines of a search; a search on this machine has none."""
-        if not links:
-            return None
-        keep = search.note().get("keep_checkpoints")
-        return cls(
-            search,
-            links,
-            command,
-            outputs,
-            maximize=maximize,
-            checkpoints=1 if keep is None else keep,
-        )
+        self._moved: list[str] = logs.moves(folder)
 
     def news(self) -> list[str]:
         """Return what has become of machines since it was last asked."""
@@ -169,16 +144,9 @@ class Fleet:
             self._told[state.name] = state.state
             if state.state != before and not (before == "coming" and state.state == "up"):
                 lines.append(said_of(state))
-        moved = [line for line in self._moves() if line not in self._moved]
+        moved = [line for line in logs.moves(self._folder) if line not in self._moved]
         self._moved += moved
         return [*lines, *moved]
-
-    def _moves(self) -> list[str]:
-        """Return what fleet.js says of trials that were lost and go on."""
-        with suppress(OSError):
-            said = (self._folder / "log" / "nnictl_stderr.log").read_text("utf-8", "replace")
-            return re.findall(r"\[ballot remote\] (trial \w+ was lost with .+)", said)
-        return []
 
     def bring(self, trials: Sequence[TrialRecord]) -> None:
         """Begin to bring home what has ended."""
@@ -192,6 +160,10 @@ class Fleet:
         if lines:
             lines.append(f"bring it later: python collect.py {self._search_id}")
         return lines
+
+    def brought(self) -> int:
+        """Return how many runs something came home of."""
+        return len(set(self.collector.brought))
 
     def close(self) -> None:
         """Disconnect."""
@@ -220,7 +192,7 @@ def sweep(links: Iterable[Link], search_id: str) -> None:
     def one(link: Link) -> None:
         with suppress(UserError, OSError):
             link.open()
-            ask(link, "sweep", search_id, None, WRITE_S)
+            ON_MACHINE.ask(link, "sweep", search_id, None, WRITE_S)
 
     links = list(links)
     with ThreadPoolExecutor(max(1, len(links))) as pool:

@@ -13,7 +13,7 @@ from ballot.engines.nni.config import (
     startup_notes,
     to_experiment,
 )
-from ballot.search import plan
+from ballot.engines.nni.profile import is_maximized
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = {"lr": {"_type": "loguniform", "_value": [0.1, 0.2]}}
@@ -102,7 +102,7 @@ def test_another_persons_class_is_left_to_nni(problems, tmp_path):
     ],
 )
 def test_which_way_a_search_goes_is_known_later(tuner, maximized):
-    assert plan.is_maximized({"tuner": tuner}) is maximized
+    assert is_maximized({"tuner": tuner}) is maximized
 
 
 def test_earlier_runs_are_handed_to_the_tuner_that_takes_them(problems, tmp_path, monkeypatch):

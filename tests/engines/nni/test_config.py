@@ -8,11 +8,11 @@ from ballot.engines.nni.config import (
     outline,
     read_content,
     samples,
-    seconds_of,
     to_experiment,
     uploaded,
 )
 from ballot.errors import UserError
+from ballot.wording import seconds_of
 
 SPACE = {"lr": {"_type": "uniform", "_value": [0.1, 0.2]}}
 GOOD = {

@@ -1,5 +1,6 @@
 """NNI's list of searches, and the processes that belong to one."""
 
+import dataclasses
 import json
 import os
 import sqlite3
@@ -10,8 +11,11 @@ import time
 import psutil
 import pytest
 
-from ballot.engines.nni import experiment, processes
-from ballot.engines.nni.experiment import Search
+from ballot.engines.choose import find_search, newest_search
+from ballot.engines.interface import Status
+from ballot.engines.nni import portal, processes, profile
+from ballot.engines.nni.engine import NniEngine
+from ballot.engines.nni.experiment import NniSearch, known_searches
 from ballot.errors import UserError
 from ballot.search import status
 
@@ -19,6 +23,7 @@ PARAMS = {
     "trialCommand": "python train.py --out_dir runs",
     "trialCodeDirectory": "/code",
     "maxTrialNumber": 4,
+    "trialConcurrency": 1,
     "tuner": {"classArgs": {"optimize_mode": "maximize"}},
 }
 
@@ -54,13 +59,13 @@ def test_the_newest_search_is_that_of_the_folder_or_of_the_configuration(home):
     add_search(home, "new", 3000, {"folder": here, "config": "/c/b.yml"})
     add_search(home, "elsewhere", 4000, {"folder": "/x", "config": "/c/c.yml"})
     add_search(home, "foreign", 5000)
-    assert experiment.newest_search(None).id == "new"
-    assert experiment.newest_search("/c/a.yml").id == "old"
-    assert experiment.find_search("foreign").id == "foreign"
+    assert newest_search(NniEngine(), None).id == "new"
+    assert newest_search(NniEngine(), "/c/a.yml").id == "old"
+    assert find_search(NniEngine(), "foreign").id == "foreign"
     with pytest.raises(UserError, match=r"no search of /c/none\.yml"):
-        experiment.newest_search("/c/none.yml")
-    with pytest.raises(UserError, match="--list shows it"):
-        experiment.find_search("none")
+        newest_search(NniEngine(), "/c/none.yml")
+    with pytest.raises(UserError, match="--list shows all"):
+        find_search(NniEngine(), "none")
 
 
 @pytest.mark.parametrize("params", [None, '{"trialCommand": "pyth', "[]", 5])
@@ -69,21 +74,30 @@ def test_a_damaged_record_of_a_search_is_one_clear_line(home, params):
     with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
         db.execute("UPDATE ExperimentProfile SET params = ?", (params,))
     with pytest.raises(UserError, match="cut: holds no search that can be read"):
-        experiment.find_search("cut").profile()
+        find_search(NniEngine(), "cut").plan()
+
+
+def test_a_search_of_an_older_version_is_refused_in_one_line(home):
+    folder = add_search(home, "old", 1000, {"folder": str(home)})
+    params = {**PARAMS, "trialCommand": "python3 -m harness.preload train.py"}
+    with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
+        db.execute("UPDATE ExperimentProfile SET params = ?", (json.dumps(params),))
+    with pytest.raises(UserError, match="search old: was started by an older version"):
+        find_search(NniEngine(), "old").plan()
 
 
 def test_without_nnis_list_there_are_no_searches(home):
-    assert experiment.known_searches() == []
+    assert known_searches() == []
     (home / "nni-experiments").mkdir()
     (home / "nni-experiments" / ".experiment").write_text("{")
-    assert experiment.known_searches() == []
+    assert known_searches() == []
     assert status.list_lines([]) == ["no search has been started yet"]
 
 
 def test_the_list_shows_our_searches_and_counts_the_others(home):
     add_search(home, "ours", 1000, {"folder": str(home)})
     add_search(home, "foreign", 2000)
-    lines = status.list_lines(experiment.known_searches())
+    lines = status.list_lines(known_searches())
     assert len(lines) == 2 and "0/4 trials done" in lines[0] and "/code/runs" in lines[0]
     assert lines[1].startswith("besides, 1 ")
     assert not (home / "results.csv").exists()  # looking writes nothing
@@ -91,22 +105,22 @@ def test_the_list_shows_our_searches_and_counts_the_others(home):
 
 def test_a_process_that_took_the_pid_of_a_manager_is_not_it(home):
     add_search(home, "ours", 1000, {"folder": str(home)}, pid=os.getpid())
-    (search,) = experiment.known_searches()
-    assert search.manager() is None and search.status() == ("GONE", [])
+    (search,) = known_searches()
+    assert not search.is_running() and search.status() == Status("gone")
     search.stop(), search.kill()  # neither ends this process
 
 
 def test_the_last_revision_of_a_configuration_counts_and_can_be_changed(home):
     add_search(home, "ours", 1000)
-    (search,) = experiment.known_searches()
-    assert search.profile() == (PARAMS, 60.0)
-    search.change_profile({**PARAMS, "maxTrialNumber": 9})
-    assert search.profile()[0]["maxTrialNumber"] == 9
+    (search,) = known_searches()
+    assert profile.read_profile(search.folder) == (PARAMS, 60.0)
+    search.record(dataclasses.replace(search.plan(), max_trials=9, max_seconds=90.0))
+    assert search.plan().max_trials == 9 and search.plan().max_seconds == 90.0
 
 
 def test_a_search_is_watched_by_one_search_py_at_a_time(home):
     add_search(home, "ours", 1000)
-    (search,) = experiment.known_searches()
+    (search,) = known_searches()
     with search.watched(), pytest.raises(UserError, match="watches it"), search.watched():
         pass
     with search.watched():
@@ -145,7 +159,7 @@ def test_what_a_search_left_running_is_ended_and_nothing_else(home):
 def test_a_manager_that_accepts_and_says_nothing_is_silent(tmp_path, monkeypatch):
     import socket
 
-    monkeypatch.setattr(experiment, "ANSWER_S", 0.2)
+    monkeypatch.setattr(portal, "ANSWER_S", 0.2)
     script = tmp_path / "main.js"
     script.write_text("import time; print(flush=True); time.sleep(60)")
     process = subprocess.Popen(
@@ -156,12 +170,12 @@ def test_a_manager_that_accepts_and_says_nothing_is_silent(tmp_path, monkeypatch
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             server.listen()
-            search = Search("mine", tmp_path, server.getsockname()[1], process.pid)
-            assert search.status() == ("SILENT", [])
+            search = NniSearch("mine", tmp_path, server.getsockname()[1], process.pid)
+            assert search.status() == Status("silent")
         process.kill()
-        assert search.status()[0] in ("GONE", "SILENT")  # until it is reaped
+        assert search.status().state in ("gone", "silent")  # until it is reaped
         process.wait(5)
-        assert search.status() == ("GONE", [])
+        assert search.status() == Status("gone")
     finally:
         process.kill()
         process.wait(5)
@@ -174,6 +188,6 @@ def test_retries_and_the_tuners_last_error_are_read_from_nnis_logs(tmp_path):
         "[ballot trials] trial cD2 was killed; it runs once more\n"
     )
     (tmp_path / "log" / "dispatcher.log").write_text("Traceback\n  File x\nKeyError: 3\nbye\n")
-    search = Search("mine", tmp_path)
+    search = NniSearch("mine", tmp_path)
     assert search.retries() == {"aB1": "crashed (exit 1)", "cD2": "was killed"}
-    assert search.tuner_words() == "KeyError: 3"
+    assert search.tuner_error() == "KeyError: 3"

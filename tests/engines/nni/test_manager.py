@@ -89,7 +89,7 @@ def test_the_database_is_read_as_nni_writes_it(tmp_path):
         ],
     )
     a, b = read_trials(tmp_path)
-    assert (a.id, a.status, a.started, a.ended, a.final) == ("a", "SUCCEEDED", 2.0, 9.0, 0.7)
+    assert (a.id, a.status, a.started, a.ended, a.final) == ("a", "succeeded", 2.0, 9.0, 0.7)
     assert a.has_ended and not b.has_ended and b.scores == [0.6]
     assert (a.parameters, b.parameters) == ({"x": 1}, {"x": 2})
     assert read_trials(tmp_path / "nowhere") == []
@@ -98,10 +98,10 @@ def test_the_database_is_read_as_nni_writes_it(tmp_path):
 def test_a_resumed_trial_waits_and_then_runs_anew(tmp_path):
     events = [(1000, "a", "RUNNING", 0, given(0, x=1)), (5000, "a", "ADD_RESUMED", None, None)]
     database(tmp_path / "1", events, [])
-    assert read_trials(tmp_path / "1")[0].status == "WAITING"
+    assert read_trials(tmp_path / "1")[0].status == "waiting"
     database(tmp_path / "2", [*events, (6000, "a", "RUNNING", 0, given(0, x=1))], [])
     (trial,) = read_trials(tmp_path / "2")
-    assert (trial.status, trial.started, trial.resumed) == ("RUNNING", 1.0, 6.0)
+    assert (trial.status, trial.started, trial.resumed) == ("running", 1.0, 6.0)
 
 
 def test_a_trial_that_runs_again_elsewhere_is_where_it_ran_last_and_its_scores_count_once(tmp_path):
@@ -122,7 +122,7 @@ def test_a_trial_that_runs_again_elsewhere_is_where_it_ran_last_and_its_scores_c
         ],
     )
     a, b = read_trials(tmp_path)
-    assert (a.machine, a.status, a.ended, a.scores) == ("gpu2", "SUCCEEDED", 4.0, [0.1, 0.2, 0.3])
+    assert (a.machine, a.status, a.ended, a.scores) == ("gpu2", "succeeded", 4.0, [0.1, 0.2, 0.3])
     assert b.machine is None
 
 
@@ -235,5 +235,5 @@ def test_what_is_typed_trains_with_the_same_values():
 
 def test_the_mended_trials_come_before_the_guard_which_names_them():
     options = manager.environment(public=False)["NODE_OPTIONS"]
-    order = [options.index(f"nni_{name}.js") for name in ("trials", "guard", "remote")]
+    order = [options.index(f"node/{name}.js") for name in ("trials", "guard", "remote")]
     assert order == sorted(order)

@@ -128,7 +128,7 @@ def test_the_results_of_two_machines_come_home_and_vote(lab, project):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     trials = trials_of(project)
-    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 4
+    assert [trial.status for trial in trials] == ["succeeded"] * 4
     assert min(trial.started for trial in trials) - began < 90
     assert not list(lab.folder.glob("box*/tmp/pip")) and not [
         box for box in lab.boxes if box.inside("ls", "/tmp").stdout.count("pip")
@@ -212,7 +212,7 @@ def test_a_machine_that_dies_and_a_cable_that_is_cut_cost_no_trial(lab, project)
     assert f"{other.address} is out" in said and f"{other.address} is back" in said
     assert f"{one.address} does not answer" in said
     trials = trials_of(project)
-    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 4 and len(lost) == 1
+    assert [trial.status for trial in trials] == ["succeeded"] * 4 and len(lost) == 1
     for trial in trials:
         run = project / "outputs" / f"{search_id}-{trial.sequence:03d}-{trial.id}"
         history = pd.read_csv(run / "history.csv")

@@ -98,7 +98,7 @@ function run(machine, command, { input = '', output = null, limit = START_MS } =
 /** Call a function of on_machine.py there, and return what it returns. */
 async function call(machine, name, ...args) {
     const packed = Buffer.from(JSON.stringify(args)).toString('base64');
-    const program = `${script('on_machine.py')}\nimport base64\n`
+    const program = `${script('../sent/on_machine.py')}\nimport base64\n`
         + `print(json.dumps(${name}(*json.loads(base64.b64decode("${packed}")))))\n`;
     const done = await run(machine, `exec ${machine.python} -`, { input: program });
     if (done.code !== 0) {

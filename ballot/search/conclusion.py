@@ -1,0 +1,133 @@
+"""How a search ends: what went wrong, the vote of its trials, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ballot.config.trial_command import typed_command
+from ballot.engines.interface import Plan, Search
+from ballot.errors import UserError
+from ballot.report.page import try_report
+from ballot.runs.folder import ballots_of, read_result, run_of
+from ballot.runs.results import Results, searched_values
+from ballot.search.finalize import is_final
+from ballot.search.supervise import End
+from ballot.search.time_budget import how_time_cut
+from ballot.search.trouble import Trouble
+from ballot.vote.selection import VoteOptions
+from ballot.vote.table import format_table
+from ballot.vote.tally import VoteReport, run_vote
+
+ROOT = Path(__file__).resolve().parents[2]
+BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
+MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
+QUICK_PAGE_S = 5.0  # for the report without pictures, where the time is over
+SHOWN = 20  # last lines of a trial that ends the search
+
+
+def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: Path) -> int:
+    """Say what went wrong, let the trials vote, and say where everything is."""
+    trials = search.trials()
+    rows = results.update(trials, over=True)
+    if end.trouble is not None:
+        say_trouble(end.trouble, search)
+    if cut := how_time_cut(rows):
+        print(cut)
+    failed = [(t, row) for t, row in zip(trials, rows) if row["status"] == "failed"]
+    for trial, row in failed[:10]:
+        print(f"trial {trial.sequence} ({trial.id}) failed: {row['reason']}")
+    if len(failed) > 10:
+        print(f"and {len(failed) - 10} more failed")
+    print(f"a row for each of {len(rows)} trials: {results.path}")
+    own = [trial for trial in trials if not is_final(trial)]  # the others saw other rows
+    ballots = sorted(ballots_of(map(results.folder_of, own)))
+    if not ballots:
+        print(
+            f"no trial of {search.id} left a ballot; the trials' own words are in "
+            f"{search.folder / 'environments'}",
+            file=sys.stderr,
+        )
+        return 1
+    report = vote(ballots, vote_dir)
+    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
+    if best := results.best(own):
+        names, values = searched_values(best), results.values_of(best)
+        typed = typed_command(
+            plan.command, {key: values.get(key, value) for key, value in names.items()}
+        )
+        print(f"the best trial by hand: {typed}")
+    return 0 if end.trouble is None else 1
+
+
+def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
+    """Choose and weigh the members greedily on validation rows, in bags against luck.
+
+    Where the trials share no validation rows, all of them have the same say.
+    """
+    monitor = read_result(run_of(ballots[0])).get("monitor") or ""
+    metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
+    plain = VoteOptions(out_dir=str(vote_dir), metric=metric)
+    if len(ballots) < 2:
+        return run_vote(ballots, plain)
+    try:
+        bags = BAGS if len(ballots) <= MANY else 1
+        return run_vote(ballots, dataclasses.replace(plain, select="greedy", bag=bags))
+    except UserError as error:
+        print(f"the vote is the plain mean: {error}")
+        return run_vote(ballots, plain)
+
+
+def write_report(search: Search, plan: Plan, vote_dir: Path, left: float | None) -> None:
+    """Write the page with its pictures, which need torch: in a process of its own.
+
+    Where that takes more than the seconds that are `left`, it is the page without them.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "report.py"),
+        str(plan.outputs),
+        "--search",
+        search.id,
+        "--vote_dir",
+        str(vote_dir),
+        "--out",
+        str(plan.page),
+    ]
+    sys.stdout.flush()
+    done, limit = None, None if left is None else left - QUICK_PAGE_S
+    if limit is None or limit > QUICK_PAGE_S:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    if done is None:
+        if try_report(plan.outputs, plan.page, search=search.id, vote_dir=vote_dir):
+            print(f"to look at: {plan.page} (without its pictures, for which there was no time)")
+        return
+    if done.returncode == 0:
+        print(f"to look at: {plan.page}")
+    else:
+        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        print(f"there is no report: {why.removeprefix('error: ')}")
+
+
+def say_trouble(trouble: Trouble, search: Search) -> None:
+    """Say why a search ended early, with the words of what failed, and what to do."""
+    out = sys.stderr
+    sys.stdout.flush()
+    print(f"the search ended early: {trouble.what}", file=out)
+    if trouble.trials:
+        last = trouble.trials[-1]
+        print(f"trial {last.sequence} ({last.id}) said at last:", file=out)
+        for line in search.last_words(last.id, SHOWN).splitlines():
+            print(f"    {line}", file=out)
+    elif trouble.of_tuner and (words := search.tuner_error()):
+        print(f"    the tuner said: {words}", file=out)
+    print(
+        f"what to do: {trouble.remedy} (its logs: {search.folder / 'log'})",
+        file=out,
+        flush=True,
+    )
