@@ -43,6 +43,12 @@ def _quota() -> float:
         return math.inf
 
 
+def threads_told() -> int | None:
+    """Return the threads that a person has set; an empty OMP_NUM_THREADS sets none."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None
+
+
 def threads_each(at_once: int) -> int:
     """Return the threads for each of so many trials: more than cores would slow all of them down.
 

@@ -1,8 +1,9 @@
 """GPUs that the trials of one host share: each takes a free one under a lock.
 
 NNI's own assignment counts wrongly where there is one GPU and knows nothing of other searches. Here
-a trial locks one of the files `<temporary folder>/ballot-<uid>/<gpu>.<slot>`; the kernel lets go of
-the lock when the process ends, however it ends.
+a trial locks one of the files `<temporary folder>/ballot-<uid>/<gpu>.<slot>` (where that name is
+taken by somebody else, in `~/.cache/ballot`); the kernel lets go of the lock when the process
+ends, however it ends.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import socket
 import stat
 import sys
 import tempfile
@@ -125,14 +127,33 @@ def memory_used(gpu: Gpu) -> float:
 
 
 def lock_folder() -> Path:
-    """Return this user's folder of locks, made for this user alone."""
-    folder = Path(tempfile.gettempdir(), f"ballot-{os.getuid()}")
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise UserError(f"{folder}: is not this user's own folder with mode 700; remove it")
-    return folder
+    """Return this user's folder of locks on this machine, made for this user alone.
+
+    Anybody can take its name in a temporary folder that all users share; the home is the second
+    choice. All processes of the user come to the same one, whatever session they are of, which
+    XDG_RUNTIME_DIR does not give: it ends with the last login, and some sessions have none.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    first = Path(tempfile.gettempdir(), f"ballot-{os.getuid()}")
+    second = Path(cache, "ballot", f"locks-{socket.gethostname()}").expanduser()
+    for folder in (first, second):
+        with contextlib.suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+        if _is_private(folder):
+            return folder
+    raise UserError(
+        f"{first}: is not this user's own folder with mode 700, nor is {second}; remove one of them"
+    )
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return owned and not found.st_mode & 0o077
 
 
 def take(

@@ -69,3 +69,14 @@ def test_a_search_tells_its_trials_unless_a_person_has(monkeypatch):
     assert threads_for(2) == {"OMP_NUM_THREADS": "2"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads_for(2) == {}
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert threads_for(2) == {"OMP_NUM_THREADS": "2"}
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [("", None), (" ", None), ("x", None), ("0", None), ("-1", None), ("4", 4), ("4,2", 4)],
+)
+def test_what_a_person_says_of_threads(monkeypatch, text, told):
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert cpus.threads_told() == told

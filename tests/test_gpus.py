@@ -184,15 +184,29 @@ def test_the_holder_is_named_in_the_lock_for_people(tmp_path, monkeypatch):
 
 def test_the_folder_of_locks_is_the_users_own(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = lock_folder()
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
     assert lock_folder() == folder
-    folder.chmod(0o777)
-    with pytest.raises(UserError, match="mode 700; remove it"):
-        lock_folder()
-    folder.rmdir()
-    folder.symlink_to(tmp_path)
-    with pytest.raises(UserError):
+
+
+@pytest.mark.parametrize("taken", ["open", "link", "file"])
+def test_whoever_takes_the_name_of_the_folder_of_locks_stops_no_trial(tmp_path, monkeypatch, taken):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / f"ballot-{os.getuid()}"
+    if taken == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    elif taken == "link":
+        folder.symlink_to(tmp_path)
+    else:
+        folder.touch()
+    other = lock_folder()
+    assert other == lock_folder() and tmp_path / "cache" in other.parents
+    assert other.stat().st_mode & 0o777 == 0o700
+    other.chmod(0o755)
+    with pytest.raises(UserError, match="mode 700"):
         lock_folder()
 
 

@@ -21,7 +21,7 @@ from ballot.config.trial_command import (
     parse_command,
     read_options,
 )
-from ballot.cpus import threads_each
+from ballot.cpus import count_cores, threads_each, threads_told
 from ballot.engines.interface import Draft, Engine, Limits, Outline
 from ballot.errors import UserError
 from ballot.preflight import machines, tryout
@@ -189,6 +189,8 @@ def _conclude(findings: Findings, options: Options, answers: Answers | None) -> 
     findings.problems += algorithms
     gpus = answers.gpus if answers and answers.measured else None
     findings.problems += draft.resource_problems(options.config, gpus)
+    if outline.is_local:
+        findings.problems += thread_notes(draft.concurrency, where)
     findings.problems += space_notes(draft, options)
     if not algorithms and not find_problems(outline.space, "", ours=False):
         findings.problems += draw_problems(draft, options)
@@ -211,6 +213,18 @@ def _at_once(draft: Draft, options: Config | None, gpus: int) -> int:
     if gpus and not draft.assigns_gpus and options and options.device == "auto":
         return min(draft.concurrency, gpus * options.trials_per_gpu)
     return draft.concurrency
+
+
+def thread_notes(at_once: int, where: str) -> list[Problem]:
+    """Warn of more threads than cores, with which all trials at once are slower."""
+    told, share = threads_told(), threads_each(at_once)
+    if told is None or told <= share:
+        return []
+    what = (
+        f"OMP_NUM_THREADS={told} gives {at_once} trials at once {told * at_once} threads on "
+        f"{count_cores()} cores"
+    )
+    return [Problem(where, what, f"unset it, or set it to {share}", fatal=False)]
 
 
 def space_notes(draft: Draft, options: Options) -> list[Problem]:

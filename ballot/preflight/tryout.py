@@ -19,7 +19,7 @@ from typing import Any
 
 from ballot.config.search_space import corners, each_component
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command, read_options
-from ballot.cpus import count_cores
+from ballot.cpus import count_cores, threads_told
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.search.time_budget import USEFUL, seconds_for_trials
@@ -126,7 +126,8 @@ def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int
     wanted = Path(folder.name, "wanted.json")
     wanted.write_text(json.dumps([_for_probe(item) for item in items]))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NNI_")}
-    environment = {"OMP_NUM_THREADS": str(threads), **inherited, **command.environment}
+    share = {"OMP_NUM_THREADS": str(threads_told() or threads)}
+    environment = {**inherited, **share, **command.environment}
     with Path(folder.name, "out").open("w") as out, Path(folder.name, "err").open("w") as err:
         process = subprocess.Popen(
             command.probe(wanted),

@@ -23,14 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ballot.cpus import threads_each
+from ballot.cpus import threads_each, threads_told
 from ballot.errors import UserError, guard
 from ballot.gpus import lock_folder
 
 ANSWER_S = 20.0  # a preloader that is well forks within milliseconds
 START_S = 120.0  # for the imports, on a machine that is busy
 REFUSED_S = 600.0  # how long it is not tried again what could not be preloaded
-IDLE_S = 900.0  # after which a preloader ends that no trial needs
+IDLE_S = 900.0  # without a trial, after which a preloader ends though its search goes on
 ROOT = Path(__file__).resolve().parents[2]
 
 # What libraries read while they are imported, by the beginnings of the names.
@@ -114,8 +114,8 @@ def share_cores() -> None:
     Trials on the manager's own machine have it in their environment (ballot/search/plan.py).
     """
     at_once = os.environ.get("BALLOT_AT_ONCE", "")
-    if at_once.isdigit() and int(at_once) > 0:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(int(at_once))))
+    if at_once.isdigit() and int(at_once) > 0 and threads_told() is None:
+        os.environ["OMP_NUM_THREADS"] = str(threads_each(int(at_once)))
 
 
 def idle_seconds() -> float:

@@ -28,9 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ballot.cpus import threads_told
 from ballot.preload.command import RELAYED, address, interpreter_flags, peer
 
 TICK_S = 2.0  # between two looks whether anybody still needs this
+GRACE_S = 60.0  # after the end of the search, for the next one
 REQUEST_S = 5.0  # for a command to say what it wants
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -76,13 +78,14 @@ class Preloader:
     idle: float
     begun: float  # when the imports began, in seconds since the epoch
     trials: dict[int, socket.socket | None] = field(default_factory=dict)  # by process id
+    starters: dict[int, str] = field(default_factory=dict)  # what ran the commands: NNI, a shell
     retired: bool = False
 
     def __post_init__(self) -> None:
         self.files = {path: _state(path) for path in loaded_files()}
         # Of a file that changed while it was being imported nobody knows which state was.
         now = time.time()
-        self.torn = any(self.begun <= time_ns / 1e9 <= now for time_ns, _ in self.files.values())
+        self.torn = any(self.begun <= at_ns / 1e9 <= now for at_ns, *_ in self.files.values())
         self.wake, self.waker = os.pipe()
         for end in (self.wake, self.waker):
             os.set_blocking(end, False)
@@ -93,13 +96,13 @@ class Preloader:
             self.listener.bind(name)
         self.listener.listen(64)
         self.inode = self.place.stat().st_ino
+        self.used = self.seen = time.monotonic()  # when a trial ran, and when a starter did
 
     def serve(self) -> Wanted | None:
         """Fork trials until nobody needs any; in a fork, return what it is to do."""
         signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # the number comes through the pipe
-        used = time.monotonic()
         while not self.retired or self.trials:
             for descriptor in self._ready():
                 if descriptor == self.listener.fileno():
@@ -112,8 +115,7 @@ class Preloader:
                 else:
                     self._hear(descriptor)
             self._reap()
-            used = time.monotonic() if self.trials else used
-            if not self._is_useful() or time.monotonic() - used > self.idle:
+            if not self._is_useful() or self.is_forgotten(time.monotonic()):
                 self.retire()
         return None
 
@@ -134,6 +136,17 @@ class Preloader:
     def _is_useful(self) -> bool:
         """Whether there may be more trials: commands find this one, and code to run."""
         return self._is_there() and self.script.exists()
+
+    def is_forgotten(self, now: float) -> bool:
+        """Whether no trial has run for long, or whatever started them has ended."""
+        self.starters = {
+            pid: begun for pid, begun in self.starters.items() if begun_at(pid) == begun
+        }
+        if self.trials:
+            self.used = now
+        if self.trials or self.starters:
+            self.seen = now
+        return now - self.used > self.idle or now - self.seen > GRACE_S
 
     def retire(self) -> None:
         """Take no more trials; those that run end as they would have."""
@@ -194,6 +207,8 @@ class Preloader:
             return wanted
         _close(*wanted.streams)
         self.trials[pid] = link
+        starter = wanted.facts["parent"]
+        self.starters[starter] = begun_at(starter)
         self._answer(link, {"pid": pid})
         return None
 
@@ -253,13 +268,24 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
-def _state(path: str) -> tuple[int, int]:
-    """Return what changes when a file does: its time in nanoseconds, and its size."""
+def begun_at(pid: int) -> str:
+    """Return when a process began, in the kernel's ticks; nothing where it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        facts = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return "" if facts[0] == "Z" else facts[19]
+    return ""
+
+
+def _state(path: str) -> tuple[int, int, int, int]:
+    """Return what changes when a file does: two times in nanoseconds, its size and its number.
+
+    An editor, or rsync, may set the time of the last edit; not that of the last change.
+    """
     try:
         found = Path(path).stat()
     except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_size
+        return 0, 0, 0, 0
+    return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def loaded_files() -> list[str]:
@@ -355,9 +381,9 @@ def _stream(number: int, encoding: str, errors: str, by_line: bool, at_once: boo
 
 def settle() -> None:
     """Let libraries forget what they took from the environment, or at random, in the parent."""
-    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if "torch" in sys.modules and threads.isdigit() and int(threads) > 0:
-        sys.modules["torch"].set_num_threads(int(threads))
+    threads = threads_told()
+    if "torch" in sys.modules and threads is not None:
+        sys.modules["torch"].set_num_threads(threads)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
 

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +26,11 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        # Who may read it is the umask's matter, which a file of tempfile's does not heed.
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        temporary = beside
         with os.fdopen(handle, mode, **text) as file:
-            os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
             yield file
             file.flush()
             os.fsync(file.fileno())

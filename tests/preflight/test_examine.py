@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -239,6 +240,24 @@ def test_too_much_to_upload_names_the_largest_folders(tmp_path, monkeypatch):
     files, size = checks.upload_problems(tmp_path)
     assert "2,005 files" in files.what and "data/" in files.what and ".nniignore" in files.remedy
     assert "400 MB" in size.what
+
+
+def test_more_threads_than_cores_are_warned_of(monkeypatch):
+    monkeypatch.setattr(examine_module, "count_cores", lambda: 4)
+    monkeypatch.setattr(examine_module, "threads_each", lambda at_once: 4 // at_once)
+    for text, notes in (("", 0), ("2", 0), ("3", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        found = examine_module.thread_notes(2, "c.yml")
+        assert len(found) == notes
+    (note,) = found
+    assert "=3 gives 2 trials at once 6 threads on 4 cores" in note.what
+    assert note.remedy == "unset it, or set it to 2" and not note.fatal
+
+
+def test_a_path_that_a_shell_reads_is_refused_without_the_guard(examine, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/a b/python")
+    assert "python" in [error.where for error in examine(guarded=False).errors]
+    assert "python" not in [error.where for error in examine().errors]
 
 
 def test_versions_are_those_that_nni_runs_with(monkeypatch):

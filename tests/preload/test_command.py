@@ -16,6 +16,7 @@ import pytest
 from ballot.cpus import count_cores
 from ballot.engines.nni.processes import end_processes
 from ballot.preload import command
+from ballot.preload.server import Preloader, begun_at
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
@@ -286,6 +287,10 @@ def test_code_that_has_changed_is_imported_anew_while_old_trials_go_on(place):
     assert run(place, path)[1] == "22\n22\n"
     assert first.communicate("", timeout=10) == ("1\n", "") and first.returncode == 0
     wait_for(lambda: len(preloaders(place)) == 1)  # the old one ends with its last trial
+    was = (place / "code" / "heavy.py").stat()
+    (place / "code" / "heavy.py").write_text("VALUE = 33")
+    os.utime(place / "code" / "heavy.py", ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert run(place, path)[1] == "33\n33\n"
 
 
 def test_it_ends_when_nobody_needs_it_and_when_a_folder_of_its_vanishes(place):
@@ -300,6 +305,23 @@ def test_it_ends_when_nobody_needs_it_and_when_a_folder_of_its_vanishes(place):
     assert run(place, path)[0] == 0 and len(preloaders(place)) == 1
     path.unlink()
     wait_for(lambda: preloaders(place) == [])
+
+
+def test_it_ends_a_minute_after_the_last_search_that_it_served(place):
+    server = Preloader(place / "socket", script(place, ""), 900.0, time.time())
+    search = subprocess.Popen(["sleep", "60"])
+    server.starters = {search.pid: begun_at(search.pid)}
+    assert not server.is_forgotten(server.used + 800)
+    search.kill()
+    search.wait()
+    assert not server.is_forgotten(server.used + 859)
+    assert server.is_forgotten(server.used + 861)
+    server.starters = {os.getpid(): begun_at(os.getpid())}
+    assert not server.is_forgotten(server.used + 899)
+    assert server.is_forgotten(server.used + 901)
+    server.retire()
+    for end in (server.wake, server.waker):
+        os.close(end)
 
 
 def test_it_is_no_child_of_the_command_and_holds_nothing_of_it(place):
@@ -398,6 +420,8 @@ def test_on_another_machine_trials_divide_its_cores(place, plain):
         for told, threads in at_once.items():
             assert run(place, path, BALLOT_AT_ONCE=told, **more)[1] == f"{threads}\n"
         assert run(place, path, BALLOT_AT_ONCE="1", OMP_NUM_THREADS="7", **more)[1] == "7\n"
+        share = run(place, path, BALLOT_AT_ONCE="1", OMP_NUM_THREADS="", **more)[1]
+        assert share == f"{count_cores()}\n"
 
 
 def test_a_trial_knows_whether_nni_chose_its_gpus(place):

@@ -1,6 +1,7 @@
 """Files are whole or not there; a run folder has one writer."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,19 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644), (0o007, 0o660)])
+def test_who_may_read_a_file_is_the_matter_of_the_umask(tmp_path, umask, mode):
+    (tmp_path / "b.json").touch(0o644)
+    before = os.umask(umask)
+    try:
+        for name in ("a.json", "b.json"):
+            files.write_json(tmp_path / name, {"a": 1})
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "b.json")]
+    assert modes == [mode, mode]
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
 from importlib import metadata
@@ -42,6 +43,14 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def shell_problems(interpreter: str) -> list[Problem]:
+    """Return why NNI without the guard does not start its tuner: a shell reads the path."""
+    if shlex.quote(interpreter) == interpreter:
+        return []
+    what = f"{interpreter} holds characters that a shell reads, and NNI hands it to one"
+    return [Problem("python", what, "leave --no_guard out, or move the environment")]
 
 
 def port_problems(port: int, platform: str) -> list[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class NniDraft:
             content = filled_in(outline.content, self.path.parent)
             outline = dataclasses.replace(outline, content=content)
         found, problems = config.to_experiment(outline, self.path)
+        if not self._guarded:
+            problems += checks.shell_problems(sys.executable)
         if outline.version == 1:
             what = "is written for NNI before version 2.0 and was converted"
             problems.append(Problem(where, what, fatal=False))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ballot.cpus import threads_each
+from ballot.cpus import threads_each, threads_told
 from ballot.engines.interface import Launch, Limits, Plan, Search
 from ballot.engines.nni import config, manager, remote
 from ballot.engines.nni.draft import NniDraft
@@ -80,7 +79,7 @@ def environment(plan: Plan, launch: Launch) -> dict[str, str]:
 
 def threads_for(concurrency: int) -> dict[str, str]:
     """Divide the cores among the trials: more threads than cores slow all of them down."""
-    if "OMP_NUM_THREADS" in os.environ:
+    if threads_told() is not None:
         return {}
     return {"OMP_NUM_THREADS": str(threads_each(concurrency))}
 

@@ -43,12 +43,13 @@ def environment(*, public: bool = False, hosts: Iterable[str] = ()) -> dict[str,
     """Return what to add to the environment of a process that starts NNI's manager.
 
     ``public`` listens on every address instead of loopback. ``hosts`` are further names under
-    which the portal may be asked for, such as the name of a proxy in front of it.
+    which the portal may be asked for, such as the name of a proxy in front of it; unless given,
+    those that BALLOT_HOSTS has.
     """
     return {
         "NODE_OPTIONS": _node_options(os.environ.get("NODE_OPTIONS", "")),
         "BALLOT_PUBLIC": "1" if public else "0",
-        "BALLOT_HOSTS": ",".join(hosts),
+        "BALLOT_HOSTS": ",".join(hosts) or os.environ.get("BALLOT_HOSTS", ""),
     }
 
 

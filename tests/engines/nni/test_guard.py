@@ -154,6 +154,12 @@ def test_a_folder_with_spaces_and_quotes_reaches_node(tmp_path):
         assert address["address"] == "127.0.0.1"
 
 
+def test_names_that_a_person_gives_the_portal_are_kept(monkeypatch):
+    monkeypatch.setenv("BALLOT_HOSTS", "a.example")
+    assert guard.environment()["BALLOT_HOSTS"] == "a.example"
+    assert guard.environment(hosts=["b.example"])["BALLOT_HOSTS"] == "b.example"
+
+
 def test_options_of_node_that_are_set_already_are_kept(monkeypatch):
     monkeypatch.setenv("NODE_OPTIONS", "--max-old-space-size=2048")
     first = guard.environment()["NODE_OPTIONS"]

@@ -216,7 +216,8 @@ function isOwnPeer(socket) {
     if (!knownPeers.has(socket)) {
         let uid = null;
         try {
-            uid = uidOfPeer(socket);
+            // The kernel's list may miss one where others come and go while it is read.
+            uid = uidOfPeer(socket) ?? uidOfPeer(socket) ?? uidOfPeer(socket);
         } catch (error) {
             warn(`a peer is unknown: ${error.message}`); // too many open files
         }
