@@ -72,6 +72,11 @@ RESUMABLE = {
 def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
     """Lay the layers over each other, and check every name and every argument."""
     config, origin = merge(layers)
+    if origin["seed"] == "tuner" and config.split_seed is None:
+        # Trials that are compared and vote together are scored on the same rows.
+        untuned = merge(layer for layer in layers if layer.name != "tuner")[0]
+        config = replace(config, split_seed=untuned.seed)
+        origin["split_seed"] = "search"
     if config.resume not in (None, "auto"):
         folder = run_to_resume(Path(config.resume))
         saved = Layer(f"{folder}/config.json", read_config(folder))

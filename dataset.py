@@ -34,6 +34,7 @@ from ballot.data.layouts import (
     SIDES,
     SPLITS,
     column,
+    composed,
     csv_files,
     encode,
     read_csv,
@@ -43,7 +44,7 @@ from ballot.data.layouts import (
 from ballot.data.prepare import examine, make_data
 from ballot.data.splits import split_single
 from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, guard, suggest
 from ballot.registry import Registry
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def class_folders(data_dir: Path | None) -> Table:
     sides = side_folders(root)
     if "train" not in sides or not subfolders(sides["train"]):
         sides = {"train": root}
-    classes = [folder.name for folder in subfolders(sides["train"])]
+    classes = sorted({composed(folder.name) for folder in subfolders(sides["train"])})
     if not classes:
         raise UserError(f"{root}: there are no folders with images; one for each class is needed")
     known = set(classes)
@@ -348,10 +349,11 @@ def class_folders(data_dir: Path | None) -> Table:
     splits: list[str] = []
     loose: list[str] = []
     for side, folder in sides.items():
-        labelled = side != "test" or bool({f.name for f in subfolders(folder)} & known)
+        inside = {composed(below.name) for below in subfolders(folder)}
+        labelled = side != "test" or bool(inside & known)
         prefix = "" if folder == root else folder.name + "/"
         for file in list_images(folder):
-            name = file.partition("/")[0] if labelled else ""
+            name = composed(file.partition("/")[0]) if labelled else ""
             if labelled and name not in known:  # a file right in the folder has another name
                 loose.append(prefix + file)
                 continue
@@ -417,12 +419,12 @@ def csv_table(
             key = "path_column" if image is None else "label_column"
             raise UserError(f"{path}: which column is it? give --{key}, one of {columns}")
         group = column(path, columns, "group_column", group_column, GROUPS)
-        split = _split_column(path, columns, lines, split_column)
+        split = _split_column(path, columns, lines, split_column, image)
         grouped |= group is not None
         for line in lines:
-            name = line[label] if label else ""
+            name = composed(line[label]) if label else ""
             where_to = SIDES[line[split].lower()] if split else side
-            rows.append((line[image], name, line[group] if group else "", where_to))
+            rows.append((line[image], name, composed(line[group]) if group else "", where_to))
         if path == files[0][0]:
             titles = (image, label or "label")
     root = files[0][0].parent
@@ -430,16 +432,25 @@ def csv_table(
 
 
 def _split_column(
-    path: Path, columns: list[str], lines: list[dict[str, str]], given: str | None
+    path: Path, columns: list[str], lines: list[dict[str, str]], given: str | None, image: str
 ) -> str | None:
-    """Find the column of the split; one that is only guessed has to hold nothing but sides."""
-    name = column(path, columns, "split_column", given, SPLITS)
-    odd = {line[name] for line in lines if line[name].lower() not in SIDES} if name else set()
-    if odd and given:
-        raise UserError(
-            f"{path}: {name} says {first_few(sorted(map(repr, odd)))}; train, val or test are known"
-        )
-    return None if odd else name
+    """Find the column of the split; one that is only guessed has to know a side at least."""
+    guesses = [column(path, columns, "split_column", None, [guess]) for guess in SPLITS]
+    if given is not None:
+        guesses = [column(path, columns, "split_column", given, ())]
+    for name in filter(None, guesses):
+        odd = [n for n, line in enumerate(lines) if line[name].lower() not in SIDES]
+        if len(odd) == len(lines) and given is None:
+            continue
+        if odd:
+            first = lines[odd[0]]
+            what = f"row {odd[0] + 1} ({first[image]}) has {first[name]!r}"
+            raise UserError(
+                f"{path}: {name} names no side of the split in {len(odd)} of {len(lines)} rows: "
+                f"{what}{suggest(first[name], SIDES)}"
+            )
+        return name
+    return None
 
 
 def _csv_rows(

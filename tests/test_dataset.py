@@ -258,6 +258,20 @@ def test_a_csv_is_read_by_its_usual_columns(tmp_path):
     assert "pictures/10.png" in data.test.ids
 
 
+@pytest.mark.parametrize("odd", ["trian", ""])
+def test_one_odd_side_among_known_ones_is_an_error_that_names_its_row(tmp_path, odd):
+    csv_set(tmp_path, split=lambda k: odd if k == 5 else ("train" if k < 9 else "test"))
+    with pytest.raises(UserError, match=f"row 6 .pictures/5.png. has {odd!r}; .*train"):
+        load(tmp_path)
+
+
+def test_a_column_without_any_side_is_no_split_and_the_next_one_may_be(tmp_path):
+    csv_set(tmp_path, split=lambda k: f"part {k % 3}")
+    assert load(tmp_path).test is None
+    csv_set(tmp_path, split=lambda k: f"part {k % 3}", subset=lambda k: ("train", "test")[k > 8])
+    assert len(load(tmp_path).test) == 3
+
+
 def test_a_csv_is_read_by_the_columns_that_are_named(tmp_path):
     csv_set(tmp_path, kind=lambda k: str(k % 3), owner=lambda k: f"o{k // 3}")
     data = load(tmp_path, label_column="kind", group_column="owner")

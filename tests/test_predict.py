@@ -311,6 +311,8 @@ def other_checkpoint(trained, tmp_path, **changes) -> Path:
         ({"classes": ["blue"]}, "says 1 classes"),
         ({"mean": [0.5]}, "which no model of train.py has"),
         ({"mean": "x"}, "is damaged"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "which no model of train.py has"),
+        ({"std": [0.5, 0.5, float("inf")]}, "which no model of train.py has"),
         ({"config": None}, "is damaged"),
     ],
 )
@@ -324,6 +326,43 @@ def test_a_foreign_or_older_checkpoint_is_one_line(trained, tmp_path, capsys, ch
     assert predict.main([str(path), str(trained.data / "test"), "--out", "out.csv"]) == 2
     said = capsys.readouterr().err
     assert message in said and len(said.strip().splitlines()) == 1 and str(path) in said
+    assert not Path("out.csv").exists()
+
+
+def with_weight(run: Path, number: float) -> Path:
+    """Put a number that is not finite among the weights of a run."""
+    saved = tensor_files.load_tensors(run / "best.pt")
+    name = next(name for name, values in saved["model"].items() if values.ndim > 1)
+    saved["model"][name][0] = number
+    tensor_files.save_tensors(run / "best.pt", saved)
+    return run
+
+
+@pytest.mark.parametrize("number, named", [(float("nan"), "best.pt"), (float("inf"), ".png")])
+@pytest.mark.parametrize("method", [None, "mean", "hard", "rank"])
+def test_answers_that_are_not_finite_are_refused(trained, tmp_path, capsys, number, named, method):
+    outputs = shutil.copytree(trained.folder / "outputs", tmp_path / "outputs")
+    asked = with_weight(outputs / "one", number)
+    if method:
+        run_vote(sorted(outputs.glob("*.csv")), VoteOptions(method=method))
+        asked = Path("ensemble")
+    words = [str(asked), str(trained.data / "test"), "--device", "cpu", "--out", "out.csv"]
+    assert predict.main(words) == 2
+    said = capsys.readouterr().err
+    assert named in said and "not finite" in said and len(said.strip().splitlines()) == 1
+    assert not Path("out.csv").exists()
+
+
+@pytest.mark.parametrize("key", ["raw_weight", "temperature"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+def test_a_vote_with_an_impossible_number_is_damaged(trained, capsys, key, number):
+    run_vote(trained.csvs, VoteOptions(calibrate=True))
+    record = json.loads(Path("ensemble/ensemble.json").read_text())
+    record["members"][0][key] = number
+    Path("ensemble/ensemble.json").write_text(json.dumps(record))
+    assert predict.main(["ensemble", str(trained.data / "test"), "--out", "out.csv"]) == 2
+    said = capsys.readouterr().err
+    assert "ensemble.json: is damaged" in said and len(said.strip().splitlines()) == 1
     assert not Path("out.csv").exists()
 
 

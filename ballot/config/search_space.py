@@ -31,6 +31,7 @@ SPEC = '{"_type": "choice", "_value": [...]}'
 FIXED = {
     "monitor": "scores of different kinds cannot be compared",
     "out_dir": "the vote looks for all trials in one folder",
+    "split_seed": "trials on other validation rows cannot be compared",
     "run_name": "NNI's trials are named by NNI",
     "resume": "NNI's trials continue their own run",
     "plugins": "its files are run as a program",

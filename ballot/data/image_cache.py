@@ -38,6 +38,7 @@ from ballot.data.images import (
     is_image,
 )
 from ballot.errors import UserError
+from ballot.walking import walk
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +284,7 @@ def _flush_folder(folder: Path) -> None:
 
 def _images_below(label: str) -> int:
     """Number of images below the data's folder; another number later: files came or went."""
-    return sum(is_image(name) for _, _, files in os.walk(label) for name in files)
+    return sum(is_image(name) for _, _, files in walk(label) for name in files)
 
 
 @dataclass(frozen=True)

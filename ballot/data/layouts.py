@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def side_folders(root: Path) -> dict[str, Path]:
                 )
             found[side] = folder
     return found
+
+
+def composed(name: str) -> str:
+    """Return a name in the Unicode form of Linux (NFC); macOS keeps accents apart in file names."""
+    return unicodedata.normalize("NFC", name)
 
 
 def sorted_classes(names: Sequence[str]) -> list[str]:

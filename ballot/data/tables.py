@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ballot.data.images import Source, is_image
+from ballot.walking import walk
 
 UNKNOWN = -1  # the label of a test row whose truth nobody told
 
@@ -112,7 +113,7 @@ def list_images(folder: Path) -> list[str]:
     Texts and not `Path`s: a trial lists all of its images, and those cost 20 times as much.
     """
     found: list[str] = []
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in walk(folder):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
         below = os.path.relpath(where, folder).replace(os.sep, "/")
         prefix = "" if below == "." else below + "/"
@@ -128,6 +129,4 @@ def subfolders(folder: Path) -> list[Path]:
 
 def has_image(folder: Path) -> bool:
     """Tell whether there is an image anywhere below `folder`, without walking all of it."""
-    return any(
-        is_image(name) for _, _, files in os.walk(folder, followlinks=True) for name in files
-    )
+    return any(is_image(name) for _, _, files in walk(folder) for name in files)

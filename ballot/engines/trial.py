@@ -87,7 +87,7 @@ class Trial:
                         f"tuner: {key} is not in the search space; add it there to try it"
                     )
         for key, _ in flatten(layer):
-            if key in FIXED:
+            if key in FIXED and key not in FINAL:
                 raise UserError(
                     f"tuner: {key} cannot be searched, {FIXED[key]}; set it in the trial command"
                 )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from ballot import walking
 from ballot.errors import UserError
 from ballot.machines.sent import facts, receive
 from ballot.machines.ssh import Link, on_all, pipes_of, shell_word
@@ -128,7 +129,7 @@ def _install(link: Link, requirements: str, ticker: Ticker) -> None:
 
 def _sync(link: Link, local: Path, there: str, files: dict[str, int], ticker: Ticker) -> None:
     python, began = find_python(link), time.monotonic()
-    source = f"{_source(facts)}\n{_source(receive)}\nfolder = expand(*args)\n"
+    source = f"{_source(walking)}\n{_source(facts)}\n{_source(receive)}\nfolder = expand(*args)\n"
     source += "print(json.dumps([listing(folder), free_for(folder)]))"
     have, free = link.python(source, there, interpreter=python, timeout=600)
     wanted = [name for name in sorted(files) if have.get(name) != files[name]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(
             f"{path}: what it says about its model is damaged ({error!r}); train it again"
         ) from None
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or len(set(classes)) < 2 or size < 4:
+    colours = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
+    if not colours or len(set(classes)) < 2 or size < 4:
         raise UserError(
             f"{path}: says {len(classes)} classes, images of {size} pixels, mean "
             f"{mean}, std {std}, which no model of train.py has"
@@ -90,6 +92,12 @@ def fill(model: torch.nn.Module, checkpoint: Checkpoint) -> torch.nn.Module:
             f"{checkpoint.path}: its weights are not those of model {checkpoint.config.model!r} "
             f"({len(odd)} differ, as {odd[0]}); it was made by another version of the model"
         )
+    for name, values in checkpoint.weights.items():
+        if values.is_floating_point() and values.isnan().any():
+            raise UserError(
+                f"{checkpoint.path}: weights of {name} are not finite numbers; "
+                "take another checkpoint, or train it again"
+            )
     model.load_state_dict(checkpoint.weights)
     return model
 
@@ -184,7 +192,14 @@ def _recipe(said: dict[str, Any]) -> Recipe:
     if stack is not None:
         coef, intercept = (np.array(stack[k], dtype=np.float64) for k in ("coef", "intercept"))
         stack = Stack(coef, intercept, [int(k) for k in stack["seen"]])
-    return Recipe(said["method"], [float(m["raw_weight"]) for m in members], temperatures, stack)
+        if not np.isfinite(coef).all() or not np.isfinite(intercept).all():
+            raise ValueError("a coefficient is not finite")
+    weights = [float(member["raw_weight"]) for member in members]
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError("a weight is not a number from 0 on")
+    if not all(0 < temperature < math.inf for temperature in temperatures or ()):
+        raise ValueError("a temperature is not a number above 0")
+    return Recipe(said["method"], weights, temperatures, stack)
 
 
 def _has_say(recipe: Recipe, number: int) -> bool:

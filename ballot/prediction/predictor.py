@@ -111,7 +111,8 @@ def predict(
         if rows:
             answers.rows += rows
             on_device = {shape: batch.to(device) for shape, batch in images.items()}
-            found.append(answer(predictor, on_device, number, amp, views))
+            files = [paths[row] for row in rows]
+            found.append(answer(predictor, on_device, number, amp, views, files))
     if found:
         columns = predictor.electorate.columns
         place = {name: number for number, name in enumerate(predictor.electorate.classes)}
@@ -167,20 +168,35 @@ def answer(
     number: int = 0,
     amp: torch.dtype | None = None,
     views: Sequence[str] = (),
+    files: Sequence[Path] = (),
 ) -> np.ndarray:
     """Return the vote's float64 [B, C] on a batch, given in each geometry, in its classes' order.
 
-    Rounded where a run's CSV would be: after the mean over the folds of a run.
+    Rounded where a run's CSV would be: after the mean over the folds of a run. Answers that are not
+    finite are a `UserError`, which names the first of `files` that has one.
     """
 
     def of_voter(runs: list[list[Network]]) -> np.ndarray:
         total: Any = 0.0
         for run in runs:
             folds = [_probs(n, images[n.recipe.geometry], number, amp, views) for n in run]
+            for network, probs in zip(run, folds, strict=True):
+                _check_finite(network, probs, files)
             total = total + _mean(folds).astype(np.float64)
         return np.asarray(total / len(runs))
 
     return combine.combine(predictor.electorate.recipe, map(of_voter, predictor.networks))
+
+
+def _check_finite(network: Network, probs: np.ndarray, files: Sequence[Path]) -> None:
+    """Refuse answers that are no numbers, of which a vote by ranks would make some."""
+    bad = np.flatnonzero(~np.isfinite(probs).all(axis=1))
+    if len(bad):
+        where = f" on {files[bad[0]]}" if len(files) else ""
+        raise UserError(
+            f"{network.checkpoint.path}: its answers{where} are not finite numbers; "
+            "try --amp off, or leave this network out"
+        )
 
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ballot import walking
 from ballot.config.schema import Config
 from ballot.config.trial_command import option_of, parse_command, read_options
 from ballot.engines.interface import Draft, Engine, Outline
 from ballot.errors import UserError
 from ballot.installed import PYTHONS
 from ballot.machines.machine import Machine
-from ballot.machines.sent import facts as facts_module
 from ballot.machines.sent.facts import expand, listing_digest
 from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
@@ -212,8 +212,9 @@ def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Ma
 
 def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
     """Return `facts(*args)` as an interpreter of a machine says; `place` is where it is named."""
-    source = Path(facts_module.__file__).read_text(encoding="utf-8")
-    source += "\nprint(json.dumps(facts(*args)))"
+    files = (walking.__file__, __file__)
+    texts = [Path(file).read_text(encoding="utf-8") for file in files]
+    source = "\n".join([*texts, "print(json.dumps(facts(*args)))"])
     try:
         return link.python(source, *args, interpreter=interpreter, timeout=FACTS_S)
     except UserError as error:

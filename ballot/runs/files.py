@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ballot.errors import CannotWrite, UserError
+from ballot.runs.folder import _Lines
 
 
 @contextlib.contextmanager
@@ -61,7 +62,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write dictionaries as CSV; the columns are those of the first row, then any later ones."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(_Lines(file), columns, lineterminator="\r\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -57,6 +57,8 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
     if best := results.best(own):
         names, values = searched_values(best), results.values_of(best)
+        if "seed" in names and values.get("split_seed") is not None:
+            names["split_seed"] = values["split_seed"]  # which a trial by itself takes from seed
         typed = typed_command(
             plan.command, {key: values.get(key, value) for key, value in names.items()}
         )

@@ -18,6 +18,7 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import replacing
+from ballot.runs.folder import read_result
 from ballot.wording import few, natural, short
 
 EXPECTED = "expected id,<class>,<class>,... with one row of probabilities an image"
@@ -62,7 +63,7 @@ def read_ballot(
     Raises `UserError` naming the file, the row and what would be right.
     """
     path = Path(path)
-    layout = find_layout(read_header(path), path, labelled)
+    layout = _layout_of_run(path, labelled) or find_layout(read_header(path), path, labelled)
     ids, labels, probs = _read_columns(path, layout)
     if not ids:
         raise UserError(f"{path}: holds a header and no rows; {EXPECTED}")
@@ -112,16 +113,38 @@ def check_path(path: Path) -> None:
 
 def read_header(path: Path) -> list[str]:
     """Return the first record of a CSV."""
+    return [name.strip() for name in _first_record(path)]
+
+
+def _first_record(path: Path) -> list[str]:
     check_path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
+            return next(csv.reader(file), [])
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no text in UTF-8; {EXPECTED}") from None
     except csv.Error as error:
         raise UserError(f"{path}: is no CSV ({error}); {EXPECTED}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _layout_of_run(path: Path, labelled: bool) -> Layout | None:
+    """Tell the columns apart by the classes of the run beside the file; None without such a run.
+
+    A class may be called as another column is, or end in a space: no name is guessed at here.
+    """
+    inside = path.name == "val.csv" and not path.with_suffix("").is_dir()
+    classes = read_result(path.parent if inside else path.with_suffix("")).get("classes")
+    if not isinstance(classes, list):
+        return None
+    header = _first_record(path)
+    before = ["id", "label"] if labelled else ["id"]
+    if not set(before) <= set(header) or Counter(header) != Counter([*before, *classes]):
+        return None
+    places = [header.index(name) for name in before]
+    rest = [place for place in range(len(header)) if place not in places]
+    return Layout(header, places[0], rest, places[1] if labelled else None)
 
 
 def find_layout(header: list[str], path: Path, labelled: bool) -> Layout:
@@ -149,8 +172,26 @@ def find_layout(header: list[str], path: Path, labelled: bool) -> Layout:
             )
     classes = [i for i in range(len(header)) if i not in dropped]
     classes = _without_answer(header, classes)
+    if _is_row(header[key], [header[i] for i in classes]):
+        raise UserError(f"{path}: its first line is a row and no header; {EXPECTED}")
     _check_classes(path, [header[i] for i in classes])
     return Layout(header, key, classes, label if labelled else None)
+
+
+def _is_row(name: str, words: list[str]) -> bool:
+    """Tell whether a first line is the probabilities of an image, and not the names of classes.
+
+    Numbers may name classes, but their sum is 1 only where these are 0 and 1.
+    """
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        return False
+    if name.lower() in ID_WORDS or not numbers or min(numbers) < 0:
+        return False
+    named_by_number = set(words) == {"0", "1"} and len(words) == 2
+    is_file = "." in name or name.isdecimal()
+    return abs(sum(numbers) - 1) <= 2 * ROUNDED and (is_file or not named_by_number)
 
 
 def _without_answer(header: list[str], classes: list[int]) -> list[int]:
@@ -380,7 +421,7 @@ def write_ballot(
     row = ",%.9g" * len(classes) + "\n"
     with replacing(path) as file:
         truth = [] if labels is None else ["label"]
-        csv.writer(file, lineterminator="\n").writerow(["id", *truth, *classes])
+        file.write(",".join(map(quote, ["id", *truth, *classes])) + "\n")
         for start in range(0, len(ids), 4096):
             part = slice(start, start + 4096)
             values = np.asarray(probs[part], dtype=np.float32).tolist()
@@ -393,7 +434,7 @@ def write_ballot(
 def write_answers(path: Path, columns: Sequence[str], rows: Iterable[tuple[str, str]]) -> None:
     """Write a submission: the two `columns`, an id and an answer a row."""
     with replacing(path) as file:
-        csv.writer(file, lineterminator="\n").writerow(columns)
+        file.write(",".join(map(quote, columns)) + "\n")
         file.writelines(f"{quote(name)},{quote(answer)}\n" for name, answer in rows)
 
 

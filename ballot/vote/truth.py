@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import read_json
@@ -115,6 +116,8 @@ def read_truth(path: Path, classes: Sequence[str], words: dict[str, str]) -> dic
                 continue
             if truth.setdefault(row[key], row[column]) != row[column]:
                 raise UserError(f"{path}: id {short(row[key])} has two different labels")
+    forms = {normalize("NFC", name): name for name in classes}
+    truth = {name: forms.get(normalize("NFC", label), label) for name, label in truth.items()}
     if not set(truth.values()) <= set(classes):
         back = {word: name for name, word in words.items()}
         unknown = sorted(set(truth.values()) - set(back))

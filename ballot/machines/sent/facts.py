@@ -3,6 +3,7 @@
 os.path and not pathlib, which takes several times as long where there are a million files.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -12,6 +13,9 @@ import sys
 import tempfile
 import time
 from importlib import metadata
+
+with contextlib.suppress(ImportError):  # on another machine its text stands before this one
+    from ballot.walking import walk
 
 GPU_QUERY = "--query-gpu=name,memory.total,memory.used"
 
@@ -100,7 +104,7 @@ def can_write(folder: str) -> bool:
 def listing(folder: str) -> dict:
     """Return the bytes of each file below a folder, by its path; hidden ones are left out."""
     found = {}
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = os.path.join(where, name)
