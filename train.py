@@ -35,7 +35,8 @@ from ballot.config.layers import Layer, environment_layer
 from ballot.config.schema import Config
 from ballot.data.batches import Data, Fold, Subset
 from ballot.data.same_data import check_same_data
-from ballot.engines.trial import Trial, current_trial
+from ballot.engines.choose import current_trial
+from ballot.engines.trial import Trial
 from ballot.errors import CannotWrite, TrialFailed, UserError, guard
 from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows

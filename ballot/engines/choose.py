@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ballot.engines.interface import Engine, Search
+from ballot.engines.trial import Trial
 from ballot.errors import UserError, suggest
 
 NAMES = ("nni",)
@@ -38,3 +39,10 @@ def newest_search(engine: Engine, config: Path | None) -> Search:
             return search
     where = config or "this folder"
     raise UserError(f"resume: there is no search of {where}; search.py --list shows what there is")
+
+
+def current_trial() -> Trial:
+    """Ask the engine that started this process for its trial; to be called once, first of all."""
+    from ballot.engines.nni.trial import find_trial
+
+    return find_trial() or Trial()

@@ -92,10 +92,3 @@ class Trial:
                     f"tuner: {key} cannot be searched, {FIXED[key]}; set it in the trial command"
                 )
         return layer
-
-
-def current_trial() -> Trial:
-    """Ask the engine that started this process for its trial; to be called once, first of all."""
-    from ballot.engines.nni import trial as of_nni
-
-    return of_nni.find_trial() or Trial()

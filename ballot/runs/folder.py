@@ -18,20 +18,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty, write_json
-
-
-class _Lines:
-    """Ends lines as Unix does; `csv` before 3.13 quotes CR only where lines end in CR LF."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, line: str) -> None:
-        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 class Run:
