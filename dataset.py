@@ -45,7 +45,9 @@ from ballot.data.prepare import examine, make_data
 from ballot.data.splits import split_single
 from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
 from ballot.errors import UserError, guard, suggest
+from ballot.names import check_names
 from ballot.registry import Registry
+from ballot.runs.csv_files import DuplicateColumn
 
 if TYPE_CHECKING:
     from ballot.config.schema import Config
@@ -97,6 +99,7 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
     given = {key: value for key, value in offered.items() if key in takes}
     folder = None if where is None else _existing(where)
     table = DATASETS.create(name, folder, args=config.dataset_args, **given)
+    check_names(where, [str(folder), *table.classes, *table.ids])
     return replace(table, layout=name)
 
 
@@ -120,6 +123,8 @@ def recognise(where: Path) -> str:
             f"{where}: holds images, but neither class folders nor a CSV with paths and labels; "
             "put each class in a folder, or name the columns with --path_column and --label_column"
         )
+    if where.is_file() or list(where.glob("*.csv")):
+        read_csv(csv_files(where, None)[0][0])  # says why it is none
     raise UserError(f"{where}: there are no images in it; choose another data_dir")
 
 
@@ -149,6 +154,9 @@ def digits(data_dir: Path | None) -> Table:  # noqa: ARG001
     )
 
 
+MOST_DUMMIES = 10_000_000  # their ids alone take a gigabyte
+
+
 @DATASETS.register("dummy")
 def dummy(
     data_dir: Path | None,  # noqa: ARG001
@@ -158,6 +166,8 @@ def dummy(
     num_classes: int = 10,
 ) -> Table:
     """Random tensors that cost nothing to read: what a model does without them is the ceiling."""
+    if rows > MOST_DUMMIES:
+        raise UserError(f"dataset_args: rows is {rows}; {MOST_DUMMIES:,} are the most")
     if rows < 4 * num_classes or num_classes < 2:
         raise UserError("dataset_args: dummy needs two classes, and four rows for each of them")
     rng = np.random.default_rng(0)
@@ -382,6 +392,10 @@ def _is_csv(where: Path) -> int:
     try:
         file = csv_files(where, None)[0][0]
         columns, rows = read_csv(file)
+    except DuplicateColumn as error:
+        if {*PATHS} & error.columns and {*LABELS} & error.columns:  # no other file of the folder
+            raise
+        return 0
     except UserError:
         return 0
     path = column(file, columns, "path_column", None, PATHS)
@@ -497,6 +511,7 @@ def torchvision_dataset(name: str) -> Any:
 # Augmentations: a builder takes the side of the images in pixels and returns a Recipe. Steps get
 # whole batches; mixup and cutmix are arguments of all of them.
 
+MAGNITUDE = 30  # torchvision divides the range of each operation into so many steps
 CROP = 350  # pixels of the centre that are kept where an image is larger; 0 keeps all of it
 
 
@@ -563,6 +578,10 @@ def rand_augment(
     size: int, *, crop: int = CROP, flip: float = 0.5, num_ops: int = 2, magnitude: int = 9
 ) -> Recipe:
     """RandAugment (Cubuk et al., 2020), drawn anew for every image."""
+    if not 0 <= magnitude <= MAGNITUDE:
+        raise UserError(
+            f"augmentation_args: magnitude is {magnitude}; it goes from 0 to {MAGNITUDE}"
+        )
     args = {"num_ops": num_ops, "magnitude": magnitude}
     transform = augment.make_transform("RandAugment", args, "augmentation_args")
     return Recipe(Geometry(size, crop), (augment.flip(flip), each(transform)))

@@ -21,7 +21,7 @@ from ballot.config.command_line import Parser
 from ballot.engines.choose import find_search, load_engine, newest_search
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
 from ballot.errors import UserError
-from ballot.errors import guard as guarded
+from ballot.errors import guard_lasting as guarded
 from ballot.machines import setup
 from ballot.machines.ssh import has_terminal
 from ballot.preflight import examine, machines, tryout

@@ -37,7 +37,7 @@ from ballot.data.batches import Data, Fold, Subset
 from ballot.data.same_data import check_same_data
 from ballot.engines.choose import current_trial
 from ballot.engines.trial import Trial
-from ballot.errors import CannotWrite, TrialFailed, UserError, guard
+from ballot.errors import CannotWrite, TrialFailed, UserError, guard_lasting
 from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
@@ -105,7 +105,7 @@ class Outcome:
     signum: int = 0
 
 
-@guard
+@guard_lasting
 def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
     # First of all, and by one of several processes: an engine hands parameters out once.

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ballot.installed import REMEDY, not_installed
+from ballot.installed import not_installed
+from ballot.streams import lasting
 
 
 class UserError(Exception):
@@ -41,33 +42,56 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return ""
 
 
-def guard(main: Callable[..., int]) -> Callable[..., int]:
+def one_line(text: str) -> str:
+    """Join the lines of a text, and show characters that a terminal would act on as escapes."""
+    text = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def guard(main: Callable[..., int], *, keeps_on: bool = False) -> Callable[..., int]:
     """Turn a script's ``main`` into one that ends in a line and a status, never a traceback.
 
-    Exit status 2 stands for bad input, 130 for Ctrl-C, 1 for a reader that closed the pipe.
-    A defect of our own keeps its traceback: it has to be seen.
+    Exit status 2 stands for bad input, 130 for Ctrl-C, 1 for output that could not be written. A
+    defect of our own keeps its traceback: it has to be seen. A program that keeps on has its
+    results in files, and loses no more than its words where nobody takes them.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except UserError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            return 2
-        except ModuleNotFoundError as error:
-            if not _is_of_a_package(error.name):
-                raise
-            print(f"error: {not_installed(str(error.name))}; {REMEDY}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:
-            sys.stderr.close()
-            return 1
+        with lasting(keeps_on) as out:
+            try:
+                status = main(argv)
+                out.flush()
+            except BrokenPipeError:
+                return 1
+            except (UserError, ModuleNotFoundError, KeyboardInterrupt) as error:
+                return _end_of(error)
+            if out.error is None or isinstance(out.error, BrokenPipeError):
+                return status
+            kind = "warning" if keeps_on else "error"
+            print(
+                f"{kind}: standard output: cannot be written ({out.error.strerror})",
+                file=sys.stderr,
+            )
+            return status if keeps_on else status or 1
 
     return run
+
+
+guard_lasting = functools.partial(guard, keeps_on=True)
+
+
+def _end_of(error: BaseException) -> int:
+    """Print the one line of an end that is no defect of ours, and return its status."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, ModuleNotFoundError):
+        if not _is_of_a_package(error.name):
+            raise error
+        error = UserError(not_installed(str(error.name)))
+    print("error: " + one_line(str(error)), file=sys.stderr)
+    return 2
 
 
 def _is_of_a_package(module: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,25 @@ class Family:
     prefix: str
     names: Callable[[], Iterable[str]]
     entry: Callable[[str], Entry]
+
+
+# What annotations say, in words, and whether a value is that; true and false are no numbers.
+NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    "bool": ("true or false", lambda value: type(value) is bool),
+    "str": ("a text", lambda value: type(value) is str),
+    "None": ("null", lambda value: value is None),
+}
+
+
+def _other_type(annotation: Any, value: Any) -> str:
+    """Return what an argument takes if `value` is none of it; other annotations take anything."""
+    said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    kinds = [NUMBERS.get(part.strip()) for part in said.split("|")]
+    if None in kinds or any(kind and kind[1](value) for kind in kinds):
+        return ""
+    return " or ".join(kind[0] for kind in kinds if kind)
 
 
 class Registry:
@@ -109,6 +129,9 @@ class Registry:
                 raise UserError(
                     f"{self.kind}_args: {self.kind} {name!r} takes no argument {key!r}{hint}"
                 )
+        for key in args:
+            if key in parameters and (wanted := _other_type(parameters[key].annotation, args[key])):
+                raise UserError(f"{self.kind}_args: {key} is {args[key]!r}; it takes {wanted}")
         required = [p for p in usable if parameters[p].default is inspect.Parameter.empty]
         required = [
             p for p in required if parameters[p].kind is not inspect.Parameter.VAR_POSITIONAL

@@ -14,7 +14,13 @@ from ballot.errors import UserError
 def natural(name: str) -> tuple:
     """Sort key under which class 2 comes before class 10."""
     parts = re.split(r"([0-9]+)", name)
-    return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
+    return tuple(_value(p) if i % 2 else p for i, p in enumerate(parts)), name
+
+
+def _value(digits: str) -> tuple[int, str]:
+    """Return what sorts as the number does; Python makes no number of thousands of digits."""
+    digits = digits.lstrip("0")
+    return len(digits), digits
 
 
 def short(text: object, limit: int = 48) -> str:

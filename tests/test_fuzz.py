@@ -29,6 +29,7 @@ from ballot.errors import UserError
 from ballot.report.trials import find_trials
 from ballot.training.tensor_files import load_tensors, save_tensors
 from ballot.vote.ballots import read_ballot
+from ballot.wording import natural
 from dataset import find_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -375,3 +376,8 @@ def test_a_configuration_cannot_build_objects(tmp_path):
         read_content(tmp_path / "a.yaml")
     assert not (tmp_path / "ran").exists()
     assert yaml.safe_load("a: 1") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["1" * 5000, "--1", "²", "a" + "0" * 5000 + "7"])
+def test_any_class_name_has_a_place_in_the_order(name):
+    assert natural("2") < natural("10") and sorted([name, "2"], key=natural)

@@ -318,7 +318,7 @@ def test_groups_keep_their_ratio():
         ("multistep", {"milestones": ["a"]}, 0, "milestones is 'a'"),
         ("step", {"step_size": 0}, 0, "greater than 0"),
         ("plateau", {"patience": -1}, 0, "0 or more"),
-        ("plateau", {"factor": "x"}, 0, "from 0 to 1"),
+        ("plateau", {"factor": "x"}, 0, "it takes a number"),
         ("cosine", {}, 30, "30 epochs of warm-up in 30"),
     ],
 )

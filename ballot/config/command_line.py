@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import typing
 from typing import Any
 
-from ballot.config.files import _literal
+from ballot.config.files import _literal, parse_json
 from ballot.config.layers import Layer
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
 from ballot.errors import UserError, suggest
@@ -146,11 +145,9 @@ def _parse(key: str, text: Any) -> Any:
         return None
     if kind is dict:
         try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"command line: --{key} is no JSON ({error}); as in --{key} '{{\"name\": 0.2}}'"
-            ) from None
+            return parse_json(text, f"command line: --{key}")
+        except UserError as error:
+            raise UserError(f"{error}; as in --{key} '{{\"name\": 0.2}}'") from None
     if kind in (int, float):
         return _number(text)
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.layers import Layer
+from ballot.config.schema import _each_once, _Twice
 from ballot.config.templates import translate
 from ballot.errors import UserError
 
@@ -17,8 +18,10 @@ MANY = 100_000  # values in a YAML file
 
 def _literal(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except _Twice as error:
+        raise UserError(f"command line: the key {error} stands there twice; keep one") from None
+    except (ValueError, RecursionError):  # a text, or thousands of digits or of brackets
         return text
 
 
@@ -76,9 +79,11 @@ def _decoded(node: Any) -> Any:
 
 
 def parse_json(text: str, path: str | Path) -> Any:
-    """Parse JSON; a mistake is a `UserError` with the line."""
+    """Parse JSON; a mistake is a `UserError` with the line, and so is a key that stands twice."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
+    except _Twice as error:
+        raise UserError(f"{path}: the key {error} stands there twice; keep one") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: is no JSON; {error.msg} at {where}") from None
@@ -90,8 +95,12 @@ def parse_yaml(text: str, path: str | Path) -> Any:
     """Parse YAML (plain data only); a mistake is a `UserError` with the line."""
     import yaml
 
+    from ballot.config import strict_yaml
+
     try:
-        value = yaml.safe_load(text)
+        value = strict_yaml.load(text)
+    except strict_yaml.BadKey as error:
+        raise UserError(f"{path}: line {error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

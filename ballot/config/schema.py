@@ -167,6 +167,9 @@ def convert(key: str, value: Any, source: str) -> Any:
         value = _coerce(kind, value)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{source}: {key} is {value!r}; it takes {_describe(kind)}") from None
+    words = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(word, str) and "\0" in word for word in words):
+        raise UserError(f"{source}: {key} is {value!r}; no name of a file holds a NUL")
     _check_limits(key, value, source)
     if key == "device" and value.isdigit():  # as CUDA_VISIBLE_DEVICES and many scripts have it
         return f"cuda:{value}"
@@ -217,6 +220,19 @@ def _check_limits(key: str, value: Any, source: str) -> None:
             finite = isinstance(number, int) or math.isfinite(number)
             if name in limits and not (finite and holds(number, limits[name])):
                 raise UserError(f"{source}: {key} is {value!r}; it must be {words} {limits[name]}")
+
+
+class _Twice(ValueError):
+    """A key of JSON that stands twice in one object."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, in which Python lets the last of two keys win."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(repr(next(name for name in names if names.count(name) > 1)))
+    return made
 
 
 def parse_monitor(monitor: str, lower_is_better: bool) -> tuple[str, str]:

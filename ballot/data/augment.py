@@ -64,6 +64,10 @@ def affine(
 ) -> Step:
     """Turn, shift (in shares of the side) and zoom each image; what comes in is its reflection."""
     low, high = _pair("scale", scale)
+    _check_number("degrees", degrees)
+    _check_share("translate", translate)
+    if low <= 0:
+        raise UserError(f"augmentation_args: scale is {tuple(scale)}; factors are above 0")
 
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         count = len(images)
@@ -84,6 +88,7 @@ def affine(
 
 def noise(std: float = 0.02) -> Step:
     """Add Gaussian noise to each image, with a strength drawn up to `std` (of 0..1)."""
+    _check_number("std", std)
 
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         strength = _column(rng.uniform(0, std * 255, len(images)), images)
@@ -119,6 +124,9 @@ def blur(sigma: Sequence[float] = (0.1, 1.5)) -> Step:
 
 def jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Step:
     """Change brightness, contrast and saturation of each image by factors of 1 +- the argument."""
+    _check_number("brightness", brightness)
+    _check_number("contrast", contrast)
+    _check_number("saturation", saturation)
     grey = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601 luma
 
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -146,6 +154,8 @@ def erase(p: float = 0.25, area: Sequence[float] = (0.02, 0.2)) -> Step:
     """Cover a rectangle of each image with a drawn colour (random erasing, Zhong et al., 2020)."""
     _check_share("p", p)
     low, high = _pair("area", area)
+    _check_share("area", low)
+    _check_share("area", high)
 
     def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         tall, wide = images.shape[-2:]
@@ -204,9 +214,8 @@ def mixing(num_classes: int, mixup: float = 0.0, cutmix: float = 0.0) -> Mixer |
     with both, each image draws which.
     Targets become shares of the classes [B, C], by what is really seen of each image.
     """
-    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
-            raise UserError(f"augmentation_args: {name} is {alpha!r}; it takes a number from 0 on")
+    _check_number("mixup", mixup)
+    _check_number("cutmix", cutmix)
     if not (mixup or cutmix):
         return None
 
@@ -247,6 +256,11 @@ def _masks(
 
 def _column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     return sent(torch.from_numpy(values).float(), like.device).view(-1, 1, 1, 1)
+
+
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise UserError(f"augmentation_args: {name} is {value!r}; it takes a number from 0 on")
 
 
 def _check_share(name: str, p: float) -> None:

@@ -27,6 +27,8 @@ from ballot.errors import UserError
 # A picture with more pixels than this is a decompression bomb or a scan nobody trains on.
 MOST_PIXELS = 89_478_485
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+END_OF_JPEG = b"\xff\xd9"
+ORIENTATION = 0x0112  # EXIF's tag
 IN_MEMORY = 512 * 2**20  # bytes of resized images that a data set held in memory may take
 
 
@@ -46,10 +48,18 @@ class Geometry:
     crop: int = 0
     edge: int = 0
 
+    def __post_init__(self) -> None:
+        for name, low in (("size", 1), ("crop", 0), ("edge", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise UserError(
+                    f"augmentation_args: {name} is {value!r}; it takes a whole number from {low} on"
+                )
+
     @property
     def method(self) -> str:
         """Every choice that decides about pixels: a part of the cache's key."""
-        return f"crop{self.crop}-edge{self.edge}-size{self.size}-bilinear-v1"
+        return f"crop{self.crop}-edge{self.edge}-size{self.size}-bilinear-v2"
 
     def fit(self, images: torch.Tensor) -> torch.Tensor:
         """Crop and resize uint8 images [3, H, W] or [B, 3, H, W] to [..., 3, S, S]."""
@@ -228,7 +238,9 @@ def decode(data: bytes) -> torch.Tensor:
             if wide * high > MOST_PIXELS:
                 raise UnreadableImage(_too_large(f"{wide}x{high} pixels"))
             if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-                return _decode_jpeg(data)
+                return _upright(
+                    _decode_jpeg(data, "progressive" in image.info), _orientation(image)
+                )
             return _from_pillow(image)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(_too_large(str(error).split(" exceeds")[0])) from None
@@ -246,24 +258,61 @@ def _too_large(what: str) -> str:
     return f"is too large: {what}, more than {MOST_PIXELS / 1e6:.0f} million pixels"
 
 
-def _decode_jpeg(data: bytes) -> torch.Tensor:
+def _decode_jpeg(data: bytes, progressive: bool) -> torch.Tensor:
+    """Decode as it lies in the file; an end marker that is missing, and nothing else, is added."""
+    try:
+        return _jpeg_pixels(data)
+    except RuntimeError:
+        if progressive:  # whole scans may be missing, which nothing tells
+            raise
+        # Behind a whole picture further bits are skipped; of a cut one they become pixels.
+        body = data.rstrip(b"\xff")
+        image = _jpeg_pixels(body + END_OF_JPEG)
+        if not torch.equal(image, _jpeg_pixels(body + b"\xaa" * 64 + END_OF_JPEG)):
+            raise
+        return image
+
+
+def _jpeg_pixels(data: bytes) -> torch.Tensor:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    return decode_jpeg(buffer, mode=ImageReadMode.RGB)
+
+
+def _orientation(image: Any) -> int:
+    """Return the orientation that EXIF tells, 1 where it tells none; torchvision reads it only
+    where EXIF is the first of a file's segments."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(ORIENTATION, 1))
+    except Exception:  # whatever the parser raises on damaged tags: such a picture is not turned
+        return 1
+
+
+def _upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turn and mirror [3, H, W] as the orientation 1..8 of EXIF wants it."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 2)
+    mirrored = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)
+    return image.flip(mirrored) if mirrored else image.contiguous()
 
 
 def _from_pillow(image: Any) -> torch.Tensor:
     """Turn any mode of a Pillow image into uint8 [3, H, W]; of an animation the first frame."""
     from PIL import Image, ImageOps
 
+    _halve_clear_colour(image)
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise UnreadableImage(
+            "has 32-bit pixels, of which nothing tells the white; save 8 or 16 bit"
+        )
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image).astype(np.float64)
-        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise UnreadableImage(f"has pixels of mode {image.mode}, which are no 8 or 16-bit ones")
-        # Pillow's own conversion clips at 255, which leaves a white image and a label for it.
-        array = np.round(grey / 257).astype(np.uint8)
+    if image.mode.startswith("I"):
+        array = _from_16_bit(np.asarray(image), image.info.get("transparency"))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -271,6 +320,27 @@ def _from_pillow(image: Any) -> torch.Tensor:
     else:
         array = np.array(image.convert("RGB"))  # a copy: Pillow's is read-only
     return channels_first(array[None])[0]
+
+
+def _from_16_bit(grey: np.ndarray, clear: int | None) -> np.ndarray:
+    """Bring grey pixels [H, W] to 8 bits; those of the value that stands for clear become white.
+
+    Pillow's own conversion clips at 255, which leaves a white image and a label for it.
+    """
+    if grey.min() < 0 or grey.max() > 65535:
+        raise UnreadableImage("has pixels that are no 8 or 16-bit ones")
+    array = np.round(grey.astype(np.float64) / 257).astype(np.uint8)
+    if clear is not None:
+        array[grey == clear] = 255
+    return array
+
+
+def _halve_clear_colour(image: Any) -> None:
+    """Say the colour that stands for clear in 8 bits where Pillow reads a PNG's 16 bits as 8."""
+    tiles = getattr(image, "tile", None)
+    colour = image.info.get("transparency")
+    if tiles and image.mode == "RGB" and "16B" in str(tiles[0][3]) and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def channels_first(array: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 
 from ballot.data.tables import UNKNOWN, first_few
 from ballot.errors import UserError, suggest
+from ballot.runs.csv_files import check_columns, read_records
 
 # The usual names of the three sides, as folders and as values of a CSV column.
 SIDES = {
@@ -81,7 +82,7 @@ def composed(name: str) -> str:
 def sorted_classes(names: Sequence[str]) -> list[str]:
     """Sort distinct class names, whole numbers by their value."""
     distinct = set(names)
-    numbers = all(name.lstrip("-").isdecimal() for name in distinct)
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in distinct)
     return sorted(distinct, key=(lambda name: (int(name), name)) if numbers else None)
 
 
@@ -93,21 +94,17 @@ def encode(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Read the columns and the rows of a CSV file, all as text."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
-    columns = [name.strip() for name in reader.fieldnames or []]
+    header, *rows = read_records(path) or [[]]
+    columns = [name.strip() for name in header]
     if not columns or not rows:
         raise UserError(f"{path}: holds no rows")
-    torn = [n for n, row in enumerate(rows, 2) if None in row or None in row.values()]
+    check_columns(path, columns)
+    torn = [n for n, row in enumerate(rows, 2) if len(row) != len(columns)]
     if torn:
         raise UserError(
             f"{path}: {len(torn)} lines have not {len(columns)} fields: {first_few(map(str, torn))}"
         )
-    return columns, [{k.strip(): v.strip() for k, v in row.items()} for row in rows]
+    return columns, [dict(zip(columns, map(str.strip, row))) for row in rows]
 
 
 def column(

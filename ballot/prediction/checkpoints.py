@@ -18,6 +18,7 @@ from ballot.config.schema import Config
 from ballot.errors import UserError, suggest
 from ballot.runs.folder import read_result, run_of
 from ballot.training.tensor_files import load_tensors
+from ballot.training.weights import check_tensors
 from ballot.vote.combine import METHODS, Recipe, Stack
 from ballot.wording import few, natural
 
@@ -61,6 +62,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     saved = load_tensors(path)
     if not isinstance(saved, dict) or not {"model", "about"} <= set(saved):
         raise UserError(f"{path}: is no best.pt of train.py; it says nothing about its model")
+    model = saved["model"]
+    if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
+        raise UserError(f"{path}: its weights are damaged; train it again")
+    check_tensors(path, model)
     try:
         about = json.loads(saved["about"])
         known = {key: about[key] for key in ("config", "classes", "image_size", "mean", "std")}
@@ -78,7 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: says {len(classes)} classes, images of {size} pixels, mean "
             f"{mean}, std {std}, which no model of train.py has"
         )
-    weights = {BARE.sub("", name): value for name, value in saved["model"].items()}
+    weights = {BARE.sub("", name): value for name, value in model.items()}
     return Checkpoint(path, settings, classes, size, mean, std, weights, start)
 
 

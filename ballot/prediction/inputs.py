@@ -11,6 +11,7 @@ from ballot.data.images import is_image
 from ballot.data.layouts import PATHS, column, read_csv
 from ballot.data.tables import list_images
 from ballot.errors import UserError
+from ballot.names import check_names
 from ballot.wording import few
 
 
@@ -35,6 +36,7 @@ def find_images(inputs: Sequence[str | Path], root: Path | None = None) -> Image
     if not rows:
         raise UserError(f"{inputs[0]}: there are no images")
     short, long, paths = (list(part) for part in zip(*rows))
+    check_names(inputs[0], long)
     ids = short if len(set(short)) == len(short) else long
     if len(set(ids)) < len(ids):
         twice = [name for name, times in Counter(ids).items() if times > 1]

@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}); vote without this run") from None
     return value if isinstance(value, dict) else {}
 

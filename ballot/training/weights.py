@@ -119,7 +119,21 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not any(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"{path}: holds no state dict; save one with torch.save")
+    check_tensors(path, loaded)
     return loaded
+
+
+def check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
+    """Refuse weights without a name, and those that are no plain arrays of numbers."""
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: has weights called {name!r}; their names are texts")
+        if isinstance(value, Tensor) and not _is_plain(value):
+            raise UserError(f"{path}: {name!r} is sparse, quantised or empty; save plain weights")
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def load_weights(
@@ -131,7 +145,7 @@ def load_weights(
     other difference is a `UserError` with the first name that does not fit.
     """
     own, head = model.state_dict(), set(head)
-    given = {_bare(name): value for name, value in state.items()}
+    given = {_bare(name): value for name, value in state.items() if isinstance(value, Tensor)}
     anew = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
     anew += [n for n in own if n in given and given[n].shape != own[n].shape]
     misfits = [name for name in anew if name not in head]

@@ -76,7 +76,7 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         raise UserError("ensemble: no file to vote; give the CSVs of runs, as in outputs/*.csv")
     seen: dict[Path, Path] = {}
     for file in files:
-        first = seen.setdefault(file.resolve(), file)
+        first = seen.setdefault(_resolved(file), file)
         if first is not file:
             raise UserError(f"{file}: is given twice; --weights gives a member more say")
     held_out = [file for file in files if is_validation(file)]
@@ -86,6 +86,13 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
             "give of all runs the one, or of all the other"
         )
     return files, notes
+
+
+def _resolved(file: Path) -> Path:
+    try:
+        return file.resolve()
+    except (OSError, RuntimeError):  # Python before 3.13 raises the second for a loop
+        raise UserError(f"{file}: is a link that leads to itself; leave it out") from None
 
 
 def name_members(files: Sequence[Path], weights: Sequence[float] | None) -> list[Member]:
@@ -157,3 +164,8 @@ def status_of(member: Member) -> str | None:
         if status in found:
             return status
     return None
+
+
+def _texts(value: object) -> list[str]:
+    """Return a list of JSON as texts; what is no list is an empty one."""
+    return [str(item) for item in value] if isinstance(value, list) else []

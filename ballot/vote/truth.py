@@ -10,9 +10,10 @@ from pathlib import Path
 from unicodedata import normalize
 
 from ballot.errors import UserError, suggest
+from ballot.runs.csv_files import LONGEST_FIELD, check_columns, read_records
 from ballot.runs.files import read_json
 from ballot.vote.ballots import read_header
-from ballot.vote.members import Member
+from ballot.vote.members import Member, _texts
 from ballot.wording import short
 
 
@@ -30,9 +31,10 @@ def find_submission(members: Sequence[Member], classes: list[str]) -> tuple[Subm
     found: Submission | None = None
     for folder in (f for member in members for f in member.folders):
         result = read_json(folder / "result.json")
-        wanted = result.get("submission") or {}
-        names = result.get("classes") or classes
-        columns, answers = list(wanted.get("columns") or ()), list(wanted.get("answers") or ())
+        wanted = result.get("submission")
+        wanted = wanted if isinstance(wanted, dict) else {}
+        names = _texts(result.get("classes")) or classes
+        columns, answers = _texts(wanted.get("columns")), _texts(wanted.get("answers"))
         if len(columns) != 2 or len(answers) != len(classes) or sorted(names) != sorted(classes):
             continue
         words = {str(n): str(a) for n, a in zip(names, answers, strict=True)}
@@ -49,8 +51,7 @@ def find_submission(members: Sequence[Member], classes: list[str]) -> tuple[Subm
 def _submitted_ids(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return [row[0] for row in csv.reader(file) if row][1:]
+    return [row[0] for row in read_records(path)][1:]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def read_splits(members: Sequence[Member]) -> Knowledge:
 
 
 def _rows(path: Path) -> Iterable[dict[str, str]]:
+    csv.field_size_limit(LONGEST_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file, restval="")
@@ -102,6 +104,7 @@ def _rows(path: Path) -> Iterable[dict[str, str]]:
 def read_truth(path: Path, classes: Sequence[str], words: dict[str, str]) -> dict[str, str]:
     """Read true classes by id from a CSV of two columns, in class names or the answers' words."""
     header = read_header(path)
+    check_columns(path, header)
     names = [name.lower() for name in header]
     key = names.index("id") if "id" in names else 0
     rest = [i for i in range(len(header)) if i != key]
@@ -110,12 +113,11 @@ def read_truth(path: Path, classes: Sequence[str], words: dict[str, str]) -> dic
         raise UserError(f"{path}: cannot tell which column is the truth; expected id,label")
     column = (known or rest)[0]
     truth: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in list(csv.reader(file))[1:]:
-            if len(row) <= max(key, column) or not row[column]:
-                continue
-            if truth.setdefault(row[key], row[column]) != row[column]:
-                raise UserError(f"{path}: id {short(row[key])} has two different labels")
+    for row in read_records(path)[1:]:
+        if len(row) <= max(key, column) or not row[column]:
+            continue
+        if truth.setdefault(row[key], row[column]) != row[column]:
+            raise UserError(f"{path}: id {short(row[key])} has two different labels")
     forms = {normalize("NFC", name): name for name in classes}
     truth = {name: forms.get(normalize("NFC", label), label) for name, label in truth.items()}
     if not set(truth.values()) <= set(classes):

@@ -106,7 +106,7 @@ def test_numbers_of_a_tuner_that_are_whole_become_whole_numbers():
         (["--batchsize", "3"], "unknown flag '--batchsize'; did you mean '--batch_size'"),
         (["--learning_rate", "3"], "did you mean '--lr'"),
         (["digits"], "'digits' belongs to no flag"),
-        (["--model_args", "{"], "--model_args is no JSON"),
+        (["--model_args", "{"], "--model_args: is no JSON"),
         (["--optimizer.momentum"], "needs a value"),
         (["--lr"], "expected one argument"),
         (["--epochs", "many"], "epochs is 'many'; it takes a whole number"),
@@ -183,3 +183,11 @@ def test_yaml_that_python_gives_up_on_is_a_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError):
         merge([read_config_file(path)])
+
+
+@pytest.mark.parametrize(
+    "key, value", [("out_dir", "a\0b"), ("log_config", "\0"), ("plugins", ["\0"])]
+)
+def test_a_path_with_a_nul_is_refused_by_its_key(key, value):
+    with pytest.raises(UserError, match=f"^here: {key} is "):
+        merge([Layer("here", {key: value})])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from images_for_tests import photo, save
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ballot.data.images import (
     ArraySource,
@@ -26,6 +26,7 @@ from ballot.data.images import (
 from ballot.errors import UserError
 
 GREY = np.linspace(0, 255, 40 * 30).reshape(30, 40).astype(np.uint8)
+CLEAR = int(GREY[15, 20])
 RGB = np.dstack([GREY, GREY[::-1], GREY[:, ::-1]])
 
 
@@ -45,6 +46,33 @@ def on_white() -> np.ndarray:
     expected = RGB.copy()
     expected[:, :20] = 255
     return expected
+
+
+def png(depth: int, kind: int, rows: np.ndarray, clear: bytes = b"") -> bytes:
+    """Write a PNG of 30 x 40 pixels by hand, with the value or the colour that stands for clear."""
+    header = struct.pack(">IIBBBBB", 40, 30, depth, kind, 0, 0, 0)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = [(b"IHDR", header), *([(b"tRNS", clear)] if clear else [])]
+    parts += [(b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def clear_16_bit(*, grey: bool) -> bytes:
+    """A grey picture of 16 bits in which one grey stands for clear."""
+    if grey:
+        return png(16, 0, (GREY * np.uint16(257)).astype(">u2"), struct.pack(">H", CLEAR * 257))
+    values = GREY.astype(">u2") * 256 + 7  # of which Pillow reads the first byte
+    rows = np.repeat(values[..., None], 3, axis=2).astype(">u2")
+    return png(16, 2, rows, struct.pack(">3H", *[CLEAR * 256 + 7] * 3))
+
+
+def clear_is_white() -> np.ndarray:
+    return np.dstack([np.where(GREY == CLEAR, 255, GREY)] * 3)
 
 
 THREE_GREYS = np.dstack([GREY] * 3)
@@ -69,6 +97,23 @@ READABLE = {
         THREE_GREYS,
         4,
     ),
+    "jpeg without its end": (
+        lambda: encoded(Image.fromarray(THREE_GREYS), "JPEG", quality=95)[:-2],
+        THREE_GREYS,
+        4,
+    ),
+    "jpeg without half of its end": (
+        lambda: encoded(Image.fromarray(THREE_GREYS), "JPEG", quality=95)[:-1],
+        THREE_GREYS,
+        4,
+    ),
+    "16-bit pgm": (
+        lambda: b"P5\n40 30\n65535\n" + (GREY.astype(">u2") * 257).tobytes(),
+        THREE_GREYS,
+        0,
+    ),
+    "16-bit grey png with a clear value": (lambda: clear_16_bit(grey=True), clear_is_white(), 0),
+    "16-bit png with a clear colour": (lambda: clear_16_bit(grey=False), clear_is_white(), 0),
     "bmp": (lambda: encoded(Image.fromarray(RGB), "BMP"), RGB, 0),
     "lossless webp": (lambda: encoded(Image.fromarray(RGB), "WEBP", lossless=True), RGB, 0),
     "one bit": (
@@ -96,11 +141,25 @@ def test_a_photo_taken_sideways_is_turned_upright():
         assert decode(encoded(Image.fromarray(RGB), kind, exif=exif)).shape == (3, 40, 30)
 
 
-def bomb_png() -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("before", [b"", b"http://ns.adobe.com/xap/1.0/\0<x/>"], ids=["", "xmp"])
+def test_a_jpeg_is_turned_as_pillow_turns_it_whatever_stands_before_exif(orientation, before):
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(Image.fromarray(RGB), "JPEG", exif=exif, quality=95)
+    segment = b"\xff\xe1" + struct.pack(">H", len(before) + 2) + before if before else b""
+    data = data[:2] + segment + data[2:]
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data).permute(1, 2, 0), expected)
 
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0broken", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_a_jpeg_with_broken_exif_is_not_turned(exif):
+    data = encoded(Image.fromarray(RGB), "JPEG", exif=exif)
+    assert decode(data).shape == (3, 30, 40)
+
+
+def bomb_png() -> bytes:
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
@@ -116,12 +175,20 @@ def bomb_jpeg() -> bytes:
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 UNREADABLE = {
     "truncated jpeg": (lambda: encoded(photo(0), "JPEG")[:-200], "cannot be decoded .*runcated"),
-    "jpeg without its end": (lambda: encoded(photo(0), "JPEG")[:-2], r"\(Image is incomplete"),
+    "jpeg cut near its end": (lambda: encoded(photo(0), "JPEG")[:-6], r"\(Image is incomplete"),
+    "progressive jpeg without its end": (
+        lambda: encoded(photo(0), "JPEG", progressive=True)[:-2],
+        r"\(Image is incomplete",
+    ),
     "truncated png": (lambda: encoded(Image.fromarray(NOISE), "PNG")[:900], "cannot be decoded"),
     "text": (lambda: b"hello", "no image of a known format"),
     "bomb png": (bomb_png, "too large"),
     "bomb jpeg": (bomb_jpeg, "too large"),
-    "floats": (lambda: encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "mode F"),
+    "floats": (lambda: encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "32-bit pixels"),
+    "32-bit tiff": (
+        lambda: encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF"),
+        "32-bit pixels",
+    ),
 }
 
 

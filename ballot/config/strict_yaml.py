@@ -1,0 +1,46 @@
+"""YAML in which every key is text and stands once; PyYAML lets the last of two keys win."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+class BadKey(yaml.MarkedYAMLError):
+    """A key that is no text, or stands twice; `problem` says so."""
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Load plain data; keys are looked at as they are written, before merges (`<<`)."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping, and refuse keys that would get lost or are something else."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == MERGE:
+                continue
+            if not isinstance(key, yaml.ScalarNode) or key.tag != TEXT:
+                what = f"the key {_shown(key)} is no text; put it in quotes"
+                raise BadKey(problem=what, problem_mark=key.start_mark)
+            if key.value in seen:
+                what = f"the key {key.value!r} stands there twice; keep one"
+                raise BadKey(problem=what, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def _shown(key: yaml.Node) -> str:
+    return key.value if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+
+
+def load(text: str) -> Any:
+    """Load the one document of a text; raises `yaml.YAMLError`."""
+    loader = StrictLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

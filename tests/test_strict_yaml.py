@@ -1,0 +1,58 @@
+"""Keys of YAML and JSON: each stands once and is text."""
+
+import pytest
+
+from ballot.config.command_line import build_parser, parse_command_line
+from ballot.config.files import parse_yaml, read_config_file
+from ballot.engines.nni import config
+from ballot.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("lr: 1\nepochs: 2\nlr: 3\n", "line 3: the key 'lr' stands there twice; keep one"),
+        ("a: {b: 1, b: 2}\n", "line 1: the key 'b' stands there twice"),
+        ("a:\n- b: 1\n  b: 1\n", "line 3: the key 'b' stands there twice"),
+        ('"lr": 1\nlr: 1\n', "the key 'lr' stands there twice"),
+        ("1: a\n", "line 1: the key 1 is no text; put it in quotes"),
+        ("on: a\n", "the key on is no text"),
+        ("? [a, b]\n: 1\n", "the key of kind sequence is no text"),
+        ("null: 1\n", "the key null is no text"),
+        ("2020-01-01: 1\n", "the key 2020-01-01 is no text"),
+    ],
+)
+def test_a_key_of_yaml_that_would_get_lost_is_an_error_with_file_and_line(tmp_path, text, message):
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    for read in (read_config_file, config.read_content):
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
+
+
+def test_a_merge_may_replace_a_key_of_what_is_merged():
+    text = "base: &b {x: 1, y: 2}\na: &a\n  <<: *b\n  x: 3\nc: {<<: *a, y: 4}\n"
+    assert parse_yaml(text, "a.yml")["a"] == {"x": 3, "y": 2}
+    assert parse_yaml(text, "a.yml")["c"] == {"x": 3, "y": 4}
+
+
+@pytest.mark.parametrize("text", ['{"lr": 1, "lr": 2}', '{"a": [{"lr": 1, "lr": 1}]}'])
+def test_a_key_of_json_that_stands_twice_is_an_error_with_its_file(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: the key 'lr' stands there twice; keep one"):
+        read_config_file(path)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--model_args", '{"a": 1, "a": 2}'], "--model_args: the key 'a' stands there twice"),
+        (["--model_args.x", '{"a": 1, "a": 2}'], "the key 'a' stands there twice"),
+        (["--model_args", '{"a": ' + "1" * 5000 + "}"], "--model_args: is no JSON"),
+    ],
+)
+def test_json_of_the_command_line_is_read_as_strictly(words, message):
+    with pytest.raises(UserError, match=message):
+        parse_command_line(build_parser("train.py", ""), words)
