@@ -27,11 +27,12 @@ from ballot.runs.folder import read_config, run_to_resume
 from ballot.training import loop, probe, process
 from ballot.training.blocks import arrange, ordered
 from ballot.training.group import Group
+from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState, make_ema, sample_of
 from dataset import AUGMENTATIONS, DATASETS, load_data
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better
-from model import MODELS, create_model, freeze, model_spec
+from model import MODELS, create_model, freeze, keep_statistics, model_spec
 from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler
 
 # With how many arguments each builder is given before those of the user.
@@ -171,6 +172,8 @@ def build_state(
     )
     if config.freeze:  # after the optimiser, which takes no step on what has no gradient
         freeze(model, config.freeze)
+    if config.freeze_norm and pretrained:
+        keep_statistics(model)
     if config.compile:
         model.compile()
     return TrainState(
@@ -198,7 +201,8 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
     own_start, loaded = probe.process_age(), {}  # type: float, dict[str, Data]
     for number, item in enumerate(json.loads(wanted.read_text(encoding="utf-8"))):
         with probe.answer(number) as facts:
-            config, _ = configure([*layers, Layer("tuner", item["values"])])
+            settled, _ = with_recipe([*layers, Layer("tuner", item["values"])])
+            config, _ = configure(settled)
             goal = choose_metrics(config)[1]
             facts |= {
                 "monitor": goal.name,

@@ -186,6 +186,7 @@ def dummy(
 
 
 PROFILE = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]+)_(?P<age>\d+)$")
+MASK_CROP = 350  # pixels of the centre, where the competition's photos have the face
 ATTRIBUTES = {
     "mask": ("worn", "incorrect", "none"),
     "gender": ("male", "female"),
@@ -240,6 +241,7 @@ def _mask_table(name: str, where: Path | None, classification: str, *, by_person
         splits=splits,
         groups=[*groups, *[""] * len(test_ids)] if by_person else None,
         submission_columns=("ImageID", "ans"),
+        crop=MASK_CROP,
         answers=[str(k) for k in range(count)],
         problems=problems,
     )
@@ -512,20 +514,24 @@ def torchvision_dataset(name: str) -> Any:
 # whole batches; mixup and cutmix are arguments of all of them.
 
 MAGNITUDE = 30  # torchvision divides the range of each operation into so many steps
-CROP = 350  # pixels of the centre that are kept where an image is larger; 0 keeps all of it
+
+
+def seen(size: int, crop: int) -> Geometry:
+    """Show the centre `crop` pixels; with 0 the shorter side is resized, and its square shown."""
+    return Geometry(size, crop) if crop else Geometry(size, edge=size)
 
 
 @AUGMENTATIONS.register("BaseAugmentation")
-def base_augmentation(size: int, *, crop: int = CROP, flip: float = 0.0) -> Recipe:
-    """Centre crop, resize, normalise; mirrored with probability `flip`."""
-    return Recipe(Geometry(size, crop), (augment.flip(flip),) if flip else ())
+def base_augmentation(size: int, *, crop: int = 0, flip: float = 0.0) -> Recipe:
+    """Resize to the centre square, normalise; mirrored with probability `flip`."""
+    return Recipe(seen(size, crop), (augment.flip(flip),) if flip else ())
 
 
 @AUGMENTATIONS.register("AffineAugmentation")
 def affine_augmentation(
     size: int,
     *,
-    crop: int = CROP,
+    crop: int = 0,
     flip: float = 0.5,
     degrees: float = 15.0,
     translate: float = 0.1,
@@ -533,29 +539,27 @@ def affine_augmentation(
 ) -> Recipe:
     """Mirror, turn, shift and zoom."""
     steps = (augment.flip(flip), augment.affine(degrees, translate, scale))
-    return Recipe(Geometry(size, crop), steps)
+    return Recipe(seen(size, crop), steps)
 
 
 @AUGMENTATIONS.register("GaussianAugmentation")
 def gaussian_augmentation(
     size: int,
     *,
-    crop: int = CROP,
+    crop: int = 0,
     flip: float = 0.5,
     std: float = 0.04,
     sigma: tuple[float, float] = (0.1, 1.0),
 ) -> Recipe:
     """Mirror, blur and add noise: cameras that are worse than the training set's."""
-    return Recipe(
-        Geometry(size, crop), (augment.flip(flip), augment.blur(sigma), augment.noise(std))
-    )
+    return Recipe(seen(size, crop), (augment.flip(flip), augment.blur(sigma), augment.noise(std)))
 
 
 @AUGMENTATIONS.register("CustomAugmentation")
 def custom_augmentation(
     size: int,
     *,
-    crop: int = CROP,
+    crop: int = 0,
     flip: float = 0.5,
     brightness: float = 0.2,
     contrast: float = 0.2,
@@ -570,12 +574,12 @@ def custom_augmentation(
         augment.noise(std),
         augment.erase(erase),
     )
-    return Recipe(Geometry(size, crop), steps)
+    return Recipe(seen(size, crop), steps)
 
 
 @AUGMENTATIONS.register("RandAugment")
 def rand_augment(
-    size: int, *, crop: int = CROP, flip: float = 0.5, num_ops: int = 2, magnitude: int = 9
+    size: int, *, crop: int = 0, flip: float = 0.5, num_ops: int = 2, magnitude: int = 9
 ) -> Recipe:
     """RandAugment (Cubuk et al., 2020), drawn anew for every image."""
     if not 0 <= magnitude <= MAGNITUDE:
@@ -584,14 +588,14 @@ def rand_augment(
         )
     args = {"num_ops": num_ops, "magnitude": magnitude}
     transform = augment.make_transform("RandAugment", args, "augmentation_args")
-    return Recipe(Geometry(size, crop), (augment.flip(flip), each(transform)))
+    return Recipe(seen(size, crop), (augment.flip(flip), each(transform)))
 
 
 @AUGMENTATIONS.register("TrivialAugment")
-def trivial_augment(size: int, *, crop: int = CROP, flip: float = 0.5) -> Recipe:
+def trivial_augment(size: int, *, crop: int = 0, flip: float = 0.5) -> Recipe:
     """TrivialAugment (Mueller and Hutter, 2021), drawn anew for every image."""
     transform = augment.make_transform("TrivialAugmentWide", None, "augmentation_args")
-    return Recipe(Geometry(size, crop), (augment.flip(flip), each(transform)))
+    return Recipe(seen(size, crop), (augment.flip(flip), each(transform)))
 
 
 @guard
@@ -604,6 +608,7 @@ def main(argv: list[str] | None = None) -> int:
     from ballot.config.layers import merge
     from ballot.data.preview import clean_cache, describe, draw_sheet
     from ballot.registry import load_plugins
+    from ballot.training.recipes import with_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")
@@ -615,7 +620,7 @@ def main(argv: list[str] | None = None) -> int:
     layer, known = parse_command_line(parser, argv)
     if known.dir is not None:
         layer = replace(layer, values={"data_dir": known.dir, **layer.values})
-    config, origin = merge([*read_config_files(known.config), layer])
+    config, origin = merge(with_recipe([*read_config_files(known.config), layer])[0])
     if known.print_config:
         values = asdict(config)
         print("\n".join(f"{key} = {values[key]!r}  ({origin[key]})" for key in values))

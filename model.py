@@ -176,6 +176,30 @@ def start_classifier_at_zero(model: nn.Module) -> None:
             layer.bias.zero_()
 
 
+def linear_classifier(model: nn.Module) -> nn.Linear | None:
+    """Return the one linear layer that gives the logits, if a network has one."""
+    layers = [layer for _, layer in _last_layers(model)]
+    only = layers[0] if len(layers) == 1 else None
+    return only if isinstance(only, nn.Linear) else None
+
+
+def dropout_before(model: nn.Module, layer: nn.Module) -> float:
+    """Return the rate of the dropout that a network has right before its classifier `layer`."""
+    if isinstance(layer, LinearWithDropout):
+        return 0.0  # it drops by itself
+    for found in (
+        getattr(model, "drop_rate", None),
+        getattr(getattr(model, "_dropout", None), "p", None),
+    ):
+        if isinstance(found, float):
+            return found
+    for parent in model.modules():
+        if isinstance(parent, nn.Sequential) and layer in list(parent):
+            before = list(parent)[: list(parent).index(layer)]
+            return float(next((m.p for m in reversed(before) if isinstance(m, nn.Dropout)), 0.0))
+    return 0.0
+
+
 def _last_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Return the layers that give the logits, each with its parent: several in distilled ones."""
     found: dict[str, tuple[str, nn.Module]] = {}
@@ -270,6 +294,20 @@ def freeze(model: nn.Module, what: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.register_forward_pre_hook(_rest_if_frozen)
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Let every batch norm use and keep the statistics that it was loaded with.
+
+    Those of a small batch are far from the ones that the weights behind it were trained with.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.register_forward_pre_hook(_rest)
+
+
+def _rest(norm: nn.Module, _inputs: Any) -> None:
+    norm.training = False
 
 
 def unfreeze(model: nn.Module) -> None:

@@ -155,7 +155,7 @@ def show(saved: Checkpoint) -> Recipe:
     """Return how the run of a checkpoint showed its test images."""
     settled = replace(saved.config, image_size=saved.image_size)
     try:
-        return make_recipes(settled, saved.image_size, AUGMENTATIONS)[0]["test"]
+        return make_recipes(settled, saved.image_size, AUGMENTATIONS, crop=saved.crop)[0]["test"]
     except UserError as error:
         raise UserError(f"{saved.path}: {error}{plugins_of(saved)}") from None
 

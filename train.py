@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ import torch
 from assembly import build_state, choose_metrics, configure, shaped, try_configurations
 from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.files import read_config_files
-from ballot.config.layers import Layer, environment_layer
+from ballot.config.layers import Layer, environment_layer, merge
 from ballot.config.schema import Config
 from ballot.data.batches import Data, Fold, Subset
 from ballot.data.same_data import check_same_data
@@ -42,16 +43,18 @@ from ballot.gpus import choose_device, on_several
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
 from ballot.training import loop, process, run_log, signals, tensor_files
+from ballot.training.features import ROOM, FrozenFeatures, fit_classifier, take_features
 from ballot.training.group import Group, joined, launched
 from ballot.training.profiler import Clock
 from ballot.training.provenance import machine_facts
+from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState
 from ballot.training.trackers import TensorBoard, log_best, sending
 from ballot.vote.ballots import write_answers as write_submission
 from ballot.vote.ballots import write_ballot
 from dataset import load_data
 from metrics import Metrics
-from model import model_spec, unfreeze
+from model import dropout_before, linear_classifier, model_spec, unfreeze
 
 log = logging.getLogger("train")
 
@@ -122,10 +125,14 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     layers, said = read_layers(argv)
     if said.probe:
         return try_configurations(layers, Path(said.probe))
-    config, origin = configure([*layers, trial.layer()])
+    layers = [*layers, trial.layer()]
+    layers, decided = with_recipe(layers, saved=going_on(layers, trial))
+    config, origin = configure(layers)
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
         return 0
+    if decided and group.is_main:
+        log.info(decided)
     if group.size == 1:
         spread(config, trial, sys.argv[1:] if argv is None else argv)
     try:
@@ -135,6 +142,13 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
         if trial.in_search:  # which takes any other end for a failure
             signals.die_of(stopped.signum)
         raise
+
+
+def going_on(layers: list[Layer], trial: Trial) -> Path | None:
+    """Return the folder in which an interrupted run of this trial may lie."""
+    config = merge(layers)[0]
+    name = config.run_name or trial.name
+    return Path(config.out_dir) / name if config.resume == "auto" and name else None
 
 
 def spread(config: Config, trial: Trial, argv: list[str]) -> None:
@@ -286,10 +300,13 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
         if (folder / "last.pt").exists():
             state.load(folder / "last.pt", job.device)
             log.info("resuming after epoch %d of %d", state.epoch, config.epochs)
+        elif config.classifier_start == "fitted" and state.pretrained:
+            fit_start(job, fold, state)
         if config.profile and job.run.writes:
             state.clock = Clock(job.device, folder / "trace.json")
         if config.deterministic:
             process.be_deterministic()
+        state.features = frozen_features(job, fold, state)
         outcome.reason = learn(job, fold, folder, state)
     except TrialFailed as error:
         outcome = Outcome("failed", reason=str(error))
@@ -310,6 +327,46 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     if state is None or state.best_epoch is None or not (folder / "best.pt").exists():
         return outcome
     return keep_best(job, fold, folder, state, outcome)
+
+
+def fit_start(job: Job, fold: Fold, state: TrainState) -> None:
+    """Start the classifier from a logistic regression on the features of the training rows."""
+    layer = linear_classifier(state.model)
+    if layer is None:
+        log.warning("classifier_start: this network has no linear classifier; it starts fresh")
+        return
+    batches = fold.train.batches(job.config.batch_size, device=job.device)
+    weights = job.data.class_weights(fold)
+    weights = None if weights is None else weights.to(job.device)
+    fit_classifier(state.model, layer, shaped(state, batches), job.amp, weights)
+    if state.ema is not None:
+        state.ema.get_submodule("module").load_state_dict(state.model.state_dict())
+
+
+def frozen_features(job: Job, fold: Fold, state: TrainState) -> FrozenFeatures | None:
+    """Compute what a frozen backbone makes of each image once, where that never changes."""
+    config, layer = job.config, linear_classifier(state.model)
+    thaws = config.unfreeze_epoch is not None and config.unfreeze_epoch < config.epochs
+    if config.freeze != "backbone" or thaws or layer is None or fold.train.augmented:
+        return None
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    rows = len(fold.train) + len(fold.val) + len(job.data.test or ())
+    too_large = 4 * rows * layer.in_features > ROOM
+    alone = job.group.size == 1 and not config.compile
+    if too_large or not alone or trained != sum(p.numel() for p in layer.parameters()):
+        return None
+    take_features(state.model, layer, dropout_before(state.model, layer))
+    if state.ema is not None:
+        averaged = state.scored
+        last = linear_classifier(averaged)
+        assert last is not None
+        take_features(averaged, last, 0.0)
+
+    def images(subset: Subset) -> Iterable[loop.Batch]:
+        return shaped(state, subset.batches(config.batch_size, device=job.device))
+
+    log.info("the backbone is frozen: its features are computed once")
+    return FrozenFeatures(state.model, layer, images, job.amp)
 
 
 def fold_folder(job: Job, fold: Fold) -> Path:
@@ -404,16 +461,16 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
     config, group = job.config, job.group
     # Dropout of several processes is not the same one repeated.
     process.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
-    batches = fold.train.batches(
-        config.batch_size,
-        device=job.device,
-        epoch=state.epoch,
-        train=True,
-        seed=config.seed,
-        part=(group.rank, group.size),
-    )
+    drawn: dict[str, Any] = {"epoch": state.epoch, "train": True, "seed": config.seed}
+    batches: Iterable[loop.Batch]
+    if state.features is not None:
+        batches = state.features.batches(fold.train, config.batch_size, **drawn)
+    else:
+        part = (group.rank, group.size)
+        images = fold.train.batches(config.batch_size, device=job.device, part=part, **drawn)
+        batches = shaped(state, images)
     with progress_bar(config, state, len(fold.train)) as bar:
-        trained = loop.train_one_epoch(state, shaped(state, batches), bar)
+        trained = loop.train_one_epoch(state, batches, bar)
     with state.clock.part("validation"):
         seen = predict(job, state, fold.val, state.criterion)
     scores = {"train_loss": trained.loss, "val_loss": seen.loss}
@@ -434,6 +491,9 @@ def predict(
 ) -> loop.Predictions:
     """Predict a subset's rows in their order."""
     group = job.group
+    if state.features is not None:
+        batches = state.features.batches(subset, job.config.batch_size)
+        return loop.predict(state.scored, batches, job.amp, criterion)
     batches = subset.batches(
         job.config.batch_size, device=job.device, part=(group.rank, group.size)
     )
@@ -465,6 +525,7 @@ def save_weights(job: Job, path: Path, state: TrainState, scores: dict[str, floa
         "config": asdict(job.config),
         "classes": list(data.classes),
         "image_size": data.image_size,
+        "crop": data.crop,
         "mean": list(data.mean),
         "std": list(data.std),
         "epoch": state.epoch,

@@ -44,7 +44,8 @@ def run(folder: Path, data: Path | None, name: str, *words: object) -> Path:
         folder / "cache",
         *words,
     ]
-    command += ["--data_dir", data] if data else []
+    # Of a few tiny pictures; a recipe would fine-tune a large network on them.
+    command += ["--data_dir", data, "--recipe", "none"] if data else []
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:

@@ -79,6 +79,7 @@ class Config:
     folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
     fold: int | None = option(None, "the one fold to train, counted from 0; none trains all of them", "data", low=0)
     strict: bool = option(False, "make an error of every warning about the data", "data")
+    recipe: str = option("auto", "what is not said is decided by the data and the machine; none takes the plain defaults", "data", choices=("auto", "none"))
     # How it is shown
     image_size: int | None = option(None, "side of the square images in pixels; none takes the data's or the model's", "images", low=4, high=4096)
     augmentation: str = option("BaseAugmentation", "what is done to training images", "images")
@@ -97,7 +98,9 @@ class Config:
     init_from: str | None = option(None, "run folder or state dict to start from", "model")
     freeze: str | None = option(None, "layers that are not trained: backbone, or the first N blocks", "model")
     unfreeze_epoch: int | None = option(None, "epoch from which frozen layers are trained too, counted from 0", "model", low=0)
-    ema: float = option(0.0, "decay of the averaged weights that are scored and kept; 0 is off", "model", low=0, below=1)
+    freeze_norm: bool = option(False, "let the batch norms of a pretrained network keep their statistics", "model")
+    classifier_start: str = option("fresh", "how the classifier of a pretrained network starts: fresh (at zero), or fitted to the frozen features by a logistic regression", "model", choices=("fresh", "fitted"))
+    ema: float = option(0.0, "decay of the averaged weights that are scored and kept, smaller in the first steps; 0 is off", "model", low=0, below=1)
     channels_last: bool | None = option(None, "keep image tensors in channels-last order; unless said, where it has been measured to be faster", "model")
     compile: bool = option(False, "compile the model (torch.compile)", "model")
     # What it minimises

@@ -19,6 +19,7 @@ from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
+from ballot.training.recipes import with_recipe
 
 SCRIPT = "train.py"
 PRELOAD = "ballot.preload"
@@ -116,7 +117,9 @@ def read_options(command: TrialCommand, code: Path, where: str) -> tuple[Options
                 merge([Layer(layer.name, {key: value})])
             except UserError as error:
                 problems.append(as_problem(error))
-    config = merge(layers)[0] if len(problems) == unknown_only else None
+    config = None
+    if len(problems) == unknown_only:
+        config = merge(with_recipe(layers, base=code)[0])[0]
     return Options(layers, config, known), _located(problems, where)
 
 

@@ -66,8 +66,7 @@ class Subset:
         whole batch; they are those that one process has, drawn and augmented alike.
         """
         device = torch.device(device)
-        order = self._drawn_order(seed, epoch or 0) if train else np.arange(len(self))
-        batches = cut(order, batch_size, join_last=train)
+        batches = self.places(batch_size, epoch=epoch, train=train, seed=seed)
         look = self._train if train else self._plain
         # Chance is drawn for a batch, and mixing needs all of it: the part is taken out after it.
         early = not (look.steps or look.mixer)
@@ -83,6 +82,19 @@ class Subset:
             if look.mixer is not None:
                 images, targets = look.mixer(images, targets, rng)
             yield self._normalise(images if early else images[own], look), targets
+
+    def places(
+        self, batch_size: int, *, epoch: int | None = None, train: bool = False, seed: int = 0
+    ) -> list[np.ndarray]:
+        """Return the places in this subset of the images of each batch; see `batches`."""
+        order = self._drawn_order(seed, epoch or 0) if train else np.arange(len(self))
+        return cut(order, batch_size, join_last=train)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a model is shown other images in training than in validation."""
+        train, plain = self._train, self._plain
+        return bool(train.steps != plain.steps or train.mixer or train.store is not plain.store)
 
     def _drawn_order(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([seed, epoch, 0])
@@ -157,6 +169,7 @@ class Data:
     fingerprint: str
     weighting: str = "none"
     pixels: str = ""  # a hash of all images as decoded
+    crop: int = 0  # see `Table.crop`
 
     def class_weights(self, fold: Fold) -> torch.Tensor | None:
         """Weights [C] of the classes in the fold's training rows, mean 1 a row, or None.

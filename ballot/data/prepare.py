@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def make_data(
         fingerprint=found.table.fingerprint(),
         pixels=found.pixels,
         weighting=config.class_weights,
+        crop=found.table.crop,
     )
 
 
@@ -108,7 +110,7 @@ def cut_away(found: Examined) -> str:
         return ""
     return (
         f"the centre crop of {crop} pixels keeps {np.median(shares):.0%} of an image; "
-        "--augmentation_args.crop 0 keeps all of it"
+        "--augmentation_args.crop 0 shows the square of its whole shorter side"
     )
 
 
@@ -135,7 +137,7 @@ def examine(
     table = table.in_order()
     check_table(table)
     size = config.image_size or table.image_size or input_size or 224
-    recipes, mixing_args = make_recipes(config, size, augmentations)
+    recipes, mixing_args = make_recipes(config, size, augmentations, crop=table.crop)
     mixer = mixing(len(table.classes), **mixing_args)
     geometries = dict.fromkeys(recipe.geometry for recipe in recipes.values())
     prepared = {geometry: _prepare(config, table, geometry) for geometry in geometries}
@@ -178,10 +180,18 @@ def _prepare(config: Config, table: Table, geometry: Geometry) -> Prepared:
 
 
 def make_recipes(
-    config: Config, size: int, augmentations: Registry
+    config: Config, size: int, augmentations: Registry, *, crop: int = 0
 ) -> tuple[dict[str, Recipe], dict[str, float]]:
-    """Return the recipe of each stage, and the arguments that mix images."""
+    """Return the recipe of each stage, and the arguments that mix images.
+
+    `crop` is what the data set's layout shows of an image, where the configuration does not say.
+    """
     args = dict(config.augmentation_args)
+    if (
+        crop
+        and "crop" in inspect.signature(augmentations.entry(config.augmentation).build).parameters
+    ):
+        args.setdefault("crop", crop)
     mixing_args = {key: args.pop(key) for key in ("mixup", "cutmix") if key in args}
     recipe = augmentations.create(config.augmentation, size, args=args)
     plain = Recipe(recipe.plain or recipe.geometry)

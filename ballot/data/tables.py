@@ -7,11 +7,15 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ballot.data.images import Source, is_image
 from ballot.walking import walk
+
+if TYPE_CHECKING:
+    from ballot.data.images import Source
+
 
 UNKNOWN = -1  # the label of a test row whose truth nobody told
 
@@ -55,6 +59,7 @@ class Table:
     submission_columns: tuple[str, str] = ("id", "label")
     answers: list[str] | None = None
     image_size: int | None = None
+    crop: int = 0  # pixels of the centre to keep, where a layout has a usual crop of its own
     problems: list[Problem] = field(default_factory=list)
     layout: str = ""
     published: bool = False
@@ -112,6 +117,8 @@ def list_images(folder: Path) -> list[str]:
 
     Texts and not `Path`s: a trial lists all of its images, and those cost 20 times as much.
     """
+    from ballot.data.images import is_image  # with torch, which a tuner does without
+
     found: list[str] = []
     for where, folders, files in walk(folder):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
@@ -129,4 +136,6 @@ def subfolders(folder: Path) -> list[Path]:
 
 def has_image(folder: Path) -> bool:
     """Tell whether there is an image anywhere below `folder`, without walking all of it."""
+    from ballot.data.images import is_image
+
     return any(is_image(name) for _, _, files in walk(folder) for name in files)

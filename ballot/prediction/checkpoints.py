@@ -36,6 +36,7 @@ class Checkpoint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: dict[str, torch.Tensor]
+    crop: int = 0  # what the data set's layout shows of an image
     start: tuple[float, ...] = ()  # numbers that tell initial weights apart; see `sample_of`
 
 
@@ -73,6 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         classes = [str(name) for name in known["classes"]]
         mean, std = (tuple(float(v) for v in known[key]) for key in ("mean", "std"))
         size, start = int(known["image_size"]), tuple(map(float, about.get("start") or ()))
+        crop = int(about.get("crop") or 0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: what it says about its model is damaged ({error!r}); train it again"
@@ -84,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{mean}, std {std}, which no model of train.py has"
         )
     weights = {BARE.sub("", name): value for name, value in model.items()}
-    return Checkpoint(path, settings, classes, size, mean, std, weights, start)
+    return Checkpoint(path, settings, classes, size, mean, std, weights, crop, start)
 
 
 def fill(model: torch.nn.Module, checkpoint: Checkpoint) -> torch.nn.Module:

@@ -19,6 +19,8 @@ from ballot.training.tensor_files import load_tensors, save_tensors
 if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
+    from ballot.training.features import FrozenFeatures
+
 
 def sample_of(model: torch.nn.Module) -> list[float]:
     """Return the first weight of every matrix and filter: alike for networks of one start alone.
@@ -62,6 +64,7 @@ class TrainState:
     clip_grad: float = 0.0
     parts: int = 1  # pieces that a batch is taken in; doubled when memory runs out
     ema: AveragedModel | None = None
+    features: FrozenFeatures | None = None  # in the place of images, where nothing else is trained
     group: Group = field(default_factory=Group)
     clock: Clock = field(default_factory=Clock)
     settled: bool = False  # whether `parts` is known to fit on every process
@@ -136,4 +139,10 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    @torch.no_grad()
+    def average(kept: list[torch.Tensor], now: list[torch.Tensor], steps: torch.Tensor) -> None:
+        # With the full decay from the first step on, a short run would keep its start.
+        done = float(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(kept, now, steps)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

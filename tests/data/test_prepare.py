@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from images_for_tests import class_folders
+from images_for_tests import class_folders, mask_competition
 
 from ballot.config.schema import Config
+from ballot.data.images import Geometry
+from ballot.data.prepare import examine
 from ballot.errors import UserError
-from dataset import load_data
+from dataset import AUGMENTATIONS, find_table, load_data
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +147,23 @@ def test_too_few_rows_to_hold_any_out_are_refused(tmp_path):
     class_folders(tmp_path, {"a": 1, "b": 1})
     with pytest.raises(UserError, match="2 rows are too few to hold some out"):
         load(tmp_path)
+
+
+def test_the_shorter_side_is_resized_and_the_centre_shown(tmp_path):
+    class_folders(tmp_path, {"a": 4, "b": 4})
+    shown = find(tmp_path).recipes["val"].geometry
+    assert shown == Geometry(16, edge=16)
+
+
+def test_the_mask_competition_keeps_its_crop_in_every_augmentation(tmp_path):
+    mask_competition(tmp_path)
+    for name in ("BaseAugmentation", "TrivialAugment"):
+        shown = find(tmp_path, augmentation=name).recipes
+        assert {recipe.geometry for recipe in shown.values()} == {Geometry(16, crop=350)}
+    assert find(tmp_path, augmentation_args={"crop": 40}).recipes["test"].geometry.crop == 40
+    assert load(tmp_path).crop == 350
+
+
+def find(root, **options):
+    config = Config(data_dir=str(root), cache="off", **{"image_size": 16, **options})
+    return examine(config, find_table(config), AUGMENTATIONS)

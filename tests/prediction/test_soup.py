@@ -64,6 +64,8 @@ def made(tmp_path_factory):
             "cosine",
             "--batch_size",
             16,
+            "--augmentation_args.crop",
+            48,
         )
         near = [shaken(base, f"near{k}", k // 2, data, 1.5 * (-1) ** k) for k in range(4)]
     return base, near, data
@@ -148,7 +150,7 @@ def test_equal_runs_gain_nothing_and_nothing_is_kept_of_an_earlier_soup(made, ca
 
 def test_only_runs_of_one_start_one_look_and_one_validation_are_averaged(made, tmp_path, capsys):
     base, near, data = made
-    small = ("--epochs", 1, "--image_size", 16)
+    small = ("--epochs", 1, "--image_size", 16, "--augmentation_args.crop", 48)
     seed = run(tmp_path, data, "seed", *small, "--seed", 1)
     size = run(tmp_path, data, "size", "--epochs", 1, "--image_size", 20)
     folds = run(tmp_path, data, "folds", *small, "--folds", 2)

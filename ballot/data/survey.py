@@ -1,0 +1,149 @@
+"""What a folder of images is, at a glance: names and a few headers, read without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import mimetypes
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from ballot.data.layouts import (
+    LABELS,
+    PATHS,
+    SIDES,
+    SPLITS,
+    column,
+    csv_files,
+    read_csv,
+    side_folders,
+)
+from ballot.errors import UserError
+
+if TYPE_CHECKING:
+    from ballot.config.schema import Config
+
+
+HEADERS = 48  # images whose size and colours are read
+PERSON = re.compile(r".+_(male|female)_[^_]+_\d+$")  # a folder of the mask competition
+MASK_CLASSES = {"multi": 18, "mask": 3, "gender": 2, "age": 3}
+TINY = 40  # pixels
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Facts of a data set that a recipe asks for."""
+
+    images: int  # labelled
+    classes: int
+    side: int  # pixels of the shorter side of the median image
+    grey: bool
+    uneven: float = 1.0  # images of the largest class for each of the smallest one
+
+    @property
+    def photos(self) -> bool:
+        """Whether these are photos, and not small pictures in grey such as digits."""
+        return not (self.grey and self.side <= TINY)
+
+
+def survey(config: Config, base: Path) -> Survey | None:
+    """Look at the images that `config` names, below `base`; None where there are none."""
+    where = config.data_dir
+    if where is None and (config.dataset == "auto" or config.dataset.startswith("Mask")):
+        where = os.environ.get("SM_CHANNEL_TRAIN")
+    root = base / Path(where).expanduser() if where else None
+    if root is None or not root.exists():
+        return None
+    try:
+        labels, paths = labelled_images(root, config)
+    except (UserError, OSError):  # told by whoever reads all of it
+        return None
+    if not paths:
+        return None
+    side, grey = _headers(paths)
+    people = root.is_dir() and any(PERSON.fullmatch(name) for name in labels)
+    if people:
+        return Survey(len(paths), MASK_CLASSES.get(config.classification, 18), side, grey)
+    uneven = max(labels.values()) / min(labels.values())
+    return Survey(len(paths), len(labels), side, grey, uneven)
+
+
+def labelled_images(root: Path, config: Config) -> tuple[Counter[str], list[Path]]:
+    """Return the images of each class and the paths of the images, of no test row."""
+    named = config.dataset == "csv" or any(
+        (config.path_column, config.label_column, config.group_column, config.split_column)
+    )
+    sides = side_folders(root) if root.is_dir() else {}
+    if not named and "train" in sides and any(_below(sides["train"])):
+        folders = [folder for side, folder in sides.items() if side != "test"]
+        return _by_folder(folders)
+    with contextlib.suppress(UserError):
+        if named or root.is_file() or config.dataset == "auto":
+            labels, paths = _by_csv(root, config)
+            if named or root.is_file() or any(path.is_file() for path in paths[:20]):
+                return labels, paths
+    return _by_folder([root])
+
+
+def _by_folder(folders: Sequence[Path]) -> tuple[Counter[str], list[Path]]:
+    labels: Counter[str] = Counter()
+    paths = []
+    for folder in folders:
+        for name in _below(folder):
+            first, slash, rest = name.partition("/")
+            if first == "images" and "/" in rest:  # the mask competition's train/images/<person>
+                first = rest.partition("/")[0]
+            if slash:
+                labels[first] += 1
+                paths.append(folder / name)
+    return labels, paths
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Yield the images below a folder, each by its path from there."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        prefix = os.path.relpath(where, folder).replace(os.sep, "/") + "/"
+        prefix = "" if prefix == "./" else prefix
+        for name in sorted(files):
+            kind = mimetypes.guess_type(name, strict=False)[0] or ""
+            if kind.startswith("image/") and not name.startswith("._"):
+                yield prefix + name
+
+
+def _by_csv(root: Path, config: Config) -> tuple[Counter[str], list[Path]]:
+    labels: Counter[str] = Counter()
+    paths = []
+    for file, side in csv_files(root, config.dataset_args.get("file")):
+        if side == "test":
+            continue
+        columns, rows = read_csv(file)
+        path = column(file, columns, "path_column", config.path_column, PATHS)
+        label = column(file, columns, "label_column", config.label_column, LABELS)
+        if path is None or label is None:
+            raise UserError(f"{file}: names no images and labels")
+        split = column(file, columns, "split_column", config.split_column, SPLITS)
+        for row in rows:
+            of_test = bool(split) and SIDES.get(row[split].lower()) == "test"
+            if row[label] and not of_test:
+                labels[row[label]] += 1
+                paths.append(file.parent / row[path])
+    return labels, paths
+
+
+def _headers(paths: Sequence[Path]) -> tuple[int, bool]:
+    """Return the shorter side of the median image, and whether most have no colours."""
+    from PIL import Image
+
+    sides, grey = [], 0
+    step = max(1, len(paths) // HEADERS)
+    for path in paths[::step][:HEADERS]:
+        with contextlib.suppress(OSError, ValueError), Image.open(path) as image:
+            sides.append(min(image.size))
+            grey += image.mode[0] in "1LI"
+    return (round(median(sides)), 2 * grey > len(sides)) if sides else (0, False)

@@ -1,0 +1,145 @@
+"""Recipes: what the data and the machine decide where nobody says otherwise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from images_for_tests import class_folders
+from PIL import Image
+
+from ballot.config.layers import Layer, merge
+from ballot.config.schema import FIELDS, Config
+from ballot.data.survey import survey
+from ballot.errors import UserError
+from ballot.training.recipes import choose, read_recipes, with_recipe
+from dataset import find_table
+
+LITE0 = "timm:tf_efficientnet_lite0"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return class_folders(tmp_path / "photos", {"cat": 12, "dog": 4})
+
+
+def decide(values, **given):
+    layers, line = with_recipe([Layer("command line", values)], **given)
+    return *merge(layers), line
+
+
+def test_photos_are_fine_tuned_and_the_line_says_how(photos):
+    config, origin, line = decide({"data_dir": str(photos)})
+    assert (config.model, origin["model"]) == (LITE0, "recipe")
+    assert line.startswith("photos, 2 classes, 16 images, ")
+    assert "tf_efficientnet_lite0 pretrained at 160 px, " in line
+    assert line.endswith("; --recipe none for plain defaults")
+
+
+def test_without_photos_nothing_is_decided(tmp_path):
+    assert decide({})[0] == Config()
+    grey = tmp_path / "grey"
+    for name in ("0", "1"):
+        (grey / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("L", (28, 28), 40 * k).save(grey / name / f"{k}.png")
+    config, _, line = decide({"data_dir": str(grey)})
+    assert config == Config(data_dir=str(grey)) and line == ""
+
+
+def test_none_is_the_plain_defaults(photos):
+    values = {"data_dir": str(photos), "recipe": "none"}
+    assert decide(values)[0] == Config(**values)
+
+
+def test_what_is_named_is_kept_and_the_rest_suits_it(photos):
+    values = {"data_dir": str(photos), "model": "simple_cnn", "criterion": "focal", "lr": 0.5}
+    config, origin, line = decide(values)
+    assert (config.model, config.criterion, config.lr) == ("simple_cnn", "focal", 0.5)
+    assert config.criterion_args == {} and config.scheduler == "cosine"
+    assert config.image_size is None and "from scratch" in line
+    assert (origin["lr"], origin["epochs"]) == ("command line", "recipe")
+
+
+def test_a_short_trial_has_a_short_warm_up(photos):
+    config, _, _ = decide({"data_dir": str(photos), "epochs": 2})
+    assert config.warmup_epochs == pytest.approx(0.4)
+
+
+def test_a_pipeline_keeps_its_own_size(photos):
+    spec = {"train": {"Resize": {"size": [32, 32]}}}
+    config, _, _ = decide({"data_dir": str(photos), "pipeline": spec})
+    assert config.image_size is None and config.augmentation == "BaseAugmentation"
+
+
+def test_a_run_that_goes_on_keeps_its_recipe(photos, tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"values": {"epochs": 7, "lr": 2, "criterion_args": {"gamma": 1}}, '
+        '"origin": {"epochs": "recipe", "lr": "tuner", "criterion_args.gamma": "recipe"}}'
+    )
+    config, origin, _ = decide({"data_dir": str(photos)}, saved=tmp_path)
+    assert (config.epochs, config.lr, config.model) == (7, 0.001, "simple_cnn")
+    assert config.criterion_args == {"gamma": 1} and origin["epochs"] == "recipe"
+
+
+def test_a_tuner_lies_over_the_recipe(photos):
+    layers, _ = with_recipe(
+        [Layer("command line", {"data_dir": str(photos)}), Layer("tuner", {"lr": 0.3})]
+    )
+    config, origin = merge(layers)
+    assert (config.lr, origin["lr"], config.model) == (0.3, "tuner", LITE0)
+
+
+def test_a_tuner_decides_without_torch_what_its_trials_do(photos):
+    code = (
+        "import sys; from ballot.tuning.warm_start import config_of; "
+        f"c = config_of({{'trialCommand': 'python3 train.py --data_dir {photos.name}', "
+        f"'trialCodeDirectory': '{photos.parent}'}}); print(c.model, 'torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    for name in ("train.py", "harness"):
+        (photos.parent / name).symlink_to(root / name)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.split() == [LITE0, "False"], done.stderr
+
+
+@pytest.mark.parametrize("layout", ["folders", "sides", "csv", "mask"])
+def test_a_survey_counts_what_the_layout_reads(layout, tmp_path):
+    root = tmp_path / layout
+    if layout == "folders":
+        class_folders(root, {"a": 3, "b": 6})
+    elif layout == "sides":
+        for side, count in (("train", 3), ("test", 2)):
+            class_folders(root / side, {"a": count, "b": 2 * count})
+    elif layout == "csv":
+        class_folders(root / "all", {"a": 3, "b": 6})
+        paths = sorted(path.relative_to(root) for path in root.rglob("*.*"))
+        rows = [f"{p},{p.parent.name},{'test' if k == 0 else 'train'}" for k, p in enumerate(paths)]
+        (root / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    else:
+        for person in ("1_male_x_20", "2_female_x_40"):
+            folder = root / "train" / "images" / person
+            folder.mkdir(parents=True)
+            for name in ("mask1", "normal"):
+                Image.new("RGB", (20, 30)).save(folder / f"{name}.jpg")
+    config = Config(data_dir=str(root))
+    seen, table = survey(config, Path()), find_table(config)
+    assert seen.images == len(table.rows_of("train", "val"))
+    assert seen.classes == len(table.classes)
+
+
+def test_the_recipes_hold_known_conditions_and_options():
+    layers = [Layer("recipe", line["values"]) for line in read_recipes()]
+    assert layers and all(merge([layer]) for layer in layers)
+    assert "recipe" in FIELDS
+
+
+def test_an_unknown_condition_is_named(tmp_path):
+    (tmp_path / "mine.yml").write_text("- {when: {colour: red}, values: {lr: 1}}")
+    with pytest.raises(UserError, match="unknown condition 'colour'; use chosen, model"):
+        read_recipes(tmp_path / "mine.yml")
+
+
+def test_later_lines_win():
+    lines = [{"values": {"lr": 1, "epochs": 2}}, {"values": {"lr": 3}}]
+    assert choose(None, lines) == {"lr": 3, "epochs": 2}
