@@ -18,10 +18,11 @@ import torch
 
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import FIELDS, Config, parse_monitor
-from ballot.data.batches import Data, Fold
+from ballot.data.batches import Batch, Data, Fold
 from ballot.data.prepare import make_recipes
 from ballot.data.same_data import check_same_data
 from ballot.errors import UserError
+from ballot.prediction import tta
 from ballot.registry import Registry, load_plugins
 from ballot.runs.folder import read_config, run_to_resume
 from ballot.training import loop, probe, process
@@ -91,6 +92,7 @@ def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
         except UserError as error:
             raise UserError(f"{origin[key]}: {error}") from None
     AUGMENTATIONS.entry(config.augmentation)
+    tta.candidates(config.tta)
     if config.dataset != "auto":
         try:
             DATASETS.entry(config.dataset)
@@ -191,7 +193,7 @@ def build_state(
     )
 
 
-def shaped(state: TrainState, batches: Iterable[loop.Batch]) -> Iterable[loop.Batch]:
+def shaped(state: TrainState, batches: Iterable[Batch]) -> Iterable[Batch]:
     """Put the images into the memory order that the model was put into."""
     return ((ordered(state.model, images), targets) for images, targets in batches)
 
@@ -229,13 +231,13 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
     state = build_state(config, data, fold, device, process.pick_amp(config.amp, device))
     ready = time.monotonic() - began
 
-    def train(epoch: int) -> Iterable[loop.Batch]:
+    def train(epoch: int) -> Iterable[Batch]:
         batches = fold.train.batches(
             config.batch_size, device=device, epoch=epoch, train=True, seed=config.seed
         )
         return shaped(state, batches)
 
-    def val() -> Iterable[loop.Batch]:
+    def val() -> Iterable[Batch]:
         return shaped(state, fold.val.batches(config.batch_size, device=device))
 
     facts = probe.measure(state, train, val, device)

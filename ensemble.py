@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ if __name__ == "__main__":
 
 from ballot.config.command_line import Parser
 from ballot.errors import UserError, guard
-from ballot.runs.folder import VALIDATION, is_validation, run_of
+from ballot.prediction import soup_process
+from ballot.runs.folder import is_validation, run_of
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
 from ballot.vote.selection import VoteOptions, check_options
@@ -39,8 +39,8 @@ def build_parser() -> Parser:
         help="how probabilities are combined (default: mean)")
     add("--weights", nargs="+", type=number, metavar="X",
         help="weight of each file, in their order")
-    add("--select", metavar="greedy|best:N|all",
-        help="choose and weigh members by their validation predictions")
+    add("--select", metavar="auto|greedy|best:N|all",
+        help="choose and weigh members by their validation predictions; auto is what a search does")
     add("--bag", type=int, default=1, metavar="N",
         help="greedy: rounds, each over a random half of the members (default: 1, over all)")
     add("--stack", metavar="logistic", help="learn the combination on validation predictions")
@@ -86,17 +86,15 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     runs = [run for run in map(run_of, files) if run.is_dir()]
     if not runs:
         raise UserError("--soup: there are no run folders beside the CSVs; collect them first")
-    out, script = Path(options.out_dir, "soup"), Path(__file__).with_name("predict.py")
-    command = [sys.executable, str(script), "--soup", *map(str, runs), "--out", str(out)]
-    command += ["--metric", options.metric, "--seed", str(options.seed)]
-    command += ["--data_dir", data_dir] if data_dir else []
-    sys.stdout.flush()
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise UserError(why.removeprefix("error: "))
-    kind = f"soup-*/{VALIDATION}" if is_validation(files[0]) else "soup-*.csv"
-    return sorted(map(str, out.glob(kind)))
+    soups = soup_process.make_soups(
+        runs,
+        Path(options.out_dir, "soup"),
+        metric=options.metric,
+        seed=options.seed,
+        data_dir=data_dir,
+    )
+    tested = not is_validation(files[0])
+    return list(map(str, soup_process.ballots_of(soups, tested=tested)))
 
 
 def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:

@@ -54,7 +54,8 @@ def build_parser() -> Parser:
     add("--top", type=count, metavar="K",
         help="print the K likeliest classes of each image (without --out: 1)")
     add("--tta", metavar="NAMES",
-        help=f"average over views of each image, as in hflip,crops: {', '.join(tta.VIEWS)}")
+        help="average over views of each image, as in hflip,crops, or off (default: as the run "
+             f"did): {', '.join(tta.VIEWS)}")
     add("--batch_size", type=count, default=64, metavar="N", help="images at once (default: 64)")
     add("--workers", type=count, default=cpu_count(), metavar="N",
         help="threads that decode images (default: one for each processor)")
@@ -208,6 +209,8 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
             sample = found[shape].numpy() if len(rows) > 1 else None
     facts: dict[str, Any] = export(predictor, asked.export, out, str(asked.model), sample)
     checked = facts["checked"]
+    if left := facts["views_left_out"]:
+        say(f"note: without the views that the ballot is the mean of ({few(left)})")
     say(
         f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
         f"probabilities differ by {checked['largest_difference']:.1g} at most"

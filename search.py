@@ -322,7 +322,7 @@ def see_through(search: Search, plan: Plan, budget: Budget, args: Namespace) -> 
         search.amend_note(keep_checkpoints=args.keep_checkpoints)
     end = follow(search, plan, results, budget, launch_of(args, note))
     vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
-    status = conclude(search, plan, results, end, vote_dir)
+    status = conclude(search, plan, results, end, vote_dir, budget)
     hurried = end.over or budget.closed
     write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
     search.amend_note(spent=budget.spent(time.time()))

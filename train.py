@@ -15,9 +15,10 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.files import read_config_files
 from ballot.config.layers import Layer, environment_layer, merge
 from ballot.config.schema import Config
-from ballot.data.batches import Data, Fold, Subset
+from ballot.data.batches import Batch, Data, Fold, Subset
 from ballot.data.same_data import check_same_data
 from ballot.engines.choose import current_trial
 from ballot.engines.trial import Trial
 from ballot.errors import CannotWrite, TrialFailed, UserError, guard_lasting
 from ballot.gpus import choose_device, on_several
+from ballot.prediction import tta
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
 from ballot.training import loop, process, run_log, signals, tensor_files
@@ -105,6 +107,7 @@ class Outcome:
     scores: dict[str, float] = field(default_factory=dict)
     val: Any = None  # float32 array [N, C], where an epoch has ended
     test: Any = None  # [M, C]
+    tta: dict[str, Any] = field(default_factory=dict)  # the views that `val` and `test` are of
     signum: int = 0
 
 
@@ -362,7 +365,7 @@ def frozen_features(job: Job, fold: Fold, state: TrainState) -> FrozenFeatures |
         assert last is not None
         take_features(averaged, last, 0.0)
 
-    def images(subset: Subset) -> Iterable[loop.Batch]:
+    def images(subset: Subset) -> Iterable[Batch]:
         return shaped(state, subset.batches(config.batch_size, device=job.device))
 
     log.info("the backbone is frozen: its features are computed once")
@@ -462,7 +465,7 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
     # Dropout of several processes is not the same one repeated.
     process.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
     drawn: dict[str, Any] = {"epoch": state.epoch, "train": True, "seed": config.seed}
-    batches: Iterable[loop.Batch]
+    batches: Iterable[Batch]
     if state.features is not None:
         batches = state.features.batches(fold.train, config.batch_size, **drawn)
     else:
@@ -487,16 +490,19 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
 
 
 def predict(
-    job: Job, state: TrainState, subset: Subset, criterion: torch.nn.Module | None = None
+    job: Job,
+    state: TrainState,
+    subset: Subset,
+    criterion: torch.nn.Module | None = None,
+    view: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
 ) -> loop.Predictions:
-    """Predict a subset's rows in their order."""
+    """Predict a subset's rows in their order, as they are or in another view."""
     group = job.group
     if state.features is not None:
         batches = state.features.batches(subset, job.config.batch_size)
         return loop.predict(state.scored, batches, job.amp, criterion)
-    batches = subset.batches(
-        job.config.batch_size, device=job.device, part=(group.rank, group.size)
-    )
+    read = subset.batches(job.config.batch_size, device=job.device, part=(group.rank, group.size))
+    batches = ((view(images), labels) for images, labels in read)
     return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
 
@@ -554,10 +560,48 @@ def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Ou
     about = json.loads(saved["about"])  # an epoch that was better may not have been written
     outcome.epochs, outcome.best_epoch = state.epoch, about["epoch"] - 1
     outcome.scores, outcome.score = about["scores"], about["scores"][job.goal.name]
-    outcome.val = predict(job, state, fold.val).probs
+    plain = predict(job, state, fold.val).probs
+    chosen = tta.choose(
+        tta.candidates(job.config.tta),
+        plain,
+        fold.val.labels,
+        lambda names: predict_views(job, state, fold.val, names),
+    )
+    if chosen.names and not keep_views(job, folder / "best.pt", saved, chosen.names):
+        chosen = tta.Choice([], plain, chosen.val_nll_plain, chosen.val_nll_plain)
+    outcome.val = chosen.probs
+    outcome.tta = {
+        "views": chosen.names,
+        "val_nll": chosen.val_nll,
+        "val_nll_plain": chosen.val_nll_plain,
+    }
     if job.data.test:
-        outcome.test = predict(job, state, job.data.test).probs
+        outcome.test = predict_views(job, state, job.data.test, chosen.names)
     return outcome
+
+
+def keep_views(job: Job, path: Path, saved: dict[str, Any], names: list[str]) -> bool:
+    """Write the views into `best.pt`, so that predict.py takes them too; False without room."""
+    kept = True
+    if job.run.writes:
+        about = {**json.loads(saved["about"]), "tta": names}
+        try:
+            tensor_files.save_tensors(path, {**saved, "about": json.dumps(about)})
+        except CannotWrite as error:
+            log.warning("%s; predicted without %s", error, ", ".join(names))
+            kept = False
+    return bool(job.group.share(kept))
+
+
+def predict_views(job: Job, state: TrainState, subset: Subset, names: Sequence[str]) -> Any:
+    """Predict a subset's rows as the mean over their views: float32 array [N, C]."""
+
+    def look(number: int, images: torch.Tensor) -> torch.Tensor:
+        return tta.views(images, names)[number]
+
+    numbers = range(tta.number_of_views(names))
+    parts = [predict(job, state, subset, view=partial(look, k)).probs for k in numbers]
+    return tta.mean_of(parts)
 
 
 def conclude(job: Job, outcomes: list[Outcome]) -> int:
@@ -588,11 +632,12 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     """Return the mean score over the folds, and each one's best epoch (counted from 1)."""
     names = outcomes[0].scores
-    best = [o.best_epoch + 1 for o in outcomes]
+    best, views = [o.best_epoch + 1 for o in outcomes], [o.tta for o in outcomes]
     return {
         "score": float(np.mean([o.score for o in outcomes])),
         "scores": {name: float(np.mean([o.scores[name] for o in outcomes])) for name in names},
         "best_epoch": best[0] if len(best) == 1 else best,
+        "tta": views[0] if len(views) == 1 else views,
     }
 
 

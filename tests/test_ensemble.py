@@ -20,7 +20,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
 import ensemble
-from ballot.vote import combine
+from ballot.vote import combine, rules
 from ballot.vote.selection import VoteOptions
 from ballot.vote.table import format_table
 from ballot.vote.tally import run_vote
@@ -196,6 +196,65 @@ def test_greedy_weighs_by_validation_and_its_gain_is_of_rows_it_did_not_see(digi
     labels = frames[0].sort_values("id")["label"].map(CLASSES.index).to_numpy()
     counts = np.array(combine.greedy(values, labels))
     assert [m.weight for m in report.members] == (counts / counts.sum()).tolist()
+
+
+def test_auto_weighs_all_good_members_and_is_scored_where_it_was_not_chosen(digits):
+    report = cast(digits.files, select="auto")
+    weights = {m.name: m.weight for m in report.members}
+    models = [digits.voter.named_estimators_[name] for name in weights]
+    values = np.stack([digits.probs(model, digits.val) for model in models])
+    expected = rules.weigh(values.astype(np.float32), digits.labels[digits.val], "acc")
+    np.testing.assert_allclose(list(weights.values()), expected, atol=1e-6)
+    assert not report.alone
+    assert report.honest.gain >= 0
+
+
+@pytest.fixture
+def one_good_trial():
+    """One run that knows nearly all, and five that are wrong together, as sure as it is."""
+    rng = np.random.default_rng(0)
+    ids, targets = [f"r{i}" for i in range(400)], rng.integers(0, 4, 400)
+    wrong = (targets + (rng.uniform(size=400) < 0.12) * rng.integers(1, 4, 400)) % 4
+    for number in range(6):
+        answer = np.where(rng.uniform(size=400) < 0.08, rng.integers(0, 4, 400), targets)
+        probs = np.eye(4)[wrong if number else answer] * 0.96 + 0.01
+        rows = slice(0, 200), slice(200, 400)
+        labels = [f"c{k}" for k in targets]
+        names = [f"c{k}" for k in range(4)]
+        write_csv(Path(f"outputs/t{number}.csv"), ids[rows[1]], probs[rows[1]], names)
+        write_csv(
+            Path(f"outputs/t{number}/val.csv"), ids[rows[0]], probs[rows[0]], names, labels[rows[0]]
+        )
+    return sorted(Path("outputs").glob("*.csv"))
+
+
+def test_where_the_vote_is_worse_the_answer_is_the_best_single_trials(one_good_trial, capsys):
+    assert ensemble.main([*map(str, one_good_trial), "--select", "auto"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the vote is worse than the best single trial, t0: submission.csv is its answer" in said
+    soft, own = pd.read_csv("ensemble/soft.csv"), pd.read_csv("outputs/t0.csv")
+    np.testing.assert_allclose(soft.iloc[:, 1:], own.iloc[:, 1:], atol=1e-6)
+    submission = pd.read_csv("ensemble/submission.csv")
+    assert submission.label.tolist() == own.set_index("id").idxmax(axis=1).tolist()
+    record = json.loads(Path("ensemble/ensemble.json").read_text())
+    assert record["scores"]["answer"] == "best_single"
+    assert [m["raw_weight"] for m in record["members"]] == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_vote_that_was_asked_for_stays_and_is_said_to_be_worse(one_good_trial, capsys):
+    assert ensemble.main(list(map(str, one_good_trial))) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the vote is worse than the best single trial; --select auto" in said
+    record = json.loads(Path("ensemble/ensemble.json").read_text())
+    assert record["scores"]["answer"] == "vote"
+
+
+def test_auto_without_common_validation_rows_is_the_mean_and_says_so(capsys):
+    for name in "ab":
+        Path(f"{name}.csv").write_text(GOOD)
+    assert ensemble.main(["a.csv", "b.csv", "--select", "auto"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no validation row is common to all members: all of them have the same say" in said
 
 
 def test_calibration_changes_no_members_answers_and_tells_its_error_before_and_after(
@@ -420,7 +479,7 @@ BAD_COMMANDS = {
     "negative weight": (["one.csv", "two.csv", "--weights", "1", "-1"], "-1.0 is no weight"),
     "nan weight": (["one.csv", "--weights", "nan"], "nan is no weight"),
     "no weight": (["one.csv", "--weights", "0"], "all are 0"),
-    "select": (["one.csv", "--select", "best"], "greedy, best:N or all"),
+    "select": (["one.csv", "--select", "best"], "auto, greedy, best:N or all"),
     "select none": (["one.csv", "--select", "best:0"], "greedy, best:N or all"),
     "select and weights": (["one.csv", "--select", "greedy", "--weights", "1"], "does not go with"),
     "greedy geometric": (["one.csv", "--select", "greedy", "--method", "geometric"], "averages"),

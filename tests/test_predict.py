@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageOps
-from trained_for_tests import coloured, copy_run, run
+from trained_for_tests import COLOURS, coloured, copy_run, run
 
 import predict
 from ballot.data.images import Geometry, decode_file
@@ -33,22 +33,20 @@ class Trained:
         self.folder = folder
         self.data = coloured(folder / "data", {"train": 12, "val": 8, "test": 4})
         self.one = run(folder, self.data, "one", *SMALL)
-        self.two = run(
-            folder,
-            self.data,
-            "two",
+        self.words_of_two = [
             "--epochs",
             1,
             "--image_size",
             24,
             "--seed",
             7,
+            "--channels_last",
             "--augmentation_args.crop",
             32,
-            "--channels_last",
             "--pretrained",
             "no",
-        )
+        ]
+        self.two = run(folder, self.data, "two", *self.words_of_two, "--tta", "hflip,vflip,crops")
         self.folds = run(folder, self.data, "folds", *SMALL, "--folds", 2)
         self.csvs = sorted((folder / "outputs").glob("*.csv"))
 
@@ -220,6 +218,40 @@ def test_mirrored_views_are_averaged(trained, tmp_path):
     found = probs(ask(trained.one, tmp_path / "plain", "--tta", "hflip"))
     np.testing.assert_allclose(found, (plain + mirror) / 2, atol=0.003)  # resized, then mirrored
     assert np.abs(plain - mirror).max() > 1e-4
+
+
+def test_views_are_taken_where_the_validation_loss_gets_better(trained):
+    taken = set()
+    for each in (trained.one, trained.two):
+        told, (val, _) = json.loads((each / "result.json").read_text())["tta"], trained.rows(each)
+        true = probs(val)[np.arange(len(val)), [sorted(COLOURS).index(name) for name in val.label]]
+        assert told["val_nll"] == pytest.approx(-np.log(true).mean(), abs=1e-4)
+        assert bool(told["views"]) == (told["val_nll"] < told["val_nll_plain"])
+        assert read_checkpoint(each / "best.pt").tta == tuple(told["views"])
+        taken.update(told["views"])
+    assert taken, "no run shows that predict.py does the same"
+
+
+def test_a_run_without_views_answers_as_the_image_alone_is_seen(trained, tmp_path):
+    again = run(tmp_path, trained.data, "off", *trained.words_of_two, "--tta", "off")
+    with_views = ask(trained.two, trained.data / "test")
+    without = ask(trained.two, trained.data / "test", "--tta", "off")
+    own = pd.read_csv(again.with_suffix(".csv"))
+    np.testing.assert_allclose(probs(without), probs(own), atol=1e-6)
+    assert np.abs(probs(with_views) - probs(without)).max() > 1e-5
+
+
+def test_a_view_is_chosen_by_validation_one_after_the_other():
+    targets = np.array([0, 1])
+    sure = {"": 0.6, "hflip": 0.8, "hflip,crops": 0.7, "hflip,vflip": 0.9}
+
+    def predict(names):
+        return np.array([[p, 1 - p], [1 - p, p]]) if (p := sure[",".join(names)]) else None
+
+    chosen = tta.choose(["hflip", "crops", "vflip"], predict([]), targets, predict)
+    assert chosen.names == ["hflip", "vflip"]
+    assert chosen.val_nll == pytest.approx(-np.log(0.9))
+    assert chosen.val_nll_plain == pytest.approx(-np.log(0.6))
 
 
 def test_views_are_the_image_and_each_change_of_it():

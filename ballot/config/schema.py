@@ -91,6 +91,7 @@ class Config:
     cache: str = option("auto", "decoded images: auto, off, or the folder to keep them in", "images")
     cache_limit: float = option(16.0, "largest decoded data set that is kept, in GiB", "images", low=0)
     workers: int = option(2, "threads that decode images where there is no cache", "images", low=0, high=256)
+    tta: str = option("auto", "views of validation and test rows whose mean the ballot holds where validation log loss gets better: auto (hflip), names as hflip,crops, or off", "images")
     # What learns
     model: str = option("simple_cnn", "architecture; python model.py lists them", "model")
     model_args: dict = option({}, "arguments of the architecture", "model")

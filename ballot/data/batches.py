@@ -12,6 +12,8 @@ from ballot.data.augment import Mixer, Step
 from ballot.data.images import Buffers, Store, one_thread, sent
 from ballot.data.tables import Submission, Table
 
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [N, C, H, W], targets [N]
+
 
 @dataclass(frozen=True)
 class Look:

@@ -16,6 +16,7 @@ import torch
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config
 from ballot.errors import UserError, suggest
+from ballot.prediction import tta
 from ballot.runs.folder import read_result, run_of
 from ballot.training.tensor_files import load_tensors
 from ballot.training.weights import check_tensors
@@ -38,6 +39,7 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     crop: int = 0  # what the data set's layout shows of an image
     start: tuple[float, ...] = ()  # numbers that tell initial weights apart; see `sample_of`
+    tta: tuple[str, ...] = ()  # views whose mean the run's ballot holds
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         mean, std = (tuple(float(v) for v in known[key]) for key in ("mean", "std"))
         size, start = int(known["image_size"]), tuple(map(float, about.get("start") or ()))
         crop = int(about.get("crop") or 0)
+        views = tuple(tta.parse(",".join(about.get("tta") or ())) or ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: what it says about its model is damaged ({error!r}); train it again"
@@ -86,7 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{mean}, std {std}, which no model of train.py has"
         )
     weights = {BARE.sub("", name): value for name, value in model.items()}
-    return Checkpoint(path, settings, classes, size, mean, std, weights, crop, start)
+    return Checkpoint(path, settings, classes, size, mean, std, weights, crop, start, views)
 
 
 def fill(model: torch.nn.Module, checkpoint: Checkpoint) -> torch.nn.Module:

@@ -133,7 +133,7 @@ def export(
         drawn = np.random.default_rng(0).integers(0, 256, (5, 3, shape.size, shape.size))
         sample = drawn.astype(np.uint8)
     images = torch.from_numpy(sample)
-    expected = answer(predictor, {shape: images})
+    expected = answer(predictor, {shape: images}, views=())
     place = {name: k for k, name in enumerate(predictor.electorate.classes)}
     expected = expected[:, [place[name] for name in predictor.electorate.columns]]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +187,7 @@ def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> d
         "mean": list(networks[0].mean) if len(networks) == 1 else [list(n.mean) for n in networks],
         "std": list(networks[0].std) if len(networks) == 1 else [list(n.std) for n in networks],
         "normalised_inside": True,
+        "views_left_out": sorted({name for n in networks for name in n.tta}),
         "models": [n.config.model for n in networks],
         "torch": torch.__version__,
     }

@@ -100,9 +100,12 @@ def predict(
     batch_size: int = 64,
     workers: int = 2,
     amp: torch.dtype | None = None,
-    views: Sequence[str] = (),
+    views: Sequence[str] | None = None,
 ) -> Answers:
-    """Predict every image that can be read, and name the others with the reason."""
+    """Predict every image that can be read, and name the others with the reason.
+
+    Without `views` each network looks at an image as its run did.
+    """
     began, answers, found = time.perf_counter(), Answers(), []
     for number, (rows, images, bad) in enumerate(
         decoded(paths, predictor.geometries, batch_size, workers)
@@ -167,13 +170,14 @@ def answer(
     images: dict[Geometry, torch.Tensor],
     number: int = 0,
     amp: torch.dtype | None = None,
-    views: Sequence[str] = (),
+    views: Sequence[str] | None = None,
     files: Sequence[Path] = (),
 ) -> np.ndarray:
     """Return the vote's float64 [B, C] on a batch, given in each geometry, in its classes' order.
 
-    Rounded where a run's CSV would be: after the mean over the folds of a run. Answers that are not
-    finite are a `UserError`, which names the first of `files` that has one.
+    Rounded where a run's CSV would be: after the mean over the views of a network, and over the
+    folds of a run. Answers that are not finite are a `UserError`, which names the first of `files`
+    that has one.
     """
 
     def of_voter(runs: list[list[Network]]) -> np.ndarray:
@@ -182,7 +186,7 @@ def answer(
             folds = [_probs(n, images[n.recipe.geometry], number, amp, views) for n in run]
             for network, probs in zip(run, folds, strict=True):
                 _check_finite(network, probs, files)
-            total = total + _mean(folds).astype(np.float64)
+            total = total + tta.mean_of(folds).astype(np.float64)
         return np.asarray(total / len(runs))
 
     return combine.combine(predictor.electorate.recipe, map(of_voter, predictor.networks))
@@ -199,23 +203,16 @@ def _check_finite(network: Network, probs: np.ndarray, files: Sequence[Path]) ->
         )
 
 
-def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of float32 arrays as a run with folds takes it."""
-    if len(parts) == 1:
-        return parts[0]
-    return np.asarray(np.mean(parts, axis=0, dtype=np.float64), dtype=np.float32)
-
-
 def _probs(
     network: Network,
     images: torch.Tensor,
     number: int,
     amp: torch.dtype | None,
-    names: Sequence[str],
+    names: Sequence[str] | None,
 ) -> np.ndarray:
     """Probabilities [B, C] float32 of one network: the mean over the views of each image."""
     saved, recipe, found = network.checkpoint, network.recipe, []
-    for view in tta.views(images, names):
+    for view in tta.views(images, saved.tta if names is None else names):
         rng = np.random.default_rng([0, 0, 1, number])  # as `Subset.batches` draws for test rows
         x = view.clone() if recipe.steps else view  # steps may write in place
         for step in recipe.steps:
@@ -226,4 +223,4 @@ def _probs(
         x = ordered(network.model, x)
         labels = torch.zeros(len(x), dtype=torch.int64)
         found.append(loop.predict(network.model, [(x, labels)], amp).probs)
-    return _mean(found)[:, network.order]
+    return tta.mean_of(found)[:, network.order]

@@ -19,6 +19,7 @@ import torch
 
 from ballot.data.batches import Data, Subset
 from ballot.errors import UserError
+from ballot.prediction import tta
 from ballot.prediction.checkpoints import Checkpoint, checkpoints_of, fill, read_checkpoint
 from ballot.prediction.predictor import Build, Show
 from ballot.runs.files import write_json
@@ -204,10 +205,16 @@ class Kitchen:
                 return
 
     def predict(self, subset: Subset) -> np.ndarray:
-        """Predict the rows of a subset with the network as it is."""
-        batches = subset.batches(self.batch_size, device=self.device)
-        shown = ((ordered(self.model, images), targets) for images, targets in batches)
-        return loop.predict(self.model, shown, self.amp).probs
+        """Predict the rows of a subset with the network as it is, in the views of its first run."""
+        names, found = self.group[0].saved.tta, []
+        for number in range(tta.number_of_views(names)):
+            batches = subset.batches(self.batch_size, device=self.device)
+            shown = (
+                (ordered(self.model, tta.views(images, names)[number]), targets)
+                for images, targets in batches
+            )
+            found.append(loop.predict(self.model, shown, self.amp).probs)
+        return tta.mean_of(found)
 
 
 @torch.no_grad()
@@ -326,6 +333,7 @@ def _write(
         "epoch": None,
         "scores": {f"val_{honest.metric}": honest.vote},
         "start": saved.start,
+        "tta": kitchen.group[0].saved.tta,
         "soup": names,
     }
     tensor_files.save_tensors(

@@ -13,14 +13,7 @@ from typing import Any
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config, parse_monitor
 from ballot.config.search_space import ROWS, count, find_problems, keys_of
-from ballot.config.trial_command import (
-    Options,
-    TrialCommand,
-    command_problems,
-    own_problems,
-    parse_command,
-    read_options,
-)
+from ballot.config.trial_command import TrialCommand, command_problems, parse_command
 from ballot.cpus import count_cores, threads_each, threads_told
 from ballot.engines.interface import Draft, Engine, Limits, Outline
 from ballot.errors import UserError
@@ -28,6 +21,7 @@ from ballot.preflight import machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.preflight.tryout import Answers, Tryout
 from ballot.problems import Problem, as_problem
+from ballot.training.options import Options, own_problems, read_options
 
 DRAWN = 16  # configurations that the tuner draws to see whether trials take them
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ballot import walking
 from ballot.config.schema import Config
-from ballot.config.trial_command import option_of, parse_command, read_options
+from ballot.config.trial_command import option_of, parse_command
 from ballot.engines.interface import Draft, Engine, Outline
 from ballot.errors import UserError
 from ballot.installed import PYTHONS
@@ -24,6 +24,7 @@ from ballot.machines.machine import Machine
 from ballot.machines.sent.facts import expand, listing_digest
 from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
+from ballot.training.options import read_options
 from ballot.wording import size
 
 FOR_NNI = ("nni", "setuptools")

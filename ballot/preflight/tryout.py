@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.search_space import corners, each_component
-from ballot.config.trial_command import TrialCommand, command_problems, parse_command, read_options
+from ballot.config.trial_command import TrialCommand, command_problems, parse_command
 from ballot.cpus import count_cores, threads_told
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.search.time_budget import USEFUL, seconds_for_trials
+from ballot.training.options import read_options
 from ballot.wording import size, span
 
 PATIENCE = 180.0  # seconds until a tryout is ended: a first look at many images takes its time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -12,25 +11,26 @@ from pathlib import Path
 from ballot.config.trial_command import typed_command
 from ballot.engines.interface import Plan, Search
 from ballot.errors import UserError
+from ballot.prediction import soup_process
 from ballot.report.page import try_report
-from ballot.runs.folder import ballots_of, read_result, run_of
+from ballot.runs.folder import ballots_of, is_validation, read_result, run_of
 from ballot.runs.results import Results, searched_values
 from ballot.search.finalize import is_final
 from ballot.search.supervise import End
-from ballot.search.time_budget import how_time_cut
+from ballot.search.time_budget import Budget, how_time_cut
 from ballot.search.trouble import Trouble
 from ballot.vote.selection import VoteOptions
 from ballot.vote.table import format_table
 from ballot.vote.tally import VoteReport, run_vote
 
 ROOT = Path(__file__).resolve().parents[2]
-BAGS = 20  # rounds of the greedy choice, each over half of the members (Caruana et al., 2006)
-MANY = 50  # members; beyond them one round is enough, and twenty would take minutes
 QUICK_PAGE_S = 5.0  # for the report without pictures, where the time is over
 SHOWN = 20  # last lines of a trial that ends the search
 
 
-def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: Path) -> int:
+def conclude(
+    search: Search, plan: Plan, results: Results, end: End, vote_dir: Path, budget: Budget
+) -> int:
     """Say what went wrong, let the trials vote, and say where everything is."""
     trials = search.trials()
     rows = results.update(trials, over=True)
@@ -53,7 +53,7 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
             file=sys.stderr,
         )
         return 1
-    report = vote(ballots, vote_dir)
+    report = vote(ballots, vote_dir, budget)
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
     if best := results.best(own):
         names, values = searched_values(best), results.values_of(best)
@@ -66,22 +66,31 @@ def conclude(search: Search, plan: Plan, results: Results, end: End, vote_dir: P
     return 0 if end.trouble is None else 1
 
 
-def vote(ballots: list[Path], vote_dir: Path) -> VoteReport:
-    """Choose and weigh the members greedily on validation rows, in bags against luck.
+def vote(ballots: list[Path], vote_dir: Path, budget: Budget) -> VoteReport:
+    """Weigh the members by their validation rows; the best of them answers where a vote is worse.
 
     Where the trials share no validation rows, all of them have the same say.
     """
     monitor = read_result(run_of(ballots[0])).get("monitor") or ""
     metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
-    plain = VoteOptions(out_dir=str(vote_dir), metric=metric)
-    if len(ballots) < 2:
-        return run_vote(ballots, plain)
+    soups = try_soups(ballots, vote_dir / "soup", metric, budget)
+    options = VoteOptions(out_dir=str(vote_dir), metric=metric, select="auto")
+    return run_vote([*ballots, *soups], options)
+
+
+def try_soups(ballots: list[Path], out: Path, metric: str, budget: Budget) -> list[Path]:
+    """Average the best trials that share a start, where there is time; return what votes by it."""
+    chosen = budget.soup.choose(list(map(run_of, ballots)))
+    limit = budget.seconds_for_soup(chosen)
+    if not limit:
+        return []
     try:
-        bags = BAGS if len(ballots) <= MANY else 1
-        return run_vote(ballots, dataclasses.replace(plain, select="greedy", bag=bags))
+        runs = [each.run for each in chosen]
+        soups = soup_process.make_soups(runs, out, metric=metric, limit=limit)
     except UserError as error:
-        print(f"the vote is the plain mean: {error}")
-        return run_vote(ballots, plain)
+        print(error)
+        return []
+    return soup_process.ballots_of(soups, tested=not is_validation(ballots[0]))
 
 
 def write_report(search: Search, plan: Plan, vote_dir: Path, left: float | None) -> None:

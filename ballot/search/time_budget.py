@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError
+from ballot.prediction import soup_process
 from ballot.runs.files import read_json, read_rows, stamp
 from ballot.runs.trials import TrialRecord
 
@@ -25,7 +26,7 @@ BEGIN_S = 8.0  # from the command to the first trial, as far as an estimate need
 STOP_S = 4.0  # for NNI's manager and its tuner to end
 WRITE_S = 4.0  # for a trial to write what it has, while none has shown how long it takes
 MOST_WRITE_S = 20.0  # after which it is killed, as in trials.js
-VOTE_S = 2.0  # and for each megabyte of predictions, in twenty greedy bags (bench/vote.py):
+VOTE_S = 2.0  # and for each megabyte of predictions (bench/vote.py):
 VAL_S, TEST_S = 0.4, 0.04
 REPORT_S = 20.0  # at most, and a tenth of the time: where it takes longer, it has no pictures
 HOME_S = 10.0  # for what the last trials wrote on other machines; the rest came home before
@@ -41,6 +42,7 @@ class Budget:
     away: bool = False  # trials run on other machines, and their results come home
     closed: bool = False  # no trial is begun any more
     ending: float = field(init=False)  # seconds from the cut of the last trials to the last word
+    soup: soup_process.Kitchen = field(default_factory=soup_process.Kitchen, repr=False)
     # What a run took to write, and what its `result.json` was like when it said so.
     _tails: dict[Path, tuple[Any, float | None]] = field(default_factory=dict, repr=False)
 
@@ -55,7 +57,15 @@ class Budget:
         test = sum(_size(folder.with_suffix(".csv")) for folder in folders)
         voting = VOTE_S + MARGIN * (VAL_S * val + TEST_S * test) / 1e6
         reporting = min(REPORT_S, 0.1 * (self.limit or float("inf")))
-        self.ending = STOP_S + writing + voting + reporting + HOME_S * self.away
+        souping = self.seconds_for_soup(self.soup.choose(folders)) if self.limit else 0.0
+        self.ending = STOP_S + writing + voting + souping + reporting + HOME_S * self.away
+
+    def seconds_for_soup(self, chosen: Sequence[soup_process.Candidate]) -> float:
+        """Return how long averaging weights may take; 0 where it would take too much."""
+        needed = MARGIN * soup_process.seconds_for(chosen)
+        if self.limit is not None and needed > soup_process.SHARE * self.limit:
+            return 0.0
+        return needed
 
     def _tail(self, folder: Path) -> float | None:
         """Return what a run took to write; its files are read only where they are others."""

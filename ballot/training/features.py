@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ballot.data.batches import Subset
-from ballot.training.loop import Batch, precision
+from ballot.data.batches import Batch, Subset
+from ballot.training.process import precision
 
 PENALTY = 1.0  # of the squared weights against the sum of the losses: scikit-learn's C = 1
 STEPS = 200  # of L-BFGS

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ballot.data.batches import piece
+from ballot.data.batches import Batch, piece
 from ballot.errors import TrialFailed
 from ballot.training.data_parallel import SharedNorm, add_gradients, as_it_was, shares, whole_logits
 from ballot.training.group import Group
+from ballot.training.process import precision
 from ballot.training.state import TrainState
 
 log = logging.getLogger(__name__)
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -112,11 +111,6 @@ def _step(
             state.ema.update_parameters(state.model)
     state.step += 1
     return loss, logits
-
-
-def precision(images: torch.Tensor, amp: torch.dtype | None) -> torch.autocast:
-    """Compute in `amp` inside, where it is given."""
-    return torch.autocast(images.device.type, amp, enabled=amp is not None)
 
 
 def _halve(state: TrainState) -> None:

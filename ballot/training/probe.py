@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from ballot.data.batches import Batch
 from ballot.errors import TrialFailed, UserError
 from ballot.training import loop
-from ballot.training.loop import Batch
 from ballot.training.state import TrainState
 
 SECONDS = 0.4  # of steps that are timed, one at least and `STEPS` at most

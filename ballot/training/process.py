@@ -116,3 +116,8 @@ def seed_everything(seed: int, *more: int) -> None:
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
+
+
+def precision(images: torch.Tensor, amp: torch.dtype | None) -> torch.autocast:
+    """Compute in `amp` inside, where it is given."""
+    return torch.autocast(images.device.type, amp, enabled=amp is not None)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.schema import COMPONENTS, OWN_FIELDS, Config
-from ballot.config.trial_command import command_problems, parse_command, read_options
+from ballot.config.trial_command import command_problems, parse_command
 from ballot.errors import UserError
 from ballot.runs.folder import read_config, read_result
+from ballot.training.options import read_options
 
 log = logging.getLogger("nni.ballot.prior")
 

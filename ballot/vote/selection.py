@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ballot.errors import UserError, suggest
-from ballot.vote import combine
+from ballot.vote import combine, rules
 from ballot.vote.ballots import Ballot, check_same_classes, read_ballot
 from ballot.vote.members import Member
 from ballot.vote.truth import Knowledge
@@ -25,7 +25,10 @@ MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
 
 @dataclass(frozen=True)
 class VoteOptions:
-    """What a vote is asked for: `select` greedy, best:N, all or None, `stack` logistic or None."""
+    """What a vote is asked for; None means that nothing was.
+
+    `select` is auto, greedy, best:N or all, `stack` is logistic.
+    """
 
     out_dir: str = "ensemble"
     method: str = "mean"
@@ -50,8 +53,8 @@ def check_options(options: VoteOptions) -> None:
         if value not in choices:
             raise UserError(f"{name}: unknown {value!r}{suggest(value, choices)}")
     select = options.select
-    if select is not None and not re.fullmatch(r"greedy|all|best:[1-9][0-9]*", select):
-        raise UserError(f"--select: {select!r} is not understood; greedy, best:N or all")
+    if select is not None and not re.fullmatch(r"auto|greedy|all|best:[1-9][0-9]*", select):
+        raise UserError(f"--select: {select!r} is not understood; auto, greedy, best:N or all")
     if options.bag < 1:
         raise UserError(f"--bag: {options.bag} rounds; 1 or more")
     if options.bag > 1 and select != "greedy":
@@ -63,6 +66,8 @@ def check_options(options: VoteOptions) -> None:
         raise UserError("--stack: does not go with --method; it learns its own combination")
     if select == "greedy" and options.method == "geometric":
         raise UserError("--select: greedy averages; it goes with --method mean, rank or hard")
+    if select == "auto" and options.method != "mean":
+        raise UserError("--select: auto averages; it goes with --method mean alone")
     if options.weights is not None and options.group_folds:
         raise UserError("--weights: does not go with --group_folds, which joins files")
 
@@ -226,6 +231,10 @@ def make_recipe(
         return combine.Recipe(options.method, [m.weight for m in members])
     wishes = {"--stack": options.stack, "--select": options.select, "--calibrate": True}
     asked = next(name for name, wish in wishes.items() if wish)
+    if options.select == "auto" and (poll is None or len(poll.ids) < FEWEST_ROWS):
+        rows = f"only {len(poll.ids)} validation rows are" if poll else "no validation row is"
+        notes.append(f"{rows} common to all members: all of them have the same say")
+        return combine.Recipe(options.method, [m.weight for m in members])
     if poll is None:
         raise UserError(
             f"{asked}: needs validation rows that all members predict; keep the run folders "
@@ -281,6 +290,8 @@ def fit_recipe(
         weights = combine.greedy(
             values, targets, options.metric, bags=options.bag, seed=options.seed
         )
+    elif options.select == "auto":
+        weights = rules.weigh(values, targets, options.metric)
     elif options.select and options.select.startswith("best:"):
         kept = best_members(options.metric, values, targets)[: int(options.select[5:])]
         weights = [float(i in kept) for i in range(len(values))]
@@ -310,6 +321,25 @@ def cross_fitted(
     if options.select in (None, "all") and not options.stack and not options.calibrate:
         return combine.combine(fit(poll.values, poll.targets), poll.values)
     return combine.cross_fit(fit, poll.values, poll.targets, parts)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The vote, and the best single member, on rows held out of every choice: `[N, C]` each."""
+
+    parts: np.ndarray
+    single: np.ndarray
+    voted: np.ndarray
+    honest: Honest
+
+
+def rehearse(options: VoteOptions, weights: list[float], poll: Poll) -> Rehearsal:
+    """Predict all validation rows by a vote, and by a single member, that had not seen them."""
+    parts = parts_of(poll, options)
+    voted = cross_fitted(options, weights, poll, parts)
+    best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
+    single = cross_fitted(best, weights, poll, parts)
+    return Rehearsal(parts, single, voted, compare(options, poll, parts, single, voted))
 
 
 def compare(

@@ -31,8 +31,7 @@ def format_table(report: VoteReport, width: int = 80) -> str:
     lines += [f"scored on {' and '.join(known)}"] * bool(known)
     lines += wrap([f"note: {note}" for note in report.notes], width)
     lines += ["", *score_table(report, width), ""]
-    if report.honest is not None and (options.select or options.stack or options.calibrate):
-        lines += wrap([held_out("this vote", report.honest)], width)
+    lines += wrap(judgement(report), width)
     lines += ["written: " + ", ".join(map(str, report.files))]
     if report.greedy is not None:
         lines += wrap([held_out("--select greedy would give", report.greedy)], width)
@@ -55,6 +54,25 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def judgement(report: VoteReport) -> list[str]:
+    """Say what the vote gained on rows held out of the choice, and whose answer was written."""
+    options, honest = report.options, report.honest
+    if honest is None:
+        return []
+    chosen = options.select or options.stack or options.calibrate
+    lines = [held_out("this vote", honest)] if chosen or honest.gain < 0 else []
+    if report.alone and report.best_single is not None:
+        what = "submission.csv is its answer" if report.ids else "it answers"
+        lines.append(
+            f"the vote is worse than the best single trial, {report.best_single.name}: {what} alone"
+        )
+    elif honest.gain < 0:
+        lines.append(
+            "the vote is worse than the best single trial; --select auto answers with the better"
+        )
+    return lines
+
+
 def held_out(what: str, honest: Honest) -> str:
     """Say what a vote and the best single member score where neither was chosen."""
     error = "" if honest.error is None else f" ± {honest.error:.4f}"
@@ -73,7 +91,7 @@ def score_table(report: VoteReport, width: int) -> list[str]:
     hidden = len(members) - MOST_LINES if len(members) > MOST_LINES + 1 else 0
     columns = score_columns(report, width)
     rows = [(row.name, cells(row, columns)) for row in members[: len(members) - hidden]]
-    last = [("vote", cells(the_vote(report), columns))]
+    last = [("vote, not taken" if report.alone else "vote", cells(the_vote(report), columns))]
     if report.best_single is not None:
         single = replace(report.best_single, weight=None, temperature=None)
         last.insert(0, (f"best single: {single.name}", cells(single, columns)))
@@ -95,8 +113,8 @@ def score_table(report: VoteReport, width: int) -> list[str]:
 
 
 def the_vote(report: VoteReport) -> MemberReport:
-    """Return the vote as one more line of the table."""
-    return MemberReport("vote", [], None, val=report.val, test=report.test)
+    """Return the vote as one more line of the table; not taken, it has answered no test row."""
+    return MemberReport("vote", [], None, val=report.val, test={} if report.alone else report.test)
 
 
 def score_columns(report: VoteReport, width: int) -> list[str]:

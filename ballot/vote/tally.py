@@ -39,13 +39,15 @@ from ballot.vote.selection import (
     FEWEST_ROWS,
     Honest,
     Poll,
+    Rehearsal,
     VoteOptions,
+    best_members,
     check_options,
     compare,
     cross_fitted,
     make_recipe,
-    parts_of,
     read_poll,
+    rehearse,
     score_all,
 )
 from ballot.vote.truth import Submission, find_submission, read_splits, read_truth
@@ -71,7 +73,8 @@ class MemberReport:
 class VoteReport:
     """All that a vote found; `probs` is `[N, C]` in the order of `ids` and `classes`.
 
-    There are none of these where members vote on validation rows alone.
+    There are none of these where members vote on validation rows alone. `alone` says that the best
+    single member answers, because the vote did worse on rows held out of the choice.
     """
 
     options: VoteOptions
@@ -86,6 +89,7 @@ class VoteReport:
     test_rows: int = 0
     honest: Honest | None = None
     greedy: Honest | None = None
+    alone: bool = False
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
@@ -113,6 +117,10 @@ def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
     knowledge = read_splits(members)
     poll, own = read_poll(members, first, knowledge, notes, options)
     recipe = make_recipe(members, poll, options, notes)
+    rehearsal = try_out(poll, recipe, options)
+    alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.gain < 0
+    if alone:
+        recipe = single_recipe(members, poll, options)
     targets = known_targets(first, knowledge.truth, submission, options)
     test = TestFiles(members, first, targets, options)
     probs = combine.combine(recipe, test)
@@ -120,9 +128,9 @@ def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
         MemberReport(m.name, [str(f) for f in m.files], w, s, test=scores)
         for m, w, s, scores in zip(members, shares(recipe), statuses, test.scores, strict=True)
     ]
-    report = VoteReport(options, first.ids, first.classes, probs, rows, notes=notes)
+    report = VoteReport(options, first.ids, first.classes, probs, rows, alone=alone, notes=notes)
     report.test, report.test_rows = test.score(probs), int(test.known.sum())
-    score_validation(report, poll, own, recipe)
+    score_validation(report, poll, own, recipe, rehearsal)
     notes += test.notes()
     write_vote(report, recipe, first.columns, submission)
     return report
@@ -204,8 +212,31 @@ def shares(recipe: combine.Recipe) -> list[float]:
     return [size / (sum(sizes) or 1.0) for size in sizes]
 
 
+def try_out(poll: Poll | None, recipe: combine.Recipe, options: VoteOptions) -> Rehearsal | None:
+    """Score the vote on rows held out of the choice, where its voters share enough of them."""
+    if poll is None or len(poll.ids) < FEWEST_ROWS:
+        return None
+    voters = {i for i, weight in enumerate(recipe.weights) if weight}
+    if not voters <= set(poll.members):
+        return None
+    return rehearse(options, [recipe.weights[i] for i in poll.members], poll)
+
+
+def single_recipe(
+    members: Sequence[Member], poll: Poll | None, options: VoteOptions
+) -> combine.Recipe:
+    """Let the best member by validation answer alone."""
+    assert poll is not None, "nothing was tried out"
+    best = poll.members[best_members(options.metric, poll.values, poll.targets)[0]]
+    return combine.Recipe("mean", [float(i == best) for i in range(len(members))])
+
+
 def score_validation(
-    report: VoteReport, poll: Poll | None, own: dict[int, dict[str, float]], recipe: combine.Recipe
+    report: VoteReport,
+    poll: Poll | None,
+    own: dict[int, dict[str, float]],
+    recipe: combine.Recipe,
+    rehearsal: Rehearsal | None,
 ) -> None:
     """Score members, the best of them and the vote on validation rows, and judge the gain."""
     options, rows = report.options, report.members
@@ -223,21 +254,18 @@ def score_validation(
     voters = {i for i, row in enumerate(rows) if row.weight}
     if poll is None or not voters <= set(poll.members):
         return
-    if len(poll.ids) < FEWEST_ROWS:
+    if rehearsal is None:
         weights = [recipe.weights[i] for i in poll.members]
         probs = combine.combine(replace(recipe, weights=weights), poll.values)
         report.val = score_all(probs, poll.targets, options)
         return
-    judge(report, poll, recipe)
+    judge(report, poll, recipe, rehearsal)
 
 
-def judge(report: VoteReport, poll: Poll, recipe: combine.Recipe) -> None:
+def judge(report: VoteReport, poll: Poll, recipe: combine.Recipe, rehearsal: Rehearsal) -> None:
     """Score the vote, and what greedy would give, where they took no part in the choice."""
-    options = report.options
-    parts = parts_of(poll, options)
-    weights = [recipe.weights[i] for i in poll.members]
-    held = cross_fitted(options, weights, poll, parts)
-    report.val = score_all(held, poll.targets, options)
+    options, parts = report.options, rehearsal.parts
+    report.val = score_all(rehearsal.voted, poll.targets, options)
     if options.calibrate:
         report.val["ece_after"] = report.val.pop("ece")
         for place, number in enumerate(poll.members):
@@ -247,17 +275,16 @@ def judge(report: VoteReport, poll: Poll, recipe: combine.Recipe) -> None:
             report.members[number].val["ece_after"] = combine.ece(probs, poll.targets)
     if len(poll.members) < 2:
         return
-    best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
-    single = cross_fitted(best, weights, poll, parts)
-    report.honest = compare(options, poll, parts, single, held)
+    report.honest = rehearsal.honest
     decided = options.select or options.stack or options.weights is not None
     if decided or options.method == "geometric":
         return
     if poll.values.size > LARGEST_HINT:
         report.notes.append("--select greedy: not tried unasked on so many validation predictions")
         return
-    wish = replace(options, select="greedy")
-    report.greedy = compare(options, poll, parts, single, cross_fitted(wish, weights, poll, parts))
+    wish, weights = replace(options, select="greedy"), [recipe.weights[i] for i in poll.members]
+    voted = cross_fitted(wish, weights, poll, parts)
+    report.greedy = compare(options, poll, parts, rehearsal.single, voted)
 
 
 def known_targets(
@@ -415,6 +442,7 @@ def describe(
         "options": {**asdict(options), "weights": options.weights and list(options.weights)},
         "scores": {
             "best_single": report.best_single and report.best_single.name,
+            "answer": "best_single" if report.alone else "vote",
             "val": report.val,
             "test": report.test,
             "val_rows": report.val_rows,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ballot.config.trial_command import command_problems, own_problems, parse_command, read_options
+from ballot.config.trial_command import command_problems, parse_command
+from ballot.training.options import own_problems, read_options
 
 ROOT = Path(__file__).resolve().parents[2]
 

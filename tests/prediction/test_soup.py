@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,13 @@ from trained_for_tests import coloured, copy_run, run
 
 import ensemble
 import predict
+import search
+from ballot.prediction import soup_process
 from ballot.prediction.checkpoints import read_checkpoint
 from ballot.prediction.soup import adapt_norms, find_candidates, greedy, group_candidates
+from ballot.runs.files import write_json, write_rows
+from ballot.runs.folder import read_result
+from ballot.search.time_budget import Budget
 from ballot.training import tensor_files
 from dataset import load_data
 
@@ -32,6 +38,7 @@ def shaken(run: Path, name: str, seed: int, data: Path, size: float) -> Path:
         for key, value in saved["model"].items()
     }
     tensor_files.save_tensors(twin / "best.pt", saved)
+    write_json(twin / "result.json", {**read_result(twin), "pretrained": True})
     for file in (twin / "val.csv", twin.with_suffix(".csv")):
         rows = pd.read_csv(file)
         rows["id"].to_frame("path").to_csv("ask.csv", index=False)
@@ -66,6 +73,8 @@ def made(tmp_path_factory):
             16,
             "--augmentation_args.crop",
             48,
+            "--tta",
+            "off",
         )
         near = [shaken(base, f"near{k}", k // 2, data, 1.5 * (-1) ** k) for k in range(4)]
     return base, near, data
@@ -259,3 +268,45 @@ def test_a_soup_that_gains_votes_and_the_written_vote_answers_with_it(made, scri
         assert "left out: near0 holds no best.pt" in done.stdout and done.returncode == 0
     finally:
         (near[0] / "kept.pt").rename(near[0] / "best.pt")
+
+
+def test_a_search_averages_its_best_pretrained_trials_unasked(made, capfd):
+    _, near, _ = made
+    files = [run.with_suffix(".csv") for run in near]
+    report = search.vote(files, Path("ensemble"), Budget(None, 0.0))
+    assert "4 runs of one start averaged" in capfd.readouterr().out
+    assert "soup-simple_cnn" in [member.name for member in report.members]
+
+
+def test_a_search_without_the_time_for_it_averages_nothing(made):
+    _, near, _ = made
+    files = [run.with_suffix(".csv") for run in near]
+    report = search.vote(files, Path("ensemble"), Budget(60.0, time.time()))
+    assert len(report.members) == len(near)
+
+
+def kept_run(folder: Path, name: str, **result: object) -> Path:
+    """A run as far as its files tell what may be averaged."""
+    told = {"pretrained": True, "score": 0.5, "image_size": 64, "mode": "max", **result}
+    model = told.pop("model", "one")
+    write_json(folder / name / "result.json", told)
+    write_json(folder / name / "config.json", {"values": {"model": model, "model_args": {}}})
+    write_rows(folder / name / "history.csv", [{"seconds": 2.0}, {"seconds": 4.0}])
+    (folder / name / "best.pt").touch()
+    return folder / name
+
+
+def test_the_best_runs_of_one_network_are_chosen_and_their_time_is_known(tmp_path):
+    runs = [kept_run(tmp_path, f"r{k}", score=k / 10) for k in range(7)]
+    runs += [kept_run(tmp_path, "other", model="two", score=0.99)]
+    runs += [kept_run(tmp_path, "scratch", pretrained=False, score=0.98)]
+    runs += [kept_run(tmp_path, "larger", image_size=128, score=0.97)]
+    chosen = soup_process.Kitchen().choose(runs)
+    assert [each.run.name for each in chosen] == ["r6", "r5", "r4", "r3", "r2"]
+    assert soup_process.seconds_for(chosen) == soup_process.START_S + 3 * soup_process.EPOCHS
+    assert soup_process.seconds_for([]) == 0
+
+
+def test_a_single_run_of_each_network_is_averaged_with_none(tmp_path):
+    runs = [kept_run(tmp_path, "one"), kept_run(tmp_path, "two", model="two")]
+    assert soup_process.Kitchen().choose(runs) == []
