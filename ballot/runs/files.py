@@ -66,6 +66,16 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+class _Lines:
+    """Ends lines as Unix does; `csv` before 3.13 quotes CR only where lines end in CR LF."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Read a CSV that this module wrote; no file is no rows, and a row that is cut is none."""
     try:
