@@ -99,7 +99,7 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
     given = {key: value for key, value in offered.items() if key in takes}
     folder = None if where is None else _existing(where)
     table = DATASETS.create(name, folder, args=config.dataset_args, **given)
-    check_names(where, [str(folder), *table.classes, *table.ids])
+    check_names(folder, [str(folder), *table.classes, *table.ids])
     return replace(table, layout=name)
 
 

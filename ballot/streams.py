@@ -75,7 +75,7 @@ def lasting(keeps_on: bool) -> Iterator[Lasting]:
     """Let a failed write to a standard stream end nothing; yields the standard output."""
     before = sys.stdout, sys.stderr
     out = Lasting(before[0], keeps_on)
-    sys.stdout, sys.stderr = out, Lasting(before[1], keeps_on)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, Lasting(before[1], keeps_on)
     try:
         yield out
     finally:

@@ -23,6 +23,7 @@ STRANGE = [
     ({1: torch.ones(2)}, "has weights called 1"),
     ({"w": torch.eye(2).to_sparse()}, "'w' is sparse"),
     ({"w": torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)}, "'w' is sparse"),
+    ({"w": torch.ones(2, dtype=torch.complex64)}, "'w' is sparse"),
     ({"w": torch.ones(2, device="meta")}, "'w' is sparse|is no file of weights"),
 ]
 
@@ -59,3 +60,10 @@ def test_a_checkpoint_with_a_crop_below_zero_is_refused(tmp_path):
     saved = checkpoints.read_checkpoint(tmp_path / "best.pt")
     with pytest.raises(UserError, match="augmentation_args: crop is -1"):
         make_recipes(saved.config, 8, AUGMENTATIONS)
+
+
+def test_a_checkpoint_whose_classes_no_table_can_name_is_refused(tmp_path):
+    about = json.dumps({**ABOUT, "classes": ["a", "\ud800"]})
+    save_tensors(tmp_path / "best.pt", {"model": {"w": torch.ones(2)}, "about": about})
+    with pytest.raises(UserError, match=r"best\.pt: 1 name is not UTF-8"):
+        checkpoints.read_checkpoint(tmp_path / "best.pt")

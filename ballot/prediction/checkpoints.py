@@ -16,6 +16,7 @@ import torch
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config
 from ballot.errors import UserError, suggest
+from ballot.names import check_names
 from ballot.prediction import tta
 from ballot.runs.folder import read_result, run_of
 from ballot.training.tensor_files import load_tensors
@@ -88,6 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: says {len(classes)} classes, images of {size} pixels, mean "
             f"{mean}, std {std}, which no model of train.py has"
         )
+    check_names(path, classes)
     weights = {BARE.sub("", name): value for name, value in model.items()}
     return Checkpoint(path, settings, classes, size, mean, std, weights, crop, start, views)
 

@@ -129,11 +129,12 @@ def check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
         if not isinstance(name, str):
             raise UserError(f"{path}: has weights called {name!r}; their names are texts")
         if isinstance(value, Tensor) and not _is_plain(value):
-            raise UserError(f"{path}: {name!r} is sparse, quantised or empty; save plain weights")
+            raise UserError(f"{path}: {name!r} is sparse, quantised, complex or empty; save others")
 
 
 def _is_plain(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    odd = value.is_quantized or value.is_meta or value.is_complex()
+    return value.layout == torch.strided and not odd
 
 
 def load_weights(
