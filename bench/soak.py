@@ -90,7 +90,7 @@ def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], in
         "trialConcurrency": 2,
         "trainingService": {"platform": "local"},
         "tuner": {
-            "className": "ballot.tuning.tpe.Tuner",
+            "className": "ballot.engines.nni.tuner.Tuner",
             "codeDirectory": str(ROOT),
             "classArgs": {"optimize_mode": "maximize"},
         },

@@ -131,9 +131,9 @@ def test_our_tuner_and_halving_stop_what_lags_and_learn_of_what_fails(home):
         epochs=15,
         maxTrialNumber=9,
         trialConcurrency=1,
-        tuner={"className": "ballot.tuning.tpe.Tuner", "codeDirectory": code},
+        tuner={"className": "ballot.engines.nni.tuner.Tuner", "codeDirectory": code},
         assessor={
-            "className": "ballot.tuning.asha.Assessor",
+            "className": "ballot.engines.nni.assessor.Assessor",
             "codeDirectory": code,
             "classArgs": {"start_step": 1},
         },

@@ -1,72 +1,44 @@
-"""Densities over a search space of NNI's: where good trials lie, and where the others do.
+"""Densities over a search space: where good trials lie, and where the others do.
 
-A trial is a point `{key: number}` in NNI's internal form; a key of a choice that was not taken is
-missing. Here it is a row of numbers: an option with an order (a range, a choice of rising numbers)
-lies in 0..1, where its prior is even; of any other choice it is the index, and nan where missing.
-A density is a mixture of kernels over whole rows, one a trial, so that options which only go well
-together are seen together (Falkner et al., 2018); one more kernel is the prior.
+A trial is a point of `ballot.tuning.space`. Here it is a row of numbers: an option with an order
+(a range, a choice of rising numbers) lies in 0..1, where its prior is even; of any other choice it
+is the index, and nan where missing. A density is a mixture of kernels over whole rows, one a
+trial, so that options which only go well together are seen together (Falkner et al., 2018); one
+more kernel is the prior.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import logsumexp, ndtr, ndtri
+
+from ballot.tuning.space import Point, Space
 
 WIDTH = 0.18  # of a kernel for a single trial, in an option's range
 NARROW = 0.02
 CAUTION = 3.0  # how much more than its odds a failure counts
 OTHER = 0.7  # probability that a kernel of a single trial gives to the other choices
 
-Point = Mapping[tuple, float]
-
-
-def has_order(spec: Any) -> bool:
-    """Tell whether an option's values lie in an order: ranges, and choices of rising numbers."""
-    if not spec.categorical or spec.type == "randint":
-        return True
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in spec.values)
-    return numbers and list(spec.values) == sorted(spec.values) and len(spec.values) > 2
-
-
-def to_unit(spec: Any, x: float) -> float:
-    """Return where a value of an option with an order lies in 0..1."""
-    if spec.categorical:
-        return (x + 0.5) / spec.size
-    if spec.normal_distributed:
-        return float(ndtr((x - spec.mu) / spec.sigma)) if spec.sigma else 0.5
-    return (x - spec.low) / (spec.high - spec.low) if spec.high > spec.low else 0.5
-
-
-def from_unit(spec: Any, u: float) -> float:
-    """Return the value at a place in 0..1; the opposite of `to_unit`."""
-    if spec.categorical:
-        return int(min(u * spec.size, spec.size - 1))
-    if spec.normal_distributed:
-        return spec.mu + spec.sigma * float(ndtri(min(max(u, 1e-9), 1 - 1e-9)))
-    return spec.low + u * (spec.high - spec.low)
-
 
 def latin_hypercube(
-    space: Mapping[tuple, Any],
+    space: Space,
     number: int,
     rng: np.random.Generator,
     begun: Point | None = None,
-) -> list[dict[tuple, float]]:
+) -> list[Point]:
     """Draw points of which each option has values from all of its range (McKay et al., 1979).
 
     What `begun` holds already stays as it is.
     """
     points = [dict(begun or {}) for _ in range(number)]
-    for key, spec in space.items():
+    for key, dimension in space.items():
         places = (rng.permutation(number) + rng.random(number)) / number
         for point, u in zip(points, places):
-            active = not spec.is_nested() or point.get(key[:-2]) == key[-2]
-            if active and key not in point:
-                point[key] = int(u * spec.size) if spec.categorical else from_unit(spec, u)
+            if dimension.is_active(point) and key not in point:
+                point[key] = dimension.from_unit(u)
     return points
 
 
@@ -75,21 +47,21 @@ class Model:
 
     def __init__(
         self,
-        space: Mapping[tuple, Any],
+        space: Space,
         good: Sequence[Point],
         others: Sequence[Point],
         failed: Sequence[Point],
         prior_weight: float,
     ) -> None:
         self.space = space
-        self.ordered = np.array([has_order(spec) for spec in space.values()])
-        self.sizes = np.array([float(spec.size or 1) for spec in space.values()])
+        self.ordered = np.array([each.has_order for each in space.values()])
+        self.sizes = np.array([float(each.size or 1) for each in space.values()])
         self.good, self.failed = self._rows(good), self._rows(failed)
         self.others = np.vstack([self._rows(others), self.failed])
         self.passed = np.vstack([self.good, self._rows(others)])
         self.prior_weight = prior_weight
 
-    def propose(self, number: int, rng: np.random.Generator) -> list[dict[tuple, float]]:
+    def propose(self, number: int, rng: np.random.Generator) -> list[Point]:
         """Draw from the density of the good and return points, the most promising one first."""
         rows = self._draw(number, rng)
         gain = self._density(rows, self.good) - self._density(rows, self.others)
@@ -99,15 +71,16 @@ class Model:
     def _rows(self, points: Sequence[Point]) -> np.ndarray:
         rows = np.full((len(points), len(self.space)), np.nan)
         for row, point in zip(rows, points):
-            for column, (key, spec) in enumerate(self.space.items()):
+            for column, (key, dimension) in enumerate(self.space.items()):
                 if key in point:
-                    row[column] = to_unit(spec, point[key]) if self.ordered[column] else point[key]
+                    x = point[key]
+                    row[column] = dimension.to_unit(x) if self.ordered[column] else x
         return rows  # [N, D]
 
-    def _point(self, row: np.ndarray) -> dict[tuple, float]:
+    def _point(self, row: np.ndarray) -> Point:
         return {
-            key: from_unit(spec, u) if ordered else int(u)
-            for (key, spec), u, ordered in zip(self.space.items(), row, self.ordered)
+            key: dimension.from_unit(u) if ordered else int(u)
+            for (key, dimension), u, ordered in zip(self.space.items(), row, self.ordered)
             if not math.isnan(u)
         }
 
@@ -124,10 +97,10 @@ class Model:
         widths = self._widths(len(self.good))
         rows = np.full((number, len(self.space)), np.nan)
         columns = {key: column for column, key in enumerate(self.space)}
-        for key, spec in self.space.items():
+        for key, dimension in self.space.items():
             column = columns[key]
             active = np.ones(number, bool)
-            if spec.is_nested():
+            if dimension.is_nested:
                 active = rows[:, columns[key[:-2]]] == key[-2]
             centre = np.full(number, np.nan)
             near = chosen < len(self.good)

@@ -1,9 +1,11 @@
-"""The tuner of a search: a Parzen estimator for few trials, several at once, some of which fail.
+"""What to try next: a Parzen estimator for few trials, several at once, some of which fail.
 
-    tuner: {className: ballot.tuning.tpe.Tuner, codeDirectory: ., classArgs: {optimize_mode: maximize}}
+    tpe = TPE({"lr": {"_type": "loguniform", "_value": [0.001, 0.1]}}, mode="max")
+    values = tpe.ask()
+    tpe.tell(values, "done", score)
 
-NNI loads this class into the process of its tuner. What it does otherwise than NNI's TPE (Bergstra
-et al., 2011), and what that is worth, stands in docs/search.md. Nothing here loads torch.
+How it differs from the TPE of Bergstra et al. (2011), and what that is worth, stands in
+docs/search.md. Nothing here loads torch, and nothing knows who runs the trials.
 """
 
 from __future__ import annotations
@@ -11,258 +13,293 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nni
 import numpy as np
-from nni.algorithms.hpo.tpe_tuner import TpeTuner
-from nni.common.hpo_utils import (
-    Deduplicator,
-    OptimizeMode,
-    deformat_parameters,
-    format_search_space,
-)
-from nni.utils import extract_scalar_reward
 
 from ballot.errors import UserError
-from ballot.runs.files import replacing
 from ballot.tuning import parzen
-from ballot.tuning.warm_start import defaults_of, earlier_runs, experiment_of, place_of
+from ballot.tuning.space import (
+    Point,
+    Space,
+    Values,
+    grid,
+    parse,
+    partial_point,
+    point_of,
+    values_of,
+)
+from ballot.tuning.warm_start import defaults_of, earlier_runs
 
-log = logging.getLogger("nni.ballot.tpe")  # into dispatcher.log
+log = logging.getLogger(__name__)
 
 FEW, MANY = 5, 10  # random trials before the model is asked
-DIGITS = 10  # of a number, that a trial is given
-SHARE = 0.15  # of the trials that shall be, which are random
+SHARE = 0.15  # of the trials in all, which are random
+DRAWS = 4  # of what a configuration that is tried first leaves open
+SPARE = 8  # random points beside one of the start-up design, which may have run already
+LIES: dict[str, Callable[[Sequence[float]], float]] = {"best": min, "worst": max, "mean": np.mean}
+
+
+class Exhausted(Exception):
+    """Every configuration of the search space has been tried."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The estimator's own arguments, as `tpe_args` names them."""
+
+    constant_liar_type: str | None = "mean"  # what a trial that still runs counts as
+    n_startup_jobs: int = MANY
+    n_ei_candidates: int = 32
+    linear_forgetting: int = 25  # at most so many trials are good ones
+    prior_weight: float = 1.0
+    gamma: float = 0.15  # share of the trials that are good ones
+
+    def __post_init__(self) -> None:
+        if self.n_ei_candidates < 1 or not 0 < self.gamma <= 1:
+            raise ValueError("tpe_args: n_ei_candidates is at least 1, gamma a share of the trials")
+        if self.constant_liar_type not in (*LIES, None):
+            raise ValueError(
+                f"tpe_args: constant_liar_type is {self.constant_liar_type!r}; "
+                f"it is {', '.join(LIES)} or null"
+            )
 
 
 @dataclass
 class Trial:
     """A configuration, what has become of it, and its loss where there is one."""
 
-    parameters: dict[str, Any]  # as a trial gets them
-    point: dict[tuple, float] | None  # as NNI formats them; None where the space has no such place
+    values: Values
+    point: Point | None  # None where the search space has no such place
     state: str = "running"  # or done, stopped, failed
     loss: float | None = None
 
 
 def startup_jobs(max_trials: int | None) -> int:
-    """Return how many trials are random where so many shall be in all."""
+    """Return how many trials are random in a search of so many."""
     return MANY if not max_trials else min(max(round(SHARE * max_trials), FEW), MANY)
 
 
-class Tuner(TpeTuner):
-    """NNI's TPE in its place and form, with a model of its own (`ballot.tuning.parzen`).
+class TPE:
+    """Ask it for a configuration, and tell it what became of each; several threads may.
 
-    A failed trial is a bad place, a stopped one is never a good one; results that come twice, late
-    or are no numbers do no harm; no configuration runs twice, also where the search is resumed.
+    A failed trial is a bad place, a stopped one is never a good one; outcomes that come twice, late
+    or are no numbers do no harm; no configuration is given twice, also where a search is resumed.
     """
 
     def __init__(
         self,
-        optimize_mode: str = "maximize",
+        space: Mapping[str, Any] | None = None,
+        *,
+        mode: str = "max",
         seed: int | None = None,
         max_trials: int | None = None,
-        defaults: bool = True,
-        warm_start: list[str] | str | None = None,
-        tpe_args: dict[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        first: Sequence[Values] = (),
+        warm_start: Sequence[Path] = (),
+        tpe_args: Mapping[str, Any] | None = None,
     ) -> None:
-        experiment = experiment_of(sys.argv)
-        max_trials = max_trials or experiment.get("maxTrialNumber")
-        ours = {
-            "constant_liar_type": "mean",
-            "n_startup_jobs": startup_jobs(max_trials),
-            "n_ei_candidates": 32,
-            "gamma": 0.15,
-            "prior_weight": 1.0,
-        }
-        super().__init__(optimize_mode, seed, {**ours, **(tpe_args or {})})
-        if self.args.n_ei_candidates < 1 or not 0 < self.args.gamma <= 1:
-            raise ValueError("tpe_args: n_ei_candidates is at least 1, gamma a share of the trials")
-        self._lock = threading.RLock()  # NNI reports a result and the end of a trial in two threads
-        self._trials: dict[str, Trial] = {}  # by their parameters
-        self._keys: dict[int, str] = {}  # of the trials of this process, by NNI's number
-        self._command = experiment if defaults else {}
-        self._first: dict[tuple, float] = {}  # what is tried before anything else
-        folders = [warm_start] if isinstance(warm_start, str) else warm_start or []
-        code = Path(experiment.get("trialCodeDirectory") or ".")
-        self._earlier = [code / Path(folder).expanduser() for folder in folders]
-        self._design: list[dict[tuple, float]] = []
-        self.space: Any
+        """Prepare a search; where the space is not known yet, `set_space` follows.
 
-    # ------------------------------------------------------------------------- what NNI calls
+        `mode` is `max` or `min`. Tried before anything else are `defaults`, a trial's `Config` as
+        a dictionary that is moved into the space, then each of `first`: values that lie in the
+        space; what they leave open is drawn. `warm_start` has folders of earlier runs.
+        """
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode is {mode!r}; it is max or min")
+        self.mode = mode
+        usual = {"n_startup_jobs": startup_jobs(max_trials)}
+        self.args = Arguments(**{**usual, **(tpe_args or {})})
+        if seed is None:
+            seed = int(np.random.default_rng().integers(2**31))
+        log.info("random seed %d", seed)
+        self._rng = np.random.default_rng(seed)
+        self._lock = threading.RLock()
+        self._trials: dict[str, Trial] = {}  # by their values
+        self._defaults, self._warm_start = defaults, list(warm_start)
+        self._start: Values = {}  # the defaults, moved into the space
+        self._first = list(first)
+        self._space: Space | None = None
+        self._grid: Iterator[Point] = iter(())
+        self._design: list[Point] = []
+        if space is not None:
+            self.set_space(space)
 
-    def update_search_space(self, space: dict[str, Any]) -> None:
-        """Take a search space; what is known already is kept where it has a place in it."""
+    @property
+    def running(self) -> list[Values]:
+        """The configurations that were asked for, and of which nothing has been told."""
         with self._lock:
-            begins = self.space is None
-            self.space = format_search_space(space)
-            self.dedup = Deduplicator(self.space)
+            return [trial.values for trial in self._trials.values() if trial.state == "running"]
+
+    def trials(self) -> list[Trial]:
+        """Return all that is known, in the order in which it came."""
+        with self._lock:
+            return list(self._trials.values())
+
+    def set_space(self, space: Mapping[str, Any]) -> None:
+        """Take a search space; what is known already is kept where it has a place in it.
+
+        At the first time, `first` is checked: what is not in the space is a `UserError`.
+        """
+        parsed = parse(space)
+        with self._lock:
+            begins, self._space = self._space is None, parsed
+            self._grid = grid(parsed)
             for trial in self._trials.values():
-                trial.point = self._point(trial.parameters)
-            if begins and not self._trials:
-                self._first = defaults_of(self._command, self.space)
-                mode = "max" if self.optimize_mode is OptimizeMode.Maximize else "min"
-                for point, state, score in earlier_runs(self._earlier, self.space, mode):
-                    self._add(self._parameters(point), state, score)
-            self._design = parzen.latin_hypercube(self.space, self.args.n_startup_jobs, self.rng)
+                trial.point = point_of(parsed, trial.values)
+            if begins:
+                self._begin(parsed)
+            self._design = parzen.latin_hypercube(parsed, self.args.n_startup_jobs, self._rng)
 
-    def generate_parameters(self, parameter_id: int, **_: Any) -> dict[str, Any]:
-        """Return a configuration that has not run yet; `NoMoreTrialError` where there is none."""
-        with self._lock:
-            parameters = self._choose()
-            self._keys[parameter_id] = _key(parameters)
-            self._add(parameters, "running")
-            self.save_checkpoint()
-            return parameters
+    def _begin(self, space: Space) -> None:
+        for number, values in enumerate(self._first):
+            partial_point(space, values, f"first[{number}]")
+        if self._trials:  # a search that goes on
+            return
+        if self._defaults is not None:
+            self._start = values_of(space, defaults_of(self._defaults, space))
+        for point, state, score in earlier_runs(self._warm_start, space, self.mode):
+            self._add(values_of(space, point), state, score)
 
-    def receive_trial_result(
-        self, parameter_id: int, _parameters: Any, value: Any, **_: Any
-    ) -> None:
-        """Take a trial's final score, the first one."""
+    def ask(self) -> Values:
+        """Return a configuration that has not run yet; `Exhausted` where there is none left."""
         with self._lock:
-            trial = self._trials.get(self._keys.get(parameter_id, ""))
-            if trial is None or trial.loss is not None:
-                log.warning("a result of trial %s is not expected: left out", parameter_id)
-                return
-            self._judge(trial, value, "done" if trial.state == "running" else "stopped")
-            self.save_checkpoint()
+            values = self._choose()
+            self._add(values, "running")
+            return values
 
-    def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
-        """Hear that a trial has ended: it failed, or was stopped if it has a score all the same."""
+    def tell(self, values: Values, state: str, score: float | None = None) -> None:
+        """Hear what became of a configuration: it is `done` or `stopped`, or has `failed`.
+
+        This may come in parts: one that has a score and has failed then, or the other way round,
+        was stopped. The first score counts; a `done` one that is no number has failed.
+        """
         with self._lock:
-            trial = self._trials.get(self._keys.get(parameter_id, ""))
-            if trial is not None and not success:
+            trial = self._trials.get(_key(values))
+            if trial is None:
+                log.warning("an outcome of %s, which was not asked for: ignored", values)
+            elif state == "failed" or (state == "stopped" and score is None):
                 trial.state = "failed" if trial.loss is None else "stopped"
-                self.save_checkpoint()
+            elif trial.loss is not None:
+                log.warning("a second score of %s: ignored", values)
+                trial.state = "stopped" if state == "stopped" else trial.state
+            else:
+                self._judge(trial, score, state if trial.state == "running" else "stopped")
 
-    def import_data(self, data: Any) -> None:
-        """Take results of trials that this process did not start: a search goes on."""
+    def add(self, values: Values, state: str, score: float | None = None) -> None:
+        """Take a trial that was not asked for here, of a search that goes on or another one.
+
+        What is known of it already stays.
+        """
         with self._lock:
-            self._first = {}
-            for each in nni.load(data) if isinstance(data, str) else data:
-                each = nni.load(each) if isinstance(each, str) else each
-                self._add(each["parameter"], "done", each["value"])
-            self.save_checkpoint()
+            self._forget_defaults()
+            self._add(values, state, score)
 
-    def save_checkpoint(self) -> None:
-        """Write down what is known: of failed and stopped trials NNI's database says too little."""
-        folder = self.get_checkpoint_path()
-        if folder is not None:
+    def state(self) -> str:
+        """Return all that is known as JSON: a list of values, state and loss of each trial."""
+        with self._lock:
             # The keys are JSON already; to write it anew would take most of a suggestion.
             known = [
                 f"[{key}, {json.dumps(trial.state)}, {json.dumps(trial.loss)}]"
                 for key, trial in self._trials.items()
             ]
-            try:
-                with replacing(Path(folder, "tuner.json")) as file:
-                    file.write("[" + ",\n".join(known) + "]\n")
-            except UserError as error:  # a full disk must not end the search's tuner
-                log.warning("%s", error)
+        return "[" + ",\n".join(known) + "]\n"
 
-    def load_checkpoint(self) -> None:
-        """Take up what was written down, before the search space is known."""
-        file = Path(self.get_checkpoint_path() or "", "tuner.json")
+    def restore(self, text: str) -> None:
+        """Take up what `state` returned; `ValueError` where it is damaged, and nothing changes."""
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-            self._trials = {_key(p): Trial(p, None, state, loss) for p, state, loss in known}
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s cannot be read (%s): only finished trials are known", file, error)
+            trials = {_key(p): Trial(p, None, state, loss) for p, state, loss in json.loads(text)}
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from None
+        with self._lock:
+            self._trials = trials
+            if trials:
+                self._forget_defaults()
+            for trial in trials.values() if self._space else ():
+                trial.point = point_of(self._space or {}, trial.values)
 
     # ----------------------------------------------------------------------------- what is known
 
-    def _add(self, parameters: dict[str, Any], state: str, value: Any = None) -> None:
-        trial = self._trials.setdefault(
-            _key(parameters), Trial(parameters, self._point(parameters))
-        )
-        if trial.point is not None:
-            self.dedup.add_history(trial.point)
+    def _forget_defaults(self) -> None:
+        """Leave out the defaults where a search goes on: they ran, whatever became of them."""
+        self._defaults, self._start = None, {}
+
+    def _add(self, values: Values, state: str, score: float | None = None) -> None:
+        trial = self._trials.get(_key(values))
+        if trial is None:
+            trial = Trial(values, point_of(self._space or {}, values))
+            self._trials[_key(values)] = trial
         if state == "failed":
             trial.state = "failed"
         elif state != "running" and trial.loss is None:
-            self._judge(trial, value, state)
+            self._judge(trial, score, state)
 
-    def _judge(self, trial: Trial, value: Any, state: str) -> None:
-        failed = isinstance(value, dict) and value.get("failed")
-        try:
-            loss = float(extract_scalar_reward(value))
-        except (RuntimeError, TypeError, ValueError):
-            loss = math.nan
-        if failed or not math.isfinite(loss):
+    def _judge(self, trial: Trial, score: float | None, state: str) -> None:
+        if score is None or not math.isfinite(score):
             trial.state = "failed"
             return
-        sign = -1 if self.optimize_mode is OptimizeMode.Maximize else 1
-        trial.state, trial.loss = state, sign * loss
-
-    def _parameters(self, point: dict[tuple, float]) -> dict[str, Any]:
-        return _rounded(deformat_parameters(point, self.space))
-
-    def _point(self, parameters: dict[str, Any]) -> dict[tuple, float] | None:
-        point: dict[tuple, float] = {}
-        for key, spec in (self.space or {}).items():
-            if spec.is_nested() and point.get(key[:-2]) != key[-2]:
-                continue
-            value: Any = parameters
-            for name in key:
-                if isinstance(name, str):
-                    value = value.get(name) if isinstance(value, dict) else None
-            place = place_of(spec, value)
-            if place is None:
-                return None
-            point[key] = place
-        return point or None
+        trial.state, trial.loss = state, float(-score if self.mode == "max" else score)
 
     # ----------------------------------------------------------------------------- what is next
 
-    def _choose(self) -> dict[str, Any]:
-        if self._first:
-            first, self._first = self._first, {}
-            if new := self._first_new(parzen.latin_hypercube(self.space, 4, self.rng, first)):
+    def _choose(self) -> Values:
+        if self._space is None:
+            raise RuntimeError("the search space is not set")
+        values = self._next_of_first(self._space)
+        values = values or self._first_new(self._proposals(self._space))
+        values = values or self._first_new(self._grid)
+        if values is None:
+            raise Exhausted("every configuration of the search space has been tried")
+        return values
+
+    def _next_of_first(self, space: Space) -> Values | None:
+        while self._start or self._first:
+            values = self._start or self._first.pop(0)
+            self._start = {}
+            try:
+                point = partial_point(space, values, "first")
+            except UserError as error:  # the search space is another one by now
+                log.warning("%s", error)
+                continue
+            point = partial_point(space, values_of(space, point), "first")  # rounded
+            if any(point.items() <= (trial.point or {}).items() for trial in self._trials.values()):
+                continue
+            if new := self._first_new(parzen.latin_hypercube(space, DRAWS, self._rng, point)):
                 return new
-        proposals = self._proposals()
-        # NNI's own way out goes by a grid, and says when there is nothing left.
-        return self._first_new(proposals) or self._parameters(self.dedup(proposals[-1]))
+        return None
 
-    def _first_new(self, points: list[dict[tuple, float]]) -> dict[str, Any] | None:
-        found = (self._parameters(point) for point in points)
-        return next((each for each in found if _key(each) not in self._trials), None)
+    def _first_new(self, points: Iterable[Point]) -> Values | None:
+        found = (values_of(self._space or {}, point) for point in points)
+        return next((values for values in found if _key(values) not in self._trials), None)
 
-    def _proposals(self) -> list[dict[tuple, float]]:
+    def _proposals(self, space: Space) -> list[Point]:
         known = [trial for trial in self._trials.values() if trial.point is not None]
         if len(known) < self.args.n_startup_jobs and self._design:
-            return [self._design.pop(), *parzen.latin_hypercube(self.space, 8, self.rng)]
-        model = parzen.Model(self.space, *self._split(known), self.args.prior_weight)
-        return model.propose(self.args.n_ei_candidates, self.rng)
+            return [self._design.pop(), *parzen.latin_hypercube(space, SPARE, self._rng)]
+        model = parzen.Model(space, *self._split(known), self.args.prior_weight)
+        return model.propose(self.args.n_ei_candidates, self._rng)
 
-    def _split(self, known: list[Trial]) -> tuple[list[Any], list[Any], list[Any]]:
+    def _split(self, known: Sequence[Trial]) -> tuple[list[Point], list[Point], list[Point]]:
         """Divide what is known into good, other and failed; one that runs counts as a lie."""
-        failed = [trial.point for trial in known if trial.state == "failed"]
-        done = [trial.loss for trial in known if trial.state == "done"]
-        lies: dict[str, Any] = {"best": min, "worst": max, "mean": np.mean}
-        lie = lies.get(self.args.constant_liar_type)
+        done = [trial.loss for trial in known if trial.state == "done" and trial.loss is not None]
+        lie = LIES.get(self.args.constant_liar_type or "")
         lied = float(lie(done)) if lie and done else math.inf
         ranked = sorted(
             (trial.state == "stopped", lied if trial.loss is None else trial.loss, number)
             for number, trial in enumerate(known)
             if trial.state in ("done", "stopped") or (trial.state == "running" and lie)
         )
-        points = [known[number].point for *_, number in ranked]
+        points = [known[number].point or {} for *_, number in ranked]
         best = min(
             math.ceil(self.args.gamma * len(points)), self.args.linear_forgetting, max(len(done), 1)
         )
+        failed = [trial.point or {} for trial in known if trial.state == "failed"]
         return points[:best], points[best:], failed
 
 
-def _rounded(value: Any) -> Any:
-    """Write numbers as a person would: 0.01, not the exponential of its logarithm."""
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-def _key(parameters: dict[str, Any]) -> str:
-    return str(nni.dump(parameters, sort_keys=True))
+def _key(values: Values) -> str:
+    return json.dumps(values, sort_keys=True)

@@ -38,7 +38,7 @@ from tests.searches_for_tests import (
 
 RATES = [0.003, 0.01, 0.03]
 TUNER = {
-    "className": "ballot.tuning.tpe.Tuner",
+    "className": "ballot.engines.nni.tuner.Tuner",
     "codeDirectory": str(ROOT),
     "classArgs": {"optimize_mode": "maximize", "seed": 0},
 }

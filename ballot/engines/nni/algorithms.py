@@ -16,8 +16,10 @@ from ballot.errors import suggest
 from ballot.problems import Problem
 from ballot.runs.folder import read_result
 
-TUNER, ASSESSOR = "ballot.tuning.tpe.Tuner", "ballot.tuning.asha.Assessor"
+TUNER = "ballot.engines.nni.tuner.Tuner"
+ASSESSOR = "ballot.engines.nni.assessor.Assessor"
 OURS = {TUNER: "tuners", ASSESSOR: "assessors"}
+RENAMED = {"harness.tpe.Tuner": TUNER, "harness.halving.Assessor": ASSESSOR}
 
 
 def name_of(algorithm: Any) -> str:
@@ -44,6 +46,9 @@ def class_problems(kind: str, algorithm: Any, path: Path) -> list[Problem]:
     if not module or not last:
         what = f"the {whose}'s className {name!r} names no module"
         return [Problem(str(path), what, "as in my_tuner.MyTuner, with its codeDirectory")]
+    if name in RENAMED:
+        what = f"the {whose} {name} has another name now"
+        return [Problem(str(path), what, f"write className: {RENAMED[name]}")]
     if module.split(".")[0] != "ballot":
         if importlib.machinery.PathFinder.find_spec(module.split(".")[0], [str(code), *sys.path]):
             return []

@@ -384,7 +384,8 @@ def make_algorithm(kind: str, algorithm: Any) -> Any:
 
     from nni.tools.package_utils import tuner_factory
 
-    logging.getLogger("nni").setLevel(logging.CRITICAL)  # they announce their seeds
+    for loud in ("nni", "ballot.tuning"):  # they announce their seeds
+        logging.getLogger(loud).setLevel(logging.CRITICAL)
     if is_ours(algorithm):
         return algorithms.make(algorithm)
     arguments = dict(algorithm.class_args or {})

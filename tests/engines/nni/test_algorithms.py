@@ -65,7 +65,14 @@ def test_a_relative_code_directory_starts_at_the_configuration(problems, tmp_pat
 @pytest.mark.parametrize(
     "tuner, message",
     [
-        (ours("ballot.tuning.tpe.Tunner"), "no tuner 'ballot.tuning.tpe.Tunner'; did you mean"),
+        (
+            ours("ballot.engines.nni.tuner.Tunner"),
+            "nni.tuner.Tunner'; did you mean 'ballot.engines",
+        ),
+        (
+            ours("harness.tpe.Tuner"),
+            f"harness.tpe.Tuner has another name now; write className: {TUNER}",
+        ),
         (ours(ASSESSOR), f"no tuner {ASSESSOR!r}"),
         (ours(TUNER, "/tmp"), "is not in codeDirectory /tmp"),
         (ours(TUNER, sead=1), "does not take its classArgs: got an unexpected"),
