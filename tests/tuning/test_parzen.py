@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from nni.common.hpo_utils import format_search_space
 from scipy import stats
 
 from ballot.tuning import parzen
+from ballot.tuning.space import parse
 
 SPACE = {
     "range": {"_type": "uniform", "_value": [-2, 2]},
@@ -25,25 +25,7 @@ SPACE = {
 
 @pytest.fixture
 def space():
-    return format_search_space(SPACE)
-
-
-def test_ranges_and_rising_numbers_have_an_order_and_names_have_none(space):
-    ordered = [key[-1] for key, spec in space.items() if parzen.has_order(spec)]
-    assert ordered == ["range", "log", "whole", "sizes", "inner"]
-    for values in ([32, 16, 64], [True, False], ["1", "2"], [1, 2]):
-        (spec,) = format_search_space({"x": {"_type": "choice", "_value": values}}).values()
-        assert not parzen.has_order(spec)
-
-
-def test_a_value_comes_back_from_its_place(space):
-    for spec in space.values():
-        if parzen.has_order(spec):
-            for u in (0.05, 0.5, 0.9):
-                x = parzen.from_unit(spec, u)
-                assert parzen.from_unit(spec, parzen.to_unit(spec, x)) == pytest.approx(x)
-    normal = space[("nested", 0, "inner")]
-    assert parzen.to_unit(normal, 7) == pytest.approx(stats.norm(5, 2).cdf(7))
+    return parse(SPACE)
 
 
 def test_the_first_draws_cover_each_range_evenly(space):
@@ -68,7 +50,7 @@ def test_a_density_is_one_in_all(space):
 
 
 def test_a_kernel_is_scipys_truncated_normal():
-    space = format_search_space({"x": {"_type": "uniform", "_value": [0, 1]}})
+    space = parse({"x": {"_type": "uniform", "_value": [0, 1]}})
     model = parzen.Model(space, [{("x",): 0.9}], [], [], 1.0)
     (width,) = model._widths(1)
     x = np.linspace(0, 1, 50)
@@ -81,7 +63,7 @@ def test_a_kernel_is_scipys_truncated_normal():
 
 
 def test_what_is_proposed_lies_with_the_good_and_not_with_the_others():
-    space = format_search_space({"x": {"_type": "uniform", "_value": [0, 1]}})
+    space = parse({"x": {"_type": "uniform", "_value": [0, 1]}})
 
     def first(good, others, failed):
         points = [[{("x",): x} for x in xs] for xs in (good, others, failed)]

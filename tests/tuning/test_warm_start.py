@@ -1,15 +1,12 @@
 """What is known before a search: the script's own options, and earlier runs."""
 
-import base64
 import json
-from pathlib import Path
 
 import pytest
-from nni.common.hpo_utils import deformat_parameters, format_search_space
 
 from ballot.tuning import warm_start
+from ballot.tuning.space import parse, values_of
 
-ROOT = Path(__file__).resolve().parents[2]
 NESTED = {
     "optimizer": {
         "_type": "choice",
@@ -23,20 +20,6 @@ NESTED = {
         ],
     }
 }
-
-
-def test_the_experiment_is_read_from_the_command_of_nnis_process():
-    experiment = {"trialCommand": "python3 train.py", "maxTrialNumber": 5}
-    coded = base64.b64encode(json.dumps(experiment).encode()).decode()
-    assert warm_start.experiment_of(["nni", "--exp_params", coded]) == experiment
-    assert warm_start.experiment_of(["search.py"]) == {}
-
-
-@pytest.mark.parametrize("command", ["", "python3 other.py", "python3 train.py; echo", "a 'b"])
-def test_of_another_script_no_options_are_known(command):
-    experiment = {"trialCommand": command, "trialCodeDirectory": str(ROOT)}
-    assert warm_start.config_of(experiment) is None
-    assert warm_start.defaults_of(experiment, format_search_space(NESTED)) == {}
 
 
 @pytest.mark.parametrize(
@@ -64,19 +47,19 @@ def test_of_another_script_no_options_are_known(command):
 )
 def test_an_option_is_moved_into_its_range(spec, options, value):
     key, kind, values = spec
-    space = format_search_space({key: {"_type": kind, "_value": values}})
-    found = deformat_parameters(warm_start.point_of(space, options, clip=True), space)
+    space = parse({key: {"_type": kind, "_value": values}})
+    found = values_of(space, warm_start.config_point(space, options, clip=True))
     assert found == ({} if value is None and None not in values else {key: pytest.approx(value)})
 
 
 def test_a_nested_choice_takes_the_components_own_options():
-    space = format_search_space(NESTED)
+    space = parse(NESTED)
     config = {"optimizer": "SGD", "lr": 0.1, "optimizer_args": {"momentum": 0.99}}
-    found = deformat_parameters(warm_start.point_of(space, config, clip=True), space)
+    found = values_of(space, warm_start.config_point(space, config, clip=True))
     assert found["optimizer"] == {"_name": "SGD", "lr": pytest.approx(0.1), "momentum": 0.95}
-    assert warm_start.point_of(space, config).keys() == {("optimizer",), ("optimizer", 0, "lr")}
-    assert warm_start.point_of(space, {**config, "optimizer": "AdamW"}) == {("optimizer",): 1}
-    assert warm_start.point_of(space, {**config, "optimizer": "Adam"}, clip=True) == {}
+    assert warm_start.config_point(space, config).keys() == {("optimizer",), ("optimizer", 0, "lr")}
+    assert warm_start.config_point(space, {**config, "optimizer": "AdamW"}) == {("optimizer",): 1}
+    assert warm_start.config_point(space, {**config, "optimizer": "Adam"}, clip=True) == {}
 
 
 def write_run(folder, values, **result):
@@ -97,9 +80,9 @@ def test_earlier_runs_that_lie_in_the_space_are_found(tmp_path):
     write_run(runs / "other_aim", good, status="done", score=0.2, mode="min")
     (runs / "damaged").mkdir()
     (runs / "damaged" / "result.json").write_text('{"status": "done", "score": 1}')
-    space = format_search_space(NESTED)
+    space = parse(NESTED)
     found = [(state, score) for _, state, score in warm_start.earlier_runs([runs], space, "max")]
     assert found == [("done", 0.9), ("failed", None), ("stopped", 0.5)]
     ((point, *_),) = warm_start.earlier_runs([runs / "done"], space, "max")
-    assert deformat_parameters(point, space)["optimizer"]["momentum"] == 0.9
+    assert values_of(space, point)["optimizer"]["momentum"] == 0.9
     assert list(warm_start.earlier_runs([tmp_path / "none"], space, "max")) == []
