@@ -178,7 +178,7 @@ def suggesting(folder: Path, size: int) -> Callable[[], Any]:
     """Let the tuner suggest a trial and take its result, where it knows of so many."""
     import nni
 
-    from ballot.tuning.tpe import Tuner
+    from ballot.engines.nni.tuner import Tuner
 
     os.chdir(folder)  # where it writes down what it knows
     tuner = Tuner(seed=0)

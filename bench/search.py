@@ -35,11 +35,10 @@ from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor  # noqa: E
 from nni.algorithms.hpo.random_tuner import RandomTuner  # noqa: E402
 from nni.algorithms.hpo.tpe_tuner import TpeTuner  # noqa: E402
 from nni.assessor import AssessResult  # noqa: E402
-from nni.common.hpo_utils import format_parameters, format_search_space  # noqa: E402
 
-from ballot.tuning import parzen  # noqa: E402 - the repository is no installed package
-from ballot.tuning.asha import Assessor  # noqa: E402
-from ballot.tuning.tpe import Tuner  # noqa: E402
+from ballot.engines.nni.assessor import Assessor  # noqa: E402 - no installed package
+from ballot.engines.nni.tuner import Tuner  # noqa: E402
+from ballot.tuning.space import Space, parse, point_of  # noqa: E402
 
 TABLE = ROOT / "bench" / "curves.csv"
 FIRST = 3  # of 15 epochs: what the assessor takes by itself, and the best Medianstop here
@@ -78,8 +77,8 @@ def recorded() -> Objective:
     from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 
     space = json.loads(TABLE.with_name("curves_space.json").read_text())
-    specs, rows = format_search_space(space), read_curves()
-    points = np.array([features(specs, row["values"]) for row in rows])
+    dimensions, rows = parse(space), read_curves()
+    points = np.array([features(dimensions, row["values"]) for row in rows])
     failed = np.array([row["status"] == "failed" for row in rows])
     scores = np.array([max(row["val_acc"], default=0.0) for row in rows])
     trees = dict(n_estimators=100, random_state=0)
@@ -88,7 +87,7 @@ def recorded() -> Objective:
     fails = _table(ExtraTreesClassifier(**trees).fit(points, failed)) if failed.any() else None
 
     def score(values: dict[str, Any]) -> float | None:
-        x = features(specs, values)
+        x = features(dimensions, values)
         if fails is not None and fails(x) > 0.5:
             return None
         return table(x)
@@ -111,16 +110,16 @@ def _table(forest: Any) -> Callable[[np.ndarray], float]:
     return predict
 
 
-def features(specs: dict[tuple, Any], values: dict[str, Any]) -> np.ndarray:
+def features(space: Space, values: dict[str, Any]) -> np.ndarray:
     """Return a configuration as numbers: options with an order in 0..1, others one column each."""
-    point = format_parameters(values, specs)
-    found: list[float] = []
-    for key, spec in specs.items():
-        if parzen.has_order(spec):
-            found.append(parzen.to_unit(spec, point[key]) if key in point else -0.5)
+    point = point_of(space, values) or {}
+    numbers: list[float] = []
+    for key, dimension in space.items():
+        if dimension.has_order:
+            numbers.append(dimension.to_unit(point[key]) if key in point else -0.5)
         else:
-            found += [float(point.get(key, -1) == k) for k in range(spec.size)]
-    return np.array(found)
+            numbers += [float(point.get(key, -1) == k) for k in range(dimension.size or 0)]
+    return np.array(numbers)
 
 
 def choice(*values: Any) -> dict[str, Any]:
