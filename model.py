@@ -171,9 +171,8 @@ def start_classifier_at_zero(model: nn.Module) -> None:
         dead = isinstance(parent, nn.Sequential) and any(
             isinstance(other, nn.ReLU) for other in list(parent)[list(parent).index(layer) :]
         )
-        layer.weight.mul_(NEARLY_ZERO if dead else 0.0)
-        if layer.bias is not None:
-            layer.bias.zero_()
+        for name, parameter in layer.named_parameters(recurse=False):
+            parameter.mul_(NEARLY_ZERO if dead and name == "weight" else 0.0)
 
 
 def linear_classifier(model: nn.Module) -> nn.Linear | None:
@@ -218,7 +217,8 @@ def _last_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 def _classifiers(model: nn.Module) -> list[nn.Module]:
     """Return the modules that a network itself calls its classifier."""
     if isinstance(getattr(model, "head", None), nn.Module) and hasattr(model, "backbone"):
-        return [model.head]
+        head: nn.Module = model.head
+        return [head]
     if callable(find := getattr(model, "get_classifier", None)):
         wanted = find()
         wanted = wanted if isinstance(wanted, tuple) else (wanted,)

@@ -25,7 +25,8 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_leaves_the_old_one(tmp_path)
     path = tmp_path / "best.pt"
     save_tensors(path, {"a": torch.ones(3)})
     code = (
-        "import torch; from ballot.training.tensor_files import save_tensors; from pathlib import Path\n"
+        "import torch; from pathlib import Path\n"
+        "from ballot.training.tensor_files import save_tensors\n"
         "from ballot.errors import CannotWrite\n"
         "try:\n"
         f"    save_tensors(Path({str(path)!r}), {{'a': torch.zeros(100_000)}})\n"
@@ -91,7 +92,8 @@ def test_a_trial_that_can_keep_nothing_says_so_in_one_line(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_given_up_in_one_line(tmp_path):
     code = (
-        "import logging, pathlib, sys; from ballot.training import run_log as logs; from ballot.training import process as runtime\n"
+        "import logging, pathlib, sys\n"
+        "from ballot.training import process as runtime, run_log as logs\n"
         "runtime.setup_logging(); logs.keep_early(); log = logging.getLogger('t')\n"
         "log.info('early ' * 30)\n"
         f"logs.log_to(pathlib.Path({str(tmp_path)!r}))\n"

@@ -116,7 +116,7 @@ def _add_flag(group: Any, name: str, f: dataclasses.Field) -> None:
 
 
 def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, argparse.Namespace]:
-    """Return the layer of the command line and what else it says (`config`, `print_config`, `probe`).
+    """Return the layer of the command line and its other flags: `config`, `print_config`, `probe`.
 
     `--optimizer_args.momentum 0.9` and `--optimizer.momentum 0.9` set one argument.
     """

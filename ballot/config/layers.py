@@ -31,7 +31,7 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
 
 
 def flatten(layer: Layer) -> list[tuple[str, Any]]:
-    """Turn nested components into `(key, value)` pairs; dotted keys go to a component's arguments."""
+    """Turn nested components into `(key, value)` pairs; dotted keys go to their arguments."""
     pairs: list[tuple[str, Any]] = []
     for key, value in layer.values.items():
         head, _, rest = str(key).replace("-", "_").partition(".")

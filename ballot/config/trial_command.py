@@ -74,7 +74,7 @@ def command_problems(text: str, where: str) -> list[Problem]:
         return [Problem(where, f"the trial command {text!r} cannot be split ({error})")]
     several = "\n" in text.strip() or "$(" in text or "`" in text
     if several or any(re.fullmatch(r"[;|&()]+", token) for token in tokens):
-        what = f"the trial command {text!r} is several commands, of which only the shell would be ended"
+        what = f"the trial command {text!r} is several commands: only the shell would be ended"
         return [Problem(where, what, "give one, as in python3 train.py")]
     return []
 

@@ -1,7 +1,7 @@
 """Images decoded once: where they come from, how they are brought to one size, where they are kept.
 
 A `Source` reads single images; a `Geometry` says how each becomes [3, S, S] bytes; a `Store` gives
-batches of them: from memory, from the shared cache (`ballot.data.image_cache`), or by decoding in threads.
+batches of them: from memory, from the shared cache (`image_cache`), or by decoding in threads.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _by_csv(root: Path, config: Config) -> tuple[Counter[str], list[Path]]:
             raise UserError(f"{file}: names no images and labels")
         split = column(file, columns, "split_column", config.split_column, SPLITS)
         for row in rows:
-            of_test = bool(split) and SIDES.get(row[split].lower()) == "test"
+            of_test = split is not None and SIDES.get(row[split].lower()) == "test"
             if row[label] and not of_test:
                 labels[row[label]] += 1
                 paths.append(file.parent / row[path])

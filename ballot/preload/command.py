@@ -1,8 +1,8 @@
 """Start a trial from a process that has imported everything: `python3 -m ballot.preload train.py`.
 
 A command like any other: what is typed, told and sent to it goes to the trial, and the trial's end
-is its end. The trial itself is forked by `ballot.preload.server`, which the first such command starts
-and which later ones share. Where that cannot be had, this becomes `python3 train.py`.
+is its end. The trial itself is forked by `ballot.preload.server`, which the first such command
+starts and which later ones share. Where that cannot be had, this becomes `python3 train.py`.
 """
 
 from __future__ import annotations

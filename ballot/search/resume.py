@@ -13,6 +13,8 @@ from ballot.runs.trials import TrialRecord
 from ballot.search.finalize import is_final
 from ballot.search.time_budget import BEGIN_S, Budget, time_before
 
+NO_CHANGE = Limits()
+
 
 @dataclass(frozen=True)
 class Record:
@@ -37,7 +39,7 @@ class Decision:
     action: Literal["watch", "complete", "restart"]
     plan: Plan
     budget: Budget
-    limits: Limits = Limits()  # that a search that runs is to be told
+    limits: Limits = NO_CHANGE  # that a search that runs is to be told
     counts: Mapping[str, int] = field(default_factory=dict)  # to be noted
     more: str = ""  # the option that would let a complete search go on
 

@@ -58,7 +58,7 @@ def fit_linear(
         total.backward()
         return total
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return weight.detach(), bias.detach()
 
 
@@ -112,4 +112,4 @@ def take_features(model: nn.Module, layer: nn.Module, dropout: float) -> None:
             return whole(given)
         return layer(nn.functional.dropout(given, dropout, model.training))
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward

@@ -139,8 +139,10 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+    Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
     @torch.no_grad()
-    def average(kept: list[torch.Tensor], now: list[torch.Tensor], steps: torch.Tensor) -> None:
+    def average(kept: Tensors, now: Tensors, steps: torch.Tensor | int) -> None:
         # With the full decay from the first step on, a short run would keep its start.
         done = float(steps)
         get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(kept, now, steps)

@@ -133,7 +133,8 @@ def test_the_callers_ssh_options_come_first_since_the_first_one_counts():
         ("ssh: connect to host h port 2222: No route to host", "cannot be reached"),
         (f"debug1: Server host key: ssh-ed25519 {SHA}\nHost key verification failed.", SHA),
         (
-            "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\nOffending ED25519 key in /k/hosts:7\n"
+            "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\n"
+            "Offending ED25519 key in /k/hosts:7\n"
             "Host key verification failed.",
             "ssh-keygen -R '[h]:2222' -f /k/hosts",
         ),
@@ -155,7 +156,8 @@ def test_the_callers_ssh_options_come_first_since_the_first_one_counts():
         ("Received disconnect from h port 22:2: Too many authentication failures", "too many keys"),
         ("kex_exchange_identification: Connection closed by remote host", "hangs up"),
         (
-            'Authenticated to h ([h]:22) using "publickey".\nThis account is currently not available.',
+            'Authenticated to h ([h]:22) using "publickey".\n'
+            "This account is currently not available.",
             "runs no command (This account is currently not available.)",
         ),
         ("debug1: nothing\nsomething new", "something new"),
@@ -289,7 +291,8 @@ def test_an_agent_holds_a_locked_key(link, lab, monkeypatch):
 ASKING = """
 import sys
 sys.path.insert(0, {root!r})
-from ballot.machines.ssh import Link; from ballot.machines.machine import Machine; from ballot.machines.ssh import open_links
+from ballot.machines.machine import Machine
+from ballot.machines.ssh import Link, open_links
 links = [Link(Machine(host, None, "ann", {key!r}), ssh_options={options!r}) for host in {hosts!r}]
 print("opened", open_links(links, interactive=True), flush=True)
 """

@@ -92,12 +92,12 @@ def test_a_tuner_lies_over_the_recipe(photos):
 
 def test_a_tuner_decides_without_torch_what_its_trials_do(photos):
     code = (
-        "import sys; from ballot.tuning.warm_start import config_of; "
+        "import sys; from ballot.engines.nni.dispatcher import config_of; "
         f"c = config_of({{'trialCommand': 'python3 train.py --data_dir {photos.name}', "
         f"'trialCodeDirectory': '{photos.parent}'}}); print(c.model, 'torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
-    for name in ("train.py", "harness"):
+    for name in ("train.py", "ballot"):
         (photos.parent / name).symlink_to(root / name)
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.split() == [LITE0, "False"], done.stderr

@@ -47,7 +47,7 @@ def free_port(first: int, in_a_row: int = 1) -> int:
 def start(config: Any, port: int, extra: Mapping[str, str]) -> NniSearch:
     """Start NNI's manager; try again where it does not start.
 
-    It outlives this process once its folder has a `search.json` (ballot/engines/nni/node/trials.js).
+    It outlives this process once its folder has a `search.json` (node/trials.js).
     """
     return _launch(config, None, port, {**extra, "BALLOT_STARTER": str(os.getpid())})
 
