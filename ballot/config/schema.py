@@ -78,8 +78,9 @@ class Config:
     val_ratio: float = option(0.2, "share of the training rows (or groups) held out for validation", "data", above=0, below=1)
     folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
     fold: int | None = option(None, "the one fold to train, counted from 0; none trains all of them", "data", low=0)
+    all_rows: bool = option(False, "train on the validation rows too and keep the last epoch, as a search does with its best configurations; there is no score then", "data")
     strict: bool = option(False, "make an error of every warning about the data", "data")
-    recipe: str = option("auto", "what is not said is decided by the data and the machine; none takes the plain defaults", "data", choices=("auto", "none"))
+    recipe: str = option("auto", "what is not said is decided by the data and the machine; probe fits a classifier to the frozen network, none takes the plain defaults", "data", choices=("auto", "none", "probe"))
     # How it is shown
     image_size: int | None = option(None, "side of the square images in pixels; none takes the data's or the model's", "images", low=4, high=4096)
     augmentation: str = option("BaseAugmentation", "what is done to training images", "images")
