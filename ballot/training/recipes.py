@@ -84,7 +84,10 @@ def look(config: Config, origin: Mapping[str, str], base: Path) -> Situation | N
     else:
         backbone = str(config.model_args.get("backbone", "resnet50"))
         pretrained = wanted and can_be_had(backbone if named == "backbone_head" else named)
-    return Situation(data, config.recipe, named, pretrained, device_kind(config.device), count_cores())
+    device, cores = device_kind(config.device), count_cores()
+    return Situation(data, config.recipe, named, pretrained, device, cores)
+        data, config.recipe, named, pretrained, device_kind(config.device), count_cores()
+    )
 
 
 def can_be_had(model: str) -> bool:
