@@ -503,7 +503,8 @@ def predict(
     if state.features is not None:
         batches = state.features.batches(subset, job.config.batch_size)
         return loop.predict(state.scored, batches, job.amp, criterion)
-    read = subset.batches(job.config.batch_size, device=job.device, part=(group.rank, group.size))
+    part = (group.rank, group.size)
+    read = subset.batches(job.config.batch_size, device=job.device, part=part)
     batches = ((view(images), labels) for images, labels in read)
     return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 

@@ -86,8 +86,6 @@ def look(config: Config, origin: Mapping[str, str], base: Path) -> Situation | N
         pretrained = wanted and can_be_had(backbone if named == "backbone_head" else named)
     device, cores = device_kind(config.device), count_cores()
     return Situation(data, config.recipe, named, pretrained, device, cores)
-        data, config.recipe, named, pretrained, device_kind(config.device), count_cores()
-    )
 
 
 def can_be_had(model: str) -> bool:

@@ -72,7 +72,7 @@ def judgement(report: VoteReport) -> list[str]:
         )
     elif chosen and honest.gain < 0:
         lines.append(
-            "that is within its error, and the vote's log loss is lower by "
+            "that loss is within two standard errors, and the vote's log loss is lower by "
             f"{honest.nll_gain:.4f}: the vote answers"
         )
     return lines
