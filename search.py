@@ -32,10 +32,11 @@ from ballot.preflight import examine, machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.problems import listed, note
 from ballot.runs.trials import TrialRecord
-from ballot.search.conclusion import conclude, write_report
+from ballot.search.conclusion import answer_lines, conclude, vote_folder, write_report
 from ballot.search.finalize import is_final
 from ballot.search.plan import (
     PRESETS,
+    REFIT_SHARE,
     ROOT,
     Prospect,
     Request,
@@ -47,6 +48,7 @@ from ballot.search.plan import (
     schedule_of,
     write_files,
 )
+from ballot.search.refit import refit
 from ballot.search.resume import Record, decide
 from ballot.search.status import list_lines, status_lines, table_of
 from ballot.search.supervise import follow
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("command line: --warm_start is for a new search; leave it out")
         search = named_search(engine, args.resume, args.config)
         with search.watched():
-            return see_through(*take_up(engine, search, args, began), args)
+            return see_through(engine, *take_up(engine, search, args, began), args)
     if args.data_dir is not None:
         plan_from_folder(args)
     if args.config is None:
@@ -89,14 +91,14 @@ def main(argv: list[str] | None = None) -> int:
     search = begin(engine, plan, args)
     budget = Budget(plan.max_seconds, began, away=plan.elsewhere)
     with search.watched():
-        return see_through(search, plan, budget, args)
+        return see_through(engine, search, plan, budget, args)
 
 
 def read_command_line(argv: list[str] | None) -> Namespace:
     """Read the flags; with --data_dir those of train.py may follow, fixed for all trials."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    args.options = rest
+    args.options, args.reserve = rest, None
     if args.data_dir is None:
         if rest:
             parser.refuse(rest[0])
@@ -219,6 +221,17 @@ def plan_from_folder(args: Namespace) -> None:
     args.vote_dir = args.vote_dir or str(place / "ensemble")
     args.refit = args.refit or ("yes" if schedule.refit else "no")
     args.no_probe, args.reserve = True, schedule.refit
+    link_here("ensemble", place / "ensemble")
+    link_here("report.html", place / "report.html")
+
+
+def link_here(name: str, target: Path) -> None:
+    """Let a name in this folder lead to the newest search; what is no link of ours stays."""
+    link = Path(name)
+    if link.is_symlink():
+        link.unlink()
+    with contextlib.suppress(OSError):  # something of that name is there, or links are not
+        link.symlink_to(target)
 
 
 def preflight(engine: Engine, args: Namespace) -> Plan | None:
@@ -319,8 +332,18 @@ def begin(engine: Engine, plan: Plan, args: Namespace) -> Search:
         "vote_dir": str(Path(args.vote_dir or "ensemble").absolute()),
         "guarded": not args.no_guard,
         "public": args.public,
+        "reserve": reserve_of(args, plan.max_seconds),
     }
     return engine.start(plan, Launch(args.port, not args.no_guard, args.public), note)
+
+
+def reserve_of(args: Namespace, seconds: float | None) -> float | None:
+    """Return the seconds that are kept for training the best again; None where that is not done."""
+    if args.refit != "yes":
+        return None
+    if args.reserve is not None:
+        return float(args.reserve)
+    return 0.0 if seconds is None else REFIT_SHARE * seconds
 
 
 def named_search(engine: Engine, search_id: str, config: str | None) -> Search:
@@ -401,20 +424,28 @@ def stop_searches(engine: Engine, wanted: str) -> int:
     return 0
 
 
-def see_through(search: Search, plan: Plan, budget: Budget, args: Namespace) -> int:
-    """Follow a search to its end, however it comes, and let its trials vote in time."""
+def see_through(engine: Engine, search: Search, plan: Plan, budget: Budget, args: Namespace) -> int:
+    """Follow a search to its end, however it comes, train the best again, and let all vote."""
     note, results = search.note(), table_of(search, plan)
+    launch, reserve = launch_of(args, note), note.get("reserve")
     if args.keep_checkpoints is not None:
         search.amend_note(keep_checkpoints=args.keep_checkpoints)
-    end = follow(search, plan, results, budget, launch_of(args, note))
-    vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
-    status = conclude(search, plan, results, end, vote_dir, budget)
+    budget.hold(reserve or 0.0)
+    end = follow(search, plan, results, budget, launch)
+    if reserve is not None and not end.interrupted and end.trouble is None:
+        budget.hold(0.0)
+        end = refit(engine, search, plan, results, budget, launch)
+    vote_dir = vote_folder(args.vote_dir, note.get("vote_dir"), search.id)
+    report = conclude(search, plan, results, end, vote_dir, budget)
     hurried = end.over or budget.closed
     write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
     search.amend_note(spent=budget.spent(time.time()))
+    if report is not None:
+        print("\n".join(answer_lines(report, plan, vote_dir)))
     if end.interrupted:
         print(f"continue with: python search.py --resume {search.id}")
-    return 130 if end.interrupted else status
+        return 130
+    return 0 if report is not None and end.trouble is None else 1
 
 
 if __name__ == "__main__":

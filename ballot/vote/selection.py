@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,14 @@ from ballot.wording import few, short
 
 FEWEST_ROWS = 20  # a choice among members on fewer validation rows is a lottery
 MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A run on all rows, which no validation row can judge, and the name of the run it repeats."""
+
+    file: Path
+    of: str
 
 
 @dataclass(frozen=True)
