@@ -216,8 +216,8 @@ def _last_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:
     """Return the modules that a network itself calls its classifier."""
-    if isinstance(getattr(model, "head", None), nn.Module) and hasattr(model, "backbone"):
-        head: nn.Module = model.head
+    head = getattr(model, "head", None)
+    if isinstance(head, nn.Module) and hasattr(model, "backbone"):
         return [head]
     if callable(find := getattr(model, "get_classifier", None)):
         wanted = find()

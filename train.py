@@ -342,6 +342,7 @@ def fit_start(job: Job, fold: Fold, state: TrainState) -> None:
     weights = job.data.class_weights(fold)
     weights = None if weights is None else weights.to(job.device)
     fit_classifier(state.model, layer, shaped(state, batches), job.amp, weights)
+    job.group.same_weights(state.model)  # of several processes, to the bit
     if state.ema is not None:
         state.ema.get_submodule("module").load_state_dict(state.model.state_dict())
 

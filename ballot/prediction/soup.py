@@ -328,6 +328,7 @@ def _write(
         "config": asdict(saved.config),
         "classes": saved.classes,
         "image_size": saved.image_size,
+        "crop": saved.crop,
         "mean": saved.mean,
         "std": saved.std,
         "epoch": None,

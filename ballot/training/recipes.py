@@ -61,7 +61,8 @@ def with_recipe(
         return list(layers), ""
     values = choose(situation, read_recipes())
     if config.pipeline:  # makes images of its own size
-        values = {k: v for k, v in values.items() if k not in ("image_size", "augmentation")}
+        own = ("image_size", "augmentation")
+        values = {key: value for key, value in values.items() if not key.startswith(own)}
     whole, sources = merge([Layer(NAME, values), *layers])
     if sources["warmup_epochs"] == NAME:  # of a trial that was told to be short
         values["warmup_epochs"] = min(whole.warmup_epochs, WARM_UP * whole.epochs)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ballot.training.features import FrozenFeatures
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 
 def sample_of(model: torch.nn.Module) -> list[float]:
     """Return the first weight of every matrix and filter: alike for networks of one start alone.
@@ -138,8 +140,6 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
     @torch.no_grad()
     def average(kept: Tensors, now: Tensors, steps: torch.Tensor | int) -> None:

@@ -89,6 +89,7 @@ class Honest:
 
     `gain` is `vote - best_single` in the direction in which more is better; `error` is the
     standard error of that difference over rows (None for a metric that is no mean of rows).
+    `nll_gain` is what the log loss gains, `worse` the verdict (`is_worse`).
     """
 
     metric: str
@@ -98,6 +99,8 @@ class Honest:
     vote: float
     gain: float
     error: float | None
+    nll_gain: float = 0.0
+    worse: bool = False
 
 
 def read_poll(
@@ -348,9 +351,28 @@ def compare(
     """Compare the best single member and a vote on rows that neither had been chosen on."""
     metric, targets = options.metric, poll.targets
     before, after = (combine.score(metric, probs, targets) for probs in (single, voted))
-    error = None
-    if metric == "acc":
-        each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
-        error = float(each.std(ddof=1) / np.sqrt(len(each)))
+    each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
+    error = float(each.std(ddof=1) / np.sqrt(len(each)))
     gain = before - after if metric in combine.LOWER_IS_BETTER else after - before
-    return Honest(metric, len(targets), int(parts.max()) + 1, before, after, gain, error)
+    nll_gain = combine.score("nll", single, targets) - combine.score("nll", voted, targets)
+    worse = is_worse(gain, nll_gain, error)
+    return Honest(
+        metric,
+        len(targets),
+        int(parts.max()) + 1,
+        before,
+        after,
+        gain,
+        error if metric == "acc" else None,
+        nll_gain,
+        worse,
+    )
+
+
+def is_worse(gain: float, nll_gain: float, error: float) -> bool:
+    """Tell whether a vote is worse than the best single member.
+
+    A loss within the standard error (of accuracy) is no loss yet: there the log loss decides, which
+    sees more of each row.
+    """
+    return gain < 0 and (gain < -error or nll_gain < 0)

@@ -118,7 +118,7 @@ def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
     poll, own = read_poll(members, first, knowledge, notes, options)
     recipe = make_recipe(members, poll, options, notes)
     rehearsal = try_out(poll, recipe, options)
-    alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.gain < 0
+    alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.worse
     if alone:
         recipe = single_recipe(members, poll, options)
     targets = known_targets(first, knowledge.truth, submission, options)

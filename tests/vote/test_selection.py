@@ -7,7 +7,7 @@ import pytest
 
 from ballot.vote.ballots import read_ballot, write_ballot
 from ballot.vote.members import name_members
-from ballot.vote.selection import VoteOptions, read_poll, read_validations
+from ballot.vote.selection import VoteOptions, is_worse, read_poll, read_validations
 from ballot.vote.truth import Knowledge
 
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -59,3 +59,17 @@ def test_a_poll_of_many_members_takes_little_more_than_its_numbers(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.4 * poll.values.nbytes  # what was read, and the same in one array
+
+
+@pytest.mark.parametrize(
+    "gain, nll_gain, worse",
+    [
+        (0.01, -0.1, False),
+        (0.0, -0.1, False),
+        (-0.01, 0.1, False),
+        (-0.01, -0.1, True),
+        (-0.05, 0.1, True),
+    ],
+)
+def test_a_vote_is_worse_beyond_its_error_or_by_log_loss_within_it(gain, nll_gain, worse):
+    assert is_worse(gain, nll_gain, error=0.02) == worse
