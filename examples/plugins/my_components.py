@@ -25,7 +25,7 @@ from model import MODELS
 # --model_args; `pretrained` can be true only if the model is registered with `weights=`.
 @MODELS.register("my_net", input_size=64)
 def my_net(num_classes: int, pretrained: bool, *, width: int = 32) -> nn.Module:  # noqa: ARG001
-    """Three convolutions, each with half the resolution and twice the channels, then global pooling."""
+    """Three convolutions that halve the resolution and double the width, then global pooling."""
 
     def stage(before: int, after: int) -> nn.Module:
         convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
