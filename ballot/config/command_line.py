@@ -96,7 +96,7 @@ def _add_flag(group: Any, name: str, f: dataclasses.Field) -> None:
     if isinstance(shown, tuple):
         shown = " ".join(map(str, shown)) or "none"
     text = f.metadata["help"]
-    if kind is not bool:
+    if kind is not bool and "default: " not in text:  # some texts say what none means
         text += f" (default: {'none' if shown in (None, {}) else shown})"
     text = text.replace("%", "%%")
     quiet = {"default": argparse.SUPPRESS, "help": text, "dest": name}

@@ -21,6 +21,7 @@ from ballot.engines.interface import Draft, Engine, Outline
 from ballot.errors import UserError
 from ballot.installed import PYTHONS
 from ballot.machines.machine import Machine
+from ballot.machines.sent import facts as facts_program
 from ballot.machines.sent.facts import expand, listing_digest
 from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
@@ -213,7 +214,7 @@ def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Ma
 
 def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
     """Return `facts(*args)` as an interpreter of a machine says; `place` is where it is named."""
-    files = (walking.__file__, __file__)
+    files = (walking.__file__, facts_program.__file__)
     texts = [Path(file).read_text(encoding="utf-8") for file in files]
     source = "\n".join([*texts, "print(json.dumps(facts(*args)))"])
     try:
