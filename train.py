@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
+    from ballot.config.command_line import help_first
     from ballot.installed import require
 
+    help_first("train.py", __doc__)  # without torch, which takes seconds
     require("numpy", "torch", "torchvision")
 
 import numpy as np
@@ -76,6 +78,10 @@ HPARAMS = (
 )
 
 
+NO_DATA = (
+    "no --data_dir: training on scikit-learn's digits, 1,797 grey images of 8x8 pixels; "
+    "--data_dir DIR takes your images"
+)
 EARLY = "early stop"  # of one fold; the others are trained all the same
 
 
@@ -269,6 +275,8 @@ def describe(job: Job) -> None:
         processes=job.group.size,
         **machine_facts(),
     )
+    if job.config.data_dir is None and job.config.dataset == "auto" and data.name == "digits":
+        log.info(NO_DATA)
     fold = data.folds[0]
     tested = f", {len(data.test):,} test" if data.test else ""
     log.info(
