@@ -52,7 +52,7 @@ def test_a_good_search_space_passes():
         ),
         ("lr.x", GOOD["lr"], "has no parts"),
         ("monitor", {"_type": "choice", "_value": ["val_acc"]}, "cannot be compared"),
-        ("split_seed", {"_type": "randint", "_value": [0, 9]}, "fix it in trialCommand"),
+        ("split_seed", {"_type": "randint", "_value": [0, 9]}, "fix it in the trial command"),
         ("lr", {"_type": "quniform", "_value": [0.1, 1, 0]}, "make them above 0"),
         (
             "optimizer",
@@ -62,7 +62,7 @@ def test_a_good_search_space_passes():
         (
             "optimizer",
             {"_type": "choice", "_value": [{"_name": "SGD", "momentum": 0.9}]},
-            "NNI's tuner dies",
+            "is fixed to",
         ),
     ],
 )
