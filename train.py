@@ -188,7 +188,8 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     lease = choose_device(
         wanted,
         trials_per_gpu=config.trials_per_gpu,
-        among_trials=trial.in_search and group.size == 1,
+        among_trials=trial.in_search and not trial.has_gpus and group.size == 1,
+        holder=trial.id or "",
     )
     device = process.pick_device(lease.name, group)
     amp = process.pick_amp(config.amp, device)

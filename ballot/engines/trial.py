@@ -41,6 +41,7 @@ class Trial:
     experiment: str | None = None
     sequence: int | None = None
     searched: tuple[str, ...] | None = None  # keys of the search space, where they are known
+    has_gpus: bool = False  # the engine assigned it some
     reporter: Reporter | None = None
 
     @property

@@ -12,6 +12,7 @@ import yaml
 
 from ballot.config.schema import Config
 from ballot.engines.nni.config import outline
+from ballot.engines.nni.machine_check import NniMachineCheck
 from ballot.engines.nni.machine_list import NO_KEY, filled_in, machines_of
 from ballot.machines.machine import Machine
 from ballot.machines.sent import facts
@@ -44,7 +45,7 @@ WELL = {
         "scikit-learn": "1.8",
         "pillow": "12",
     },
-    "whole": True,
+    "modules": {"nni_node": True},
     "gpus": [["H200", 140 * GB, 1 * GB]],
     "cuda": True,
     "home": "/home/ann",
@@ -54,6 +55,7 @@ WELL = {
     "data": None,
     "time": NOW,
 }
+CHECK = NniMachineCheck(guarded=True)
 NEEDS = Needs("", {"data_dir": "$HOME/d", "init_from": "/w.pt"}, "$HOME/d")
 
 
@@ -97,7 +99,7 @@ def with_version(package, version):
         (without("nni"), "nni is not installed there", True),
         (without("torch"), "torch is not installed there", True),
         (with_version("nni", "2.10"), "nni 2.10 is installed there, 3.0 is needed", True),
-        ({"whole": False}, "not all of it", True),
+        ({"modules": {"nni_node": False}}, "not all of it", True),
         (with_version("setuptools", "81.0"), "NNI needs one before 81", True),
         ({"free": 100_000_000}, "its disk is full: 100 MB are free in /home/ann", True),
         ({"free": 2 * GB}, "only 2.0 GB of disk are free", False),
@@ -110,8 +112,8 @@ def with_version(package, version):
     ],
 )
 def test_each_fault_is_one_line_with_what_to_do(change, what, fatal):
-    assert facts_problems("box", WELL, NEEDS, NOW) == []
-    (problem,) = facts_problems("box", {**WELL, **change}, NEEDS, NOW)
+    assert facts_problems("box", WELL, NEEDS, CHECK, NOW) == []
+    (problem,) = facts_problems("box", {**WELL, **change}, NEEDS, CHECK, NOW)
     assert problem.where == "box" and what in str(problem) and problem.fatal is fatal
     assert problem.remedy
 
@@ -275,8 +277,8 @@ def check(lab, tmp_path):
                 "machineList": [{**box.entry(), **changes} for box in lab.boxes],
             },
         }
-        for algorithm in ("tuner", "assessor"):
-            config[algorithm]["codeDirectory"] = str(ROOT)
+        for algorithm in (config["tuner"], config["assessor"]):
+            algorithm["codeDirectory"] = str(ROOT)
         (tmp_path / "search.yml").write_text(yaml.safe_dump(service or config))
         return subprocess.run(
             [
