@@ -389,7 +389,8 @@ def check_same_classes(ballot: Ballot, other: Ballot) -> None:
     words = [f"lacks {few(missing)}"] * bool(missing) + [f"adds {few(extra)}"] * bool(extra)
     raise UserError(
         f"{ballot.path}: its classes are not those of {other.path}: it {' and '.join(words)}; "
-        f"members of one vote have the same classes, name by name{which_search(ballot.path, other.path)}"
+        "members of one vote have the same classes, name by name"
+        f"{which_search(ballot.path, other.path)}"
     )
 
 
