@@ -434,7 +434,7 @@ def test_the_page_begins_with_the_answer_its_command_and_the_next_step(outputs):
     best = find_trials(outputs).scored[0]
     before, _, rest = words.partition(f"The best of 24 trials is {best.label}: accuracy ")
     assert before.endswith("24 trials ") and "± is one standard error" in rest[:200]
-    typed = re.search(r"Best configuration (python train.py .*?) (Next|val_acc)", words)[1]
+    typed = re.search(r"Best configuration ?(python train.py .*?) ?(Next|val_acc,)", words)[1]
     assert f"--lr {best.values['lr']}" in typed and "--out_dir" not in typed
     folder = best.folder
     (folder / "best.pt").write_text("weights")
