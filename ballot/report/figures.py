@@ -28,7 +28,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK = (
 )
 GREY, INK, LINE = "#8a8f98", "#1b1f24", "#d8dce2"
 LIGHT = "#ffffff"
-FIRST = 5  # trials whose curves have colours of their own
+PALETTE = (BLUE, ORANGE, GREEN, RED, PINK)  # of the best trials
+FIRST = len(PALETTE)  # trials whose curves have colours of their own
 MOST_POINTS = 100  # of one curve
 MOST_IN_ALL = 2400  # of all curves in grey, but not below 8 each
 MOST_CURVES = 300
@@ -97,9 +98,13 @@ def say(*pairs: str, digits: str = ".4~g") -> list[Spec]:
     return shown
 
 
-def curves(found: Found, metric: str) -> Spec | None:
-    """Draw a line a trial over epochs; the first few in colour, early ends marked."""
-    known = sorted((t for t in found.trials if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
+def curves(found: Found, metric: str, of: Sequence[Trial] | None = None) -> Spec | None:
+    """Draw a line a trial over epochs; the first few in colour, early ends marked.
+
+    `of` are the trials that may be drawn on one axis; all of them unless said.
+    """
+    shown = found.trials if of is None else of
+    known = sorted((t for t in shown if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
     trials = [*known[:FIRST], *evenly(known[FIRST:], MOST_CURVES)]
     few = min(MOST_POINTS, max(8, MOST_IN_ALL // max(len(trials), 1)))
     limits = [MOST_POINTS if 0 < trial.rank <= FIRST else few for trial in trials]
@@ -107,11 +112,13 @@ def curves(found: Found, metric: str) -> Spec | None:
     if not rows:
         return None
     ends = [row for row in rows if "end" in row]
-    top = [t.label for t in found.scored[:FIRST]]
+    coloured = {t.label: colour for t, colour in zip(found.scored, PALETTE) if t in known}
+    top = list(coloured)
     cut = _without_outliers([row["v"] for row in rows])
     y = quantity("v", metric, scale=cut)
     x = {"field": "e", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1}}
-    colour = {"field": "t", "type": "nominal", "scale": {"domain": top}}
+    hues = {"domain": top, "range": list(coloured.values())}  # the same in every figure
+    colour = {"field": "t", "type": "nominal", "scale": hues}
     lines = {"type": "line", "clip": bool(cut)}
     told = say("t=run", "e=epoch=n", f"v={metric}=n")
     marks = {
@@ -134,7 +141,7 @@ def curves(found: Found, metric: str) -> Spec | None:
         },
     ]
     if len(found.scored) <= FIRST:
-        layers = layers[1:] + ([layers[0]] if len(found.trials) > len(top) else [])
+        layers = layers[1:] + ([layers[0]] if len(known) > len(top) else [])
     if any(row["e"] == 1 for row in ends) or len(rows) == len(ends):
         layers.append(
             {
