@@ -92,47 +92,29 @@ def build_parser() -> Parser:
     add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
     add("--no_probe", action="store_true", help="check without trying a batch of training")
-    add(
-        "--warm_start",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="run folders, or folders of them, from which the tuner learns first",
-    )
-    add(
-        "--install",
-        action="store_true",
-        help="make or update an environment on each machine first (docs/remote.md)",
-    )
-    add(
-        "--sync_data",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="copy the data to each machine first (default: this machine's --data_dir)",
-    )
-    add(
-        "--accept_new_host_keys",
-        action="store_true",
-        help="trust machines that ssh does not know yet; a changed key is always refused",
-    )
-    add(
-        "--skip_bad_machines",
-        action="store_true",
-        help="go on with the machines that nothing is wrong with",
-    )
-    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
-    add(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="ID",
-        help="go on with a search that was stopped or killed (default: the newest)",
-    )
+    warm = "run folders, or folders of them, from which the tuner learns first"
+    add("--warm_start", nargs="+", default=[], metavar="DIR", help=warm)
+    add_machine_options(parser)
+    resume = "go on with a search that was stopped or killed (default: the newest)"
+    add("--resume", nargs="?", const="", metavar="ID", help=resume)
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
     add("--list", action="store_true", help="list the searches")
     add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
     return parser
+
+
+def add_machine_options(parser: Parser) -> None:
+    """Add what a search on other machines may need."""
+    add = parser.add_argument
+    install = "make or update an environment on each machine first (docs/remote.md)"
+    add("--install", action="store_true", help=install)
+    sync = "copy the data to each machine first (default: this machine's --data_dir)"
+    add("--sync_data", nargs="?", const="", metavar="DIR", help=sync)
+    accept = "trust machines that ssh does not know yet; a changed key is always refused"
+    add("--accept_new_host_keys", action="store_true", help=accept)
+    skip = "go on with the machines that nothing is wrong with"
+    add("--skip_bad_machines", action="store_true", help=skip)
+    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
 
 
 def preflight(engine: Engine, args: Namespace) -> Plan | None:
