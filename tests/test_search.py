@@ -196,7 +196,8 @@ def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(home
     write_config(home, trialConcurency=2)
     process = search(home, "--config", "config.yml")
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 2 and "NNI does not take it" in said and len(said.strip().splitlines()) == 1
+    assert process.returncode == 2 and "NNI does not take it" in said
+    assert len(said.strip().splitlines()) == 1
     assert not (home / "nni").exists() and not (home / "outputs").exists()
 
 
