@@ -209,8 +209,6 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
             sample = found[shape].numpy() if len(rows) > 1 else None
     facts: dict[str, Any] = export(predictor, asked.export, out, str(asked.model), sample)
     checked = facts["checked"]
-    if left := facts["views_left_out"]:
-        say(f"note: without the views that the ballot is the mean of ({few(left)})")
     say(
         f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
         f"probabilities differ by {checked['largest_difference']:.1g} at most"

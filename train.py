@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
+    from ballot.config.command_line import help_first
     from ballot.installed import require
 
+    help_first("train.py", __doc__)  # without torch, which takes seconds
     require("numpy", "torch", "torchvision")
 
 import numpy as np
@@ -76,6 +78,10 @@ HPARAMS = (
 )
 
 
+NO_DATA = (
+    "no --data_dir: training on scikit-learn's digits, 1,797 grey images of 8x8 pixels; "
+    "--data_dir DIR takes your images"
+)
 EARLY = "early stop"  # of one fold; the others are trained all the same
 
 
@@ -274,6 +280,8 @@ def describe(job: Job) -> None:
         processes=job.group.size,
         **machine_facts(),
     )
+    if job.config.data_dir is None and job.config.dataset == "auto" and data.name == "digits":
+        log.info(NO_DATA)
     fold = data.folds[0]
     tested = f", {len(data.test):,} test" if data.test else ""
     log.info(
@@ -347,6 +355,7 @@ def fit_start(job: Job, fold: Fold, state: TrainState) -> None:
     weights = job.data.class_weights(fold)
     weights = None if weights is None else weights.to(job.device)
     fit_classifier(state.model, layer, shaped(state, batches), job.amp, weights)
+    job.group.same_weights(state.model)  # of several processes, to the bit
     if state.ema is not None:
         state.ema.get_submodule("module").load_state_dict(state.model.state_dict())
 
@@ -391,7 +400,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     config, goal = job.config, job.goal
     history: list[dict[str, Any]]
     history = [row for row in read_rows(folder / "history.csv") if int(row["epoch"]) <= state.epoch]
-    for row in history:  # an engine forgets what an interrupted trial had reported
+    for row in () if config.all_rows else history:  # an engine forgets an interrupted trial's
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
@@ -404,14 +413,11 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             trained, scores = one_epoch(job, fold, state)
             state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
-            is_best = state.note_best(goal, scores)
-            row = {
-                "epoch": state.epoch,
-                "lr": trained.step_lrs[-1],
-                **scores,
-                "seconds": round(time.monotonic() - began, 3),
-                "images_per_second": round(trained.images_per_second, 1),
-            }
+            is_best = state.note_best(goal, scores, keep_last=config.all_rows)
+            seconds = round(time.monotonic() - began, 3)
+            rate = round(trained.images_per_second, 1)
+            row = {"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores}
+            row |= {"seconds": seconds, "images_per_second": rate}
             history.append(row)
             keep(job, folder, state, history, scores, is_best=is_best)
             if board:
@@ -419,7 +425,8 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
                 board.log_epoch(state.step, scores)
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
             log.info(epoch_line(config, row, scores, is_best))
-            job.trial.report_epoch(scores[goal.name])
+            if not config.all_rows:
+                job.trial.report_epoch(scores[goal.name])
             if table := state.clock.end():
                 log.info(table)
     return None
@@ -527,7 +534,8 @@ def predict(
     if state.features is not None:
         batches = state.features.batches(subset, job.config.batch_size)
         return loop.predict(state.scored, batches, job.amp, criterion)
-    read = subset.batches(job.config.batch_size, device=job.device, part=(group.rank, group.size))
+    part = (group.rank, group.size)
+    read = subset.batches(job.config.batch_size, device=job.device, part=part)
     batches = ((view(images), labels) for images, labels in read)
     return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
@@ -639,6 +647,8 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     facts: dict[str, Any] = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
     if whole:
         facts |= summary(whole)
+        if job.config.all_rows:  # its validation rows were training rows
+            facts |= {"score": None, "scores": {}}
         facts["test"] = write_answers(job, whole)
         hand_over(job)
         draw_best(job, whole)
@@ -674,8 +684,9 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
     for fold, _ in zip(data.folds, outcomes):
         ids += list(fold.val.ids)
         labels += [data.classes[k] for k in fold.val.labels]
-    val = np.concatenate([o.val for o in outcomes])
-    write_ballot(run.folder / "val.csv", ids, data.classes, val, labels)
+    if not job.config.all_rows:
+        val = np.concatenate([o.val for o in outcomes])
+        write_ballot(run.folder / "val.csv", ids, data.classes, val, labels)
     if not data.test:
         return {}
     probs = np.stack([o.test for o in outcomes]).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -732,6 +743,8 @@ def say_the_end(job: Job, last: Outcome) -> None:
         log.info("the ballot is %s; all else is in %s", ballot, run.folder)
     elif last.status == "stopped":
         log.info("no epoch had ended yet, so there is nothing to keep")
+    elif job.config.all_rows and last.status == "done":
+        log.info("trained on all rows, so there is no score; all is in %s", run.folder)
     if last.status == "stopped":
         log.info("continue with: python train.py --resume %s", run.folder)
 

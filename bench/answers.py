@@ -24,8 +24,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from ballot.vote import combine, rules  # noqa: E402
-from ballot.vote.selection import Poll, VoteOptions, rehearse  # noqa: E402
+from ballot.vote import combine  # noqa: E402
+from ballot.vote.rules import mixture_weights, weigh  # noqa: E402
+from ballot.vote.selection import Poll, VoteOptions, independent_share, rehearse  # noqa: E402
 
 SIZES = (6, 12, 24)
 SINGLE, SHIPPED = "best single by validation", "--select auto (shipped)"
@@ -118,24 +119,30 @@ def likeliest(rows: float, trials: Trials) -> np.ndarray:
     """Weigh by what makes the validation rows likeliest, the better half being the start."""
     start = better_half(trials)
     true = trials.val[:, np.arange(len(trials.val_targets)), trials.val_targets]
-    return rules.mixture_weights(true, start, rows)
+    return mixture_weights(true, start, rows)
+
+
+def poll_of(trials: Trials) -> Poll:
+    """Return the trials' validation rows as a vote reads them."""
+    ids = [str(row) for row in range(len(trials.val_targets))]
+    members = list(range(len(trials.val)))
+    return Poll(members, ids, trials.val_targets, trials.groups, trials.val)
 
 
 def weighed(trials: Trials) -> np.ndarray:
     """Weigh as `--select auto` does where the vote is taken."""
-    return np.array(rules.weigh(trials.val, trials.val_targets, "acc"))
+    share = independent_share(poll_of(trials))
+    return np.array(weigh(trials.val, trials.val_targets, "acc", share))
 
 
-def shipped(trials: Trials, least: float = 0.0) -> np.ndarray:
+def shipped(trials: Trials, strict: bool = False) -> np.ndarray:
     """Weigh as `--select auto` does; the best single trial answers where the vote was worse.
 
-    `least` is the gain below which it does, in standard errors.
+    `strict` counts every loss, however small, as worse.
     """
-    ids = [str(row) for row in range(len(trials.val_targets))]
-    members = list(range(len(trials.val)))
-    poll = Poll(members, ids, trials.val_targets, trials.groups, trials.val)
-    honest = rehearse(VoteOptions(select="auto"), [1.0] * len(members), poll).honest
-    if honest.gain < least * (honest.error or 0.0):
+    equal = [1.0] * len(trials.val)
+    honest = rehearse(VoteOptions(select="auto"), equal, poll_of(trials)).honest
+    if honest.gain < 0 if strict else honest.worse:
         return best(1, trials)
     return weighed(trials)
 
@@ -161,7 +168,7 @@ OTHERS: dict[str, Rule] = {
     "softmax of 40 x accuracy": partial(by_score, 40),
     "shrunk, 400 rows": partial(shrunk, 400),
     "likeliest weights, 200 rows": partial(likeliest, 200),
-    "auto, single if worse by 1 SE": partial(shipped, least=-1.0),
+    "auto, the single trial at any loss": partial(shipped, strict=True),
 }
 BEFORE = "temperature before pooling, then "
 

@@ -162,6 +162,9 @@ class InProcessEngine:
     def read(self, path, limits, *, guarded):  # noqa: ARG002
         raise UserError(f"{path}: this engine has no configuration files; make a Plan")
 
+    def write_config(self, path, sketch):
+        path.write_text(sketch.command)
+
     def machines_in(self, path):  # noqa: ARG002
         return []
 

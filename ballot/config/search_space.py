@@ -106,6 +106,9 @@ def _check_values(key: str, kind: str, values: Any, source: str) -> None:
 
 
 def _problems_of_candidate(key: str, value: Any, source: str) -> list[UserError]:
+    if isinstance(value, Mapping) and "_name" in value and key == "recipe":
+        convert(key, value["_name"], source)
+        return find_problems({k: v for k, v in value.items() if k != "_name"}, source)
     if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
         found: list[UserError] = []
         for inner, spec in value.items():
@@ -215,6 +218,8 @@ def keys_of(space: Mapping[str, Any]) -> Iterator[str]:
     for key, spec in space.items():
         yield key
         for value in spec["_value"] if spec["_type"] == "choice" else ():
-            if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
+            if isinstance(value, Mapping) and "_name" in value and key == "recipe":
+                yield from (k for k in value if k != "_name")
+            elif isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
                 own = OWN_FIELDS.get(key, ())
                 yield from (k if k in own else f"{key}_args.{k}" for k in value if k != "_name")

@@ -25,6 +25,7 @@ from torch import nn
 
 from ballot.data.images import Geometry
 from ballot.errors import UserError, suggest
+from ballot.prediction import tta
 from ballot.prediction.predictor import Predictor, answer
 from ballot.runs.files import write_json
 from ballot.vote.combine import TINY
@@ -49,6 +50,7 @@ class Voting(nn.Module):
         self.temperatures = recipe.temperatures or [1.0] * len(recipe.weights)
         self.weights = [weight / math.fsum(recipe.weights) for weight in recipe.weights]
         self.geometric = recipe.method == "geometric"
+        self.views = [network.checkpoint.tta for network in predictor.flat]
         place = {name: number for number, name in enumerate(electorate.classes)}
         for number, network in enumerate(predictor.flat):
             saved = network.checkpoint
@@ -72,7 +74,9 @@ class Voting(nn.Module):
     def _of(self, number: int, images: torch.Tensor) -> torch.Tensor:
         """One network's share of its voter's probabilities."""
         mean, scale = getattr(self, f"mean{number}"), getattr(self, f"scale{number}")
-        probs = self.models[number]((images - mean) * scale).float().softmax(dim=1)
+        views = tta.views((images - mean) * scale, self.views[number])
+        each = [self.models[number](view).float().softmax(dim=1) for view in views]
+        probs = torch.stack(each).mean(dim=0) if len(each) > 1 else each[0]
         return self.shares[number][1] * probs.index_select(1, getattr(self, f"order{number}"))
 
 
@@ -133,7 +137,7 @@ def export(
         drawn = np.random.default_rng(0).integers(0, 256, (5, 3, shape.size, shape.size))
         sample = drawn.astype(np.uint8)
     images = torch.from_numpy(sample)
-    expected = answer(predictor, {shape: images}, views=())
+    expected = answer(predictor, {shape: images})
     place = {name: k for k, name in enumerate(predictor.electorate.classes)}
     expected = expected[:, [place[name] for name in predictor.electorate.columns]]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +191,7 @@ def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> d
         "mean": list(networks[0].mean) if len(networks) == 1 else [list(n.mean) for n in networks],
         "std": list(networks[0].std) if len(networks) == 1 else [list(n.std) for n in networks],
         "normalised_inside": True,
-        "views_left_out": sorted({name for n in networks for name in n.tta}),
+        "views": list(networks[0].tta) if len(networks) == 1 else [list(n.tta) for n in networks],
         "models": [n.config.model for n in networks],
         "torch": torch.__version__,
     }

@@ -374,6 +374,7 @@ def _about(kitchen: Kitchen, chosen: list[int], honest: Honest) -> dict[str, obj
         "config": asdict(saved.config),
         "classes": saved.classes,
         "image_size": saved.image_size,
+        "crop": saved.crop,
         "mean": saved.mean,
         "std": saved.std,
         "epoch": None,

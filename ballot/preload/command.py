@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
 def share_cores() -> None:
     """Take a share of another machine's cores, as its trials at once are told (fleet.js).
 
-    Trials on the manager's own machine have it in their environment (ballot/search/plan.py).
+    Trials on the manager's own machine have it in their environment (ballot/engines/nni/engine.py).
     """
     at_once = os.environ.get("BALLOT_AT_ONCE", "")
     if at_once.isdigit() and int(at_once) > 0 and threads_told() is None:

@@ -263,6 +263,7 @@ def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
         "options": record.get("options") or {},
         "scores": scores,
         "held_out": scores.get("held_out") or None,
+        "alone": scores.get("answer") == "best_single",
         "notes": [str(note) for note in record.get("notes") or []],
     }, ""
 

@@ -11,7 +11,7 @@ from torch import nn
 from ballot.data.batches import Batch, Subset
 from ballot.training.process import precision
 
-PENALTY = 1.0  # of the squared weights against the sum of the losses: scikit-learn's C = 1
+PENALTY = 10.0  # of the squared weights against the sum of the losses: scikit-learn's C = 0.1
 STEPS = 200  # of L-BFGS
 ROOM = 2**30  # bytes of features that are kept at most
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ballot.training.features import FrozenFeatures
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 
 def sample_of(model: torch.nn.Module) -> list[float]:
     """Return the first weight of every matrix and filter: alike for networks of one start alone.
@@ -84,9 +86,9 @@ class TrainState:
         """The weights that are scored and kept: the averaged ones where there are any."""
         return self.model if self.ema is None else self.ema.get_submodule("module")
 
-    def note_best(self, goal: Goal, scores: dict[str, float]) -> bool:
-        """Remember the epoch that has just ended if it is the best so far."""
-        if not goal.better(scores[goal.name], self.best_score):
+    def note_best(self, goal: Goal, scores: dict[str, float], *, keep_last: bool = False) -> bool:
+        """Remember the epoch that has just ended if it is the best so far, or is to be kept."""
+        if not keep_last and not goal.better(scores[goal.name], self.best_score):
             return False
         self.best_score, self.best_epoch = scores[goal.name], self.epoch - 1
         self.best_scores = scores
@@ -138,8 +140,6 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
     @torch.no_grad()
     def average(kept: Tensors, now: Tensors, steps: torch.Tensor | int) -> None:

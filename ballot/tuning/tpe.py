@@ -5,7 +5,7 @@
     tpe.tell(values, "done", score)
 
 How it differs from the TPE of Bergstra et al. (2011), and what that is worth, stands in
-docs/search.md. Nothing here loads torch, and nothing knows who runs the trials.
+docs/tuner.md. Nothing here loads torch, and nothing knows who runs the trials.
 """
 
 from __future__ import annotations

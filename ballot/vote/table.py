@@ -28,11 +28,12 @@ def format_table(report: VoteReport, width: int = 80) -> str:
     ]
     rows = {"validation": report.val_rows, "test": report.test_rows}
     known = [f"{counted(number, f'{stage} row')}" for stage, number in rows.items() if number]
-    lines += [f"scored on {' and '.join(known)}"] * bool(known)
-    lines += wrap([f"note: {note}" for note in report.notes], width)
+    if known:
+        lines.append(f"scored on {' and '.join(known)}")
+    lines = wrap([*lines, *(f"note: {note}" for note in report.notes)], width)
     lines += ["", *score_table(report, width), ""]
     lines += wrap(judgement(report), width)
-    lines += ["written: " + ", ".join(map(str, report.files))]
+    lines += wrap(["written: " + ", ".join(map(str, report.files))], width)
     if report.greedy is not None:
         lines += wrap([held_out("--select greedy would give", report.greedy)], width)
     return "\n".join(lines)
@@ -60,15 +61,20 @@ def judgement(report: VoteReport) -> list[str]:
     if honest is None:
         return []
     chosen = options.select or options.stack or options.calibrate
-    lines = [held_out("this vote", honest)] if chosen or honest.gain < 0 else []
+    lines = [held_out("this vote", honest)] if chosen or honest.worse else []
     if report.alone and report.best_single is not None:
         what = "submission.csv is its answer" if report.ids else "it answers"
         lines.append(
             f"the vote is worse than the best single trial, {report.best_single.name}: {what} alone"
         )
-    elif honest.gain < 0:
+    elif honest.worse:
         lines.append(
             "the vote is worse than the best single trial; --select auto answers with the better"
+        )
+    elif chosen and honest.gain < 0:
+        lines.append(
+            "that loss is within two standard errors, and the vote's log loss is lower by "
+            f"{honest.nll_gain:.4f}: the vote answers"
         )
     return lines
 
@@ -95,7 +101,7 @@ def score_table(report: VoteReport, width: int) -> list[str]:
     if report.best_single is not None:
         single = replace(report.best_single, weight=None, temperature=None)
         last.insert(0, (f"best single: {single.name}", cells(single, columns)))
-        last.append(("gain", gains(single, the_vote(report), columns)))
+        last.append(("gain", gains(single, the_vote(report), columns, report.honest)))
     sizes = column_sizes(columns, [values for _, values in rows + last])
     rest = sum(sizes) + 2 * len(sizes)
     names = min(max(LEAST_NAME, width - rest), max(len(name) for name, _ in rows + last))
@@ -152,16 +158,25 @@ def cells(row: MemberReport, columns: Sequence[str]) -> list[str]:
     return ["" if value is None else f"{value:.4f}" for value in found]
 
 
-def gains(single: MemberReport, vote: MemberReport, columns: Sequence[str]) -> list[str]:
-    """Return by how much the vote is better than the best single member; worse has a minus."""
+def gains(
+    single: MemberReport, vote: MemberReport, columns: Sequence[str], honest: Honest | None
+) -> list[str]:
+    """Return by how much the vote is better than the best single member; worse has a minus.
+
+    On validation rows both are scored where they were not chosen, if that is known.
+    """
     found = []
     for name, before, after in zip(columns, cells(single, columns), cells(vote, columns)):
         stage, _, metric = name.partition("_")
         if not before or not after or stage not in ("val", "test"):
             found.append("")
-            continue
-        lower = metric in LOWER_IS_BETTER or metric.startswith("ece")
-        found.append(f"{(float(after) - float(before)) * (-1 if lower else 1):+.4f}")
+        elif stage == "val" and honest is not None and metric == honest.metric:
+            found.append(f"{honest.gain:+.4f}")
+        elif stage == "val" and honest is not None and not metric.startswith("ece"):
+            found.append("")  # the single member's would be of rows that it was chosen on
+        else:
+            lower = metric in LOWER_IS_BETTER or metric.startswith("ece")
+            found.append(f"{(float(after) - float(before)) * (-1 if lower else 1):+.4f}")
     return found
 
 

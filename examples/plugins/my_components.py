@@ -1,10 +1,10 @@
-"""A model, a loss and an augmentation of your own, without touching Ballot:
+"""A custom model, loss and augmentation, without changing Ballot:
 
     python train.py --plugins examples/plugins/my_components.py \
         --model my_net --model_args '{"width": 16}' --criterion my_loss --augmentation my_colours
 
-Copy this file to wherever your experiments live and change it. The names work everywhere: on the
-command line, in a configuration file, in a search space, in the error messages.
+Copy this file to your experiments and change it. The names work on the command line, in
+configuration files and in search spaces, and appear in error messages.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from loss import CRITERIA
 from model import MODELS
 
 
-# A model is a function of the number of classes. What stands behind the star can be set with
-# --model_args; `pretrained` is true only where `weights=` says where published weights are.
+# A model is a function of the number of classes. Arguments after the star can be set with
+# --model_args; `pretrained` can be true only if the model is registered with `weights=`.
 @MODELS.register("my_net", input_size=64)
 def my_net(num_classes: int, pretrained: bool, *, width: int = 32) -> nn.Module:  # noqa: ARG001
-    """Three convolutions, each half as large and twice as wide, and their mean."""
+    """Three convolutions that halve the resolution and double the width, then global pooling."""
 
     def stage(before: int, after: int) -> nn.Module:
         convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
@@ -41,16 +41,16 @@ def my_net(num_classes: int, pretrained: bool, *, width: int = 32) -> nn.Module:
     )
 
 
-# A loss takes logits [N, C] and targets, indices [N] or probabilities [N, C]. One with an argument
-# `class_weights` is handed those of --class_weights; without it they are refused.
+# A loss takes logits [N, C] and targets: indices [N] or probabilities [N, C]. A function with an
+# argument `class_weights` gets those of --class_weights; otherwise that option is an error.
 @CRITERIA.register("my_loss")
 def my_loss(num_classes: int, *, q: float = 0.7) -> nn.Module:
-    """Generalised cross entropy, for labels of which some are wrong (Zhang and Sabuncu, 2018)."""
+    """Generalised cross entropy, robust to label noise (Zhang and Sabuncu, 2018)."""
     return GeneralisedCrossEntropy(num_classes, q)
 
 
 class GeneralisedCrossEntropy(nn.Module):
-    """The mean of (1 - p^q) / q: cross entropy where q is near 0, absolute error where it is 1."""
+    """The mean of (1 - p^q) / q: cross entropy for q near 0, absolute error for q = 1."""
 
     def __init__(self, num_classes: int, q: float) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ class GeneralisedCrossEntropy(nn.Module):
         return (targets * -torch.expm1(self.q * log_p) / self.q).sum(dim=1).mean()
 
 
-# An augmentation says how images become squares of `size`, and lists steps. A step takes a batch
-# [B, 3, H, W] with values in 0..255 and a generator, from which all its chance must come: that is
-# what lets an interrupted run continue to the same result.
+# An augmentation defines how images become squares of `size`, and lists steps. A step takes a batch
+# [B, 3, H, W] with values in 0..255 and a random generator. Use no other source of randomness, so
+# that an interrupted run continues to the same result.
 @AUGMENTATIONS.register("my_colours")
 def my_colours(size: int, *, strength: float = 0.2) -> Recipe:
-    """Mirror, and make each channel of each image a little stronger or weaker."""
+    """Flip, and scale each channel of each image by a random factor."""
 
     def tint(images: Tensor, rng: np.random.Generator) -> Tensor:
         factors = rng.uniform(1 - strength, 1 + strength, (len(images), 3, 1, 1))

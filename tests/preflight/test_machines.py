@@ -16,9 +16,11 @@ from ballot.engines.nni.machine_check import NniMachineCheck
 from ballot.engines.nni.machine_list import NO_KEY, filled_in, machines_of
 from ballot.machines.machine import Machine
 from ballot.machines.sent import facts
+from ballot.machines.ssh import Done, Link
 from ballot.preflight.machines import (
     Needs,
     Reach,
+    ask,
     data_problems,
     differences,
     facts_problems,
@@ -55,6 +57,31 @@ WELL = {
 }
 CHECK = NniMachineCheck(guarded=True)
 NEEDS = Needs("", {"data_dir": "$HOME/d", "init_from": "/w.pt"}, "$HOME/d")
+
+
+class LinkToHere(Link):
+    """A link that runs commands on this machine, as ssh would there."""
+
+    def run(self, command, *, input=b"", timeout=60.0):
+        done = subprocess.run(
+            command, shell=True, cwd="/", input=input, capture_output=True, timeout=timeout
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_machine_says_its_facts_by_a_program_that_is_sent_to_it(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    said = ask(
+        LinkToHere(Machine("here")),
+        sys.executable,
+        "pythonPath",
+        ["torch", "no-such-package"],
+        ["/no/such/path", "/"],
+        str(tmp_path),
+    )
+    assert said["python"] == list(sys.version_info[:3]) and said["missing"] == ["/no/such/path"]
+    assert said["packages"]["torch"] and said["packages"]["no-such-package"] is None
+    assert said["data"] == facts.listing_digest(str(tmp_path))
 
 
 def without(package):

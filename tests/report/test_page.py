@@ -359,6 +359,18 @@ def test_a_gain_has_a_standard_error_where_the_score_is_a_mean_over_rows(metric,
     assert ("±" in words.split("a gain of")[1].split("Test")[0][:40]) == shown
 
 
+def test_the_page_says_whose_answer_it_is_where_the_vote_was_worse(outputs):
+    folder = outputs.parent / "ensemble"
+    for number in (0, 2, 4):
+        path = folder_of(outputs, number).with_suffix(".csv")
+        write_ballot(path, ["t0"], ["cat", "dog", "owl"], np.full((1, 3), 1 / 3))
+    run_vote(sorted(outputs.glob("*.csv")), VoteOptions(out_dir=str(folder)))
+    change(folder / "ensemble.json", scores={"answer": "best_single"})
+    words = Tags(page_of(outputs)).words
+    assert "The best single trial answers, not the vote" in words
+    assert "members vote by" not in words
+
+
 def _only_failed(outputs):
     for path in outputs.glob("*/result.json"):
         change(path, status="failed", reason="no memory", score=None)

@@ -54,10 +54,10 @@ def test_trials_run_one_after_the_other_and_vote(tmp_path, capsys):
     assert end == End() and statuses(search) == ["succeeded"] * 3
     assert not search.is_running() and search.note()["spent"] >= 0
     budget = Budget(None, time.time())
-    assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) == 0
+    assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) is not None
     said = capsys.readouterr().out
     assert "3/3 trials done, 0 running" in said and "vote" in said
-    assert "the best trial by hand: python train.py --score 0.95" in said
+    assert "reproduce the best trial: python train.py --score 0.95" in said
     scores = [float(row["score"]) for row in table(search, results)]
     assert scores == pytest.approx([0.6, 0.95, 0.8])
     assert (tmp_path / "vote" / "submission.csv").exists()
@@ -76,7 +76,8 @@ def test_three_crashes_in_a_row_end_it_with_their_words(tmp_path, capsys):
     assert end.trouble.what == "3 trials in a row crashed before their first epoch"
     assert statuses(search) == ["succeeded", *["failed"] * 3]
     budget = Budget(None, time.time())
-    assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) == 1
+    report = conclude(search, search.plan(), results, end, tmp_path / "vote", budget)
+    assert [row.name for row in report.members] == ["s0-000-t0"]
     said = capsys.readouterr()
     assert "OSError: nowhere" in said.err and "--resume s0 goes on from here" in said.err
     assert "trial 3 (t3) failed: OSError: nowhere" in said.out
@@ -86,7 +87,7 @@ def test_a_search_without_a_ballot_says_where_the_trials_words_are(tmp_path, cap
     _, search = begin(tmp_path, [{"does": "crash"}])
     end, results = see(search)
     budget = Budget(None, time.time())
-    assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) == 1
+    assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) is None
     assert "no trial of s0 left a ballot" in capsys.readouterr().err
 
 

@@ -32,7 +32,7 @@ def test_photos_are_fine_tuned_and_the_line_says_how(photos):
     config, origin, line = decide({"data_dir": str(photos)})
     assert (config.model, origin["model"]) == (LITE0, "recipe")
     assert line.startswith("photos, 2 classes, 16 images, ")
-    assert "tf_efficientnet_lite0 pretrained at 160 px, " in line
+    assert f"tf_efficientnet_lite0 pretrained at {config.image_size} px, " in line
     assert line.endswith("; --recipe none for plain defaults")
 
 

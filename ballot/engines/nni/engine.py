@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ballot.cpus import threads_each, threads_told
-from ballot.engines.interface import Draft, Launch, Limits, Plan, Search
-from ballot.engines.nni import config, manager, remote
+from ballot.engines.interface import Draft, Launch, Limits, Plan, Search, Sketch
+from ballot.engines.nni import config, manager, planned, remote
 from ballot.engines.nni.draft import NniDraft
 from ballot.engines.nni.experiment import NniSearch, known_searches
 from ballot.engines.nni.machine_list import machines_of
@@ -25,6 +25,10 @@ class NniEngine:
     """The default: NNI on this machine, its trials here or on machines reached by ssh."""
 
     name = "nni"
+
+    def write_config(self, path: Path, sketch: Sketch) -> None:
+        """Write a configuration of NNI."""
+        planned.write_config(path, sketch)
 
     def read(self, path: Path, limits: Limits, *, guarded: bool) -> tuple[Draft, list[Problem]]:
         """Read a configuration in either of NNI's versions; a file that is none is an error."""
