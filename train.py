@@ -420,20 +420,28 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             is_best = state.note_best(goal, scores, keep_last=config.all_rows)
             seconds = round(time.monotonic() - began, 3)
             rate = round(trained.images_per_second, 1)
-            row = {"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores}
+            known = known_scores(config, scores)
+            row = {"epoch": state.epoch, "lr": trained.step_lrs[-1], **known}
             row |= {"seconds": seconds, "images_per_second": rate}
             history.append(row)
             keep(job, folder, state, history, scores, is_best=is_best)
             if board:
                 board.log_steps(first_step, trained.step_losses, trained.step_lrs)
-                board.log_epoch(state.step, scores)
+                board.log_epoch(state.step, known)
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
-            log.info(epoch_line(config, row, scores, is_best))
+            log.info(epoch_line(config, row, known, is_best))
             if not config.all_rows:
                 job.trial.report_epoch(scores[goal.name])
             if table := state.clock.end():
                 log.info(table)
     return None
+
+
+def known_scores(config: Config, scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores that are worth something: none of validation rows that were trained on."""
+    if not config.all_rows:
+        return scores
+    return {name: value for name, value in scores.items() if not name.startswith("val_")}
 
 
 def why_stop(job: Job, history: list[dict[str, Any]], state: TrainState) -> str | None:

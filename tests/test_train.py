@@ -394,3 +394,15 @@ def test_a_first_epoch_is_trained_whatever_the_time_limit(script, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "outputs" / "a" / "result.json").read_text())
     assert (result["status"], result["epochs"]) == ("done", 1)
+
+
+def test_a_run_on_all_rows_has_a_ballot_and_no_score(script, tmp_path):
+    done = script("train.py", *QUICK, "--all_rows", "--run_name", "all")
+    assert done.returncode == 0 and "val_acc" not in done.stdout, done.stdout + done.stderr
+    run = tmp_path / "outputs" / "all"
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "done" and result["score"] is None and result["scores"] == {}
+    assert run.with_name("all.csv").is_file() and not (run / "val.csv").exists()
+    assert not [name for name in pd.read_csv(run / "history.csv") if name.startswith("val_")]
+    split = pd.read_csv(run / "split.csv")
+    assert set(split["split"]) == {"train", "test"} and split["id"].is_unique
