@@ -329,7 +329,7 @@ def test_an_alias_of_ssh_config_is_enough(check, lab, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sshKeyFile": "wrong"}, "does not let us in for ann with"),
+        ({"sshKeyFile": "wrong"}, "login failed for ann with"),
         ({"sshKeyFile": "/none"}, "its key file /none is not there"),
         ({"pythonPath": "/usr/bin"}, "nni is not installed there"),
         ({"pythonPath": "~/x"}, "there is no interpreter ~/x/python3, which pythonPath names"),

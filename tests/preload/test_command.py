@@ -385,7 +385,7 @@ def test_what_cannot_be_preloaded_starts_plainly_and_says_so_in_a_line(place, te
         began = time.monotonic()
         status, out, err = run(place, path)
         assert (status, out) == (0, f"{os.getpid()}\n")
-        assert why in err and len(err.splitlines()) == 1 and "a plain start" in err
+        assert why in err and len(err.splitlines()) == 1 and "starting a new interpreter" in err
     assert time.monotonic() - began < 5 and preloaders(place) == []
 
 
