@@ -167,7 +167,7 @@ def test_a_config_cannot_be_changed():
 )
 def test_a_monitor_may_say_which_way_is_better(text, lower, wanted):
     assert parse_monitor(text, lower) == wanted
-    with pytest.raises(UserError, match="monitor: .* is invalid"):
+    with pytest.raises(UserError, match=r"monitor: .* is invalid"):
         parse_monitor("smaller val_acc", False)
 
 

@@ -154,7 +154,10 @@ def test_the_callers_ssh_options_come_first_since_the_first_one_counts():
             "ssh cannot read the key /k/id",
         ),
         ("Received disconnect from h port 22:2: Too many authentication failures", "too many keys"),
-        ("kex_exchange_identification: Connection closed by remote host", "closes the connection before login"),
+        (
+            "kex_exchange_identification: Connection closed by remote host",
+            "closes the connection before login",
+        ),
         (
             'Authenticated to h ([h]:22) using "publickey".\n'
             "This account is currently not available.",
