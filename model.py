@@ -867,10 +867,34 @@ def main(argv: list[str] | None = None) -> int:
     )
     pattern = parser.parse_args(argv).name
     if set("*?[") & set(pattern):
+        if pattern == "*":
+            print(first_choices() + "\n")
         print(listing(pattern))
     else:
         print(describe(pattern))
     return 0
+
+
+# What to try first, the fastest first, and what each is good for.
+FIRST_CHOICES = {
+    "simple_cnn": "small grey images such as digits, trained from scratch",
+    "efficientnet_lite0": "photos on a CPU: the default; its weights install with pip",
+    "efficientnet_lite2": "photos on a CPU, with more time: larger and slower",
+    "timm:mobilenetv4_conv_small": "photos on a CPU, where weights can be downloaded",
+    "resnet50": "photos on a GPU: the usual baseline",
+    "convnext_tiny": "photos on a GPU: more accurate than resnet50, slower",
+    "Efficientnet_b4": "photos on a GPU at 380 pixels",
+}
+
+
+def first_choices() -> str:
+    """Return a few architectures to begin with, and whether their weights are on this machine."""
+    wide = max(map(len, FIRST_CHOICES))
+    lines = ["good first choices, for --model ('here': pretrained weights are on this machine)"]
+    for name, use in FIRST_CHOICES.items():
+        here = "here" if weights_here(name) else ""
+        lines.append(f"  {name:<{wide}}  {here:4}  {use}")
+    return "\n".join(lines)
 
 
 def listing(pattern: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -18,6 +19,9 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
+from ballot.config.trial_command import parse_command
+from ballot.cpus import threads_each
+from ballot.data.survey import check_folder
 from ballot.engines.choose import find_search, load_engine, newest_search
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
 from ballot.errors import UserError
@@ -28,8 +32,23 @@ from ballot.preflight import examine, machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.problems import listed, note
 from ballot.runs.trials import TrialRecord
-from ballot.search.conclusion import conclude, write_report
+from ballot.search.conclusion import answer_lines, conclude, vote_folder, write_report
 from ballot.search.finalize import is_final
+from ballot.search.plan import (
+    PRESETS,
+    REFIT_SHARE,
+    ROOT,
+    Prospect,
+    Request,
+    concurrency_for,
+    lines_of,
+    new_place,
+    options_of,
+    read_request,
+    schedule_of,
+    write_files,
+)
+from ballot.search.refit import refit
 from ballot.search.resume import Record, decide
 from ballot.search.status import list_lines, status_lines, table_of
 from ballot.search.supervise import follow
@@ -41,7 +60,7 @@ from ballot.wording import seconds_of
 def main(argv: list[str] | None = None) -> int:
     """Run a search from its configuration to its vote, or look after others."""
     began = time.time()
-    args = build_parser().parse_args(argv)
+    args = read_command_line(argv)
     engine = load_engine("nni")
     if args.list:
         print("\n".join(list_lines(engine.known_searches())))
@@ -56,9 +75,13 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("command line: --warm_start is for a new search; leave it out")
         search = named_search(engine, args.resume, args.config)
         with search.watched():
-            return see_through(*take_up(engine, search, args, began), args)
+            return see_through(engine, *take_up(engine, search, args, began), args)
+    if args.data_dir is not None:
+        plan_from_folder(args)
     if args.config is None:
-        raise UserError("command line: --config names what to search; see config_local.yml")
+        raise UserError(
+            "command line: name what to search: --data_dir PHOTOS, or --config config_local.yml"
+        )
     plan = preflight(engine, args)
     if plan is None:
         return 2
@@ -68,13 +91,38 @@ def main(argv: list[str] | None = None) -> int:
     search = begin(engine, plan, args)
     budget = Budget(plan.max_seconds, began, away=plan.elsewhere)
     with search.watched():
-        return see_through(search, plan, budget, args)
+        return see_through(engine, search, plan, budget, args)
+
+
+def read_command_line(argv: list[str] | None) -> Namespace:
+    """Read the flags; with --data_dir those of train.py may follow, fixed for all trials."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    args.options, args.reserve = rest, None
+    if args.data_dir is None:
+        if rest:
+            parser.refuse(rest[0])
+    elif args.config is not None:
+        raise UserError("command line: --config names its data itself; leave --data_dir out")
+    return args
 
 
 def build_parser() -> Parser:
     """Make the command line."""
     parser = Parser(prog="search.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
+    add("--data_dir", metavar="DIR", help="folder of labelled images: all else is decided from it")
+    add(
+        "--preset",
+        default="medium",
+        choices=tuple(PRESETS),
+        help="--data_dir: many short trials, or few long ones (default: medium)",
+    )
+    add(
+        "--refit",
+        choices=("yes", "no"),
+        help="train the best again on all rows within the time (default: with --data_dir)",
+    )
     add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
     add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
     add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
@@ -133,6 +181,57 @@ def build_parser() -> Parser:
     add("--list", action="store_true", help="list the searches")
     add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
     return parser
+
+
+def plan_from_folder(args: Namespace) -> None:
+    """Plan a search of a folder, write it as files, and go on with these."""
+    limits = limits_of(args)
+    request = Request(
+        data_dir=Path(args.data_dir).expanduser(),
+        options=args.options,
+        max_seconds=limits.max_seconds,
+        preset=args.preset,
+        concurrency=args.concurrency,
+        max_trials=args.max_trials,
+        refit=args.refit != "no",
+    )
+    fixed = read_request(request)
+    check_folder(request.data_dir, fixed.base)
+    at_once = args.concurrency or concurrency_for(0)
+    command = parse_command(shlex.join(["python3", "train.py", *options_of(request)]), ROOT)
+    with passing_words("looking at the data, and trying a batch ..."):
+        item = tryout.Item("the first configuration", {}, steps=True)
+        answers = tryout.start(command, ROOT, [item], threads_each(at_once)).finish()
+    for problem in tryout.problems_of(answers, "data_dir", "data_dir"):
+        if problem.fatal:
+            raise UserError(str(problem))
+        print(note(problem, shutil.get_terminal_size((100, 24)).columns - 1))
+    facts = answers.facts[0]
+    gpus = answers.gpus if facts["device"] != "cpu" else 0
+    prospect = Prospect(
+        fixed=fixed,
+        trial_s=tryout.seconds_of_trial(facts),
+        concurrency=args.concurrency or concurrency_for(gpus),
+        mode=facts["mode"],
+    )
+    schedule, place = schedule_of(prospect, request), new_place(request.data_dir)
+    config = write_files(request, prospect, schedule, place)
+    print("\n".join(lines_of(prospect, schedule, place)), flush=True)
+    args.config, args.max_duration = str(config), f"{schedule.total:g}s"
+    args.vote_dir = args.vote_dir or str(place / "ensemble")
+    args.refit = args.refit or ("yes" if schedule.refit else "no")
+    args.no_probe, args.reserve = True, schedule.refit
+    link_here("ensemble", place / "ensemble")
+    link_here("report.html", place / "report.html")
+
+
+def link_here(name: str, target: Path) -> None:
+    """Let a name in this folder lead to the newest search; what is no link of ours stays."""
+    link = Path(name)
+    if link.is_symlink():
+        link.unlink()
+    with contextlib.suppress(OSError):  # something of that name is there, or links are not
+        link.symlink_to(target)
 
 
 def preflight(engine: Engine, args: Namespace) -> Plan | None:
@@ -233,8 +332,18 @@ def begin(engine: Engine, plan: Plan, args: Namespace) -> Search:
         "vote_dir": str(Path(args.vote_dir or "ensemble").absolute()),
         "guarded": not args.no_guard,
         "public": args.public,
+        "reserve": reserve_of(args, plan.max_seconds),
     }
     return engine.start(plan, Launch(args.port, not args.no_guard, args.public), note)
+
+
+def reserve_of(args: Namespace, seconds: float | None) -> float | None:
+    """Return the seconds that are kept for training the best again; None where that is not done."""
+    if args.refit != "yes":
+        return None
+    if args.reserve is not None:
+        return float(args.reserve)
+    return 0.0 if seconds is None else REFIT_SHARE * seconds
 
 
 def named_search(engine: Engine, search_id: str, config: str | None) -> Search:
@@ -315,20 +424,28 @@ def stop_searches(engine: Engine, wanted: str) -> int:
     return 0
 
 
-def see_through(search: Search, plan: Plan, budget: Budget, args: Namespace) -> int:
-    """Follow a search to its end, however it comes, and let its trials vote in time."""
+def see_through(engine: Engine, search: Search, plan: Plan, budget: Budget, args: Namespace) -> int:
+    """Follow a search to its end, however it comes, train the best again, and let all vote."""
     note, results = search.note(), table_of(search, plan)
+    launch, reserve = launch_of(args, note), note.get("reserve")
     if args.keep_checkpoints is not None:
         search.amend_note(keep_checkpoints=args.keep_checkpoints)
-    end = follow(search, plan, results, budget, launch_of(args, note))
-    vote_dir = Path(args.vote_dir or note.get("vote_dir") or "ensemble")
-    status = conclude(search, plan, results, end, vote_dir, budget)
+    budget.hold(reserve or 0.0)
+    end = follow(search, plan, results, budget, launch)
+    if reserve is not None and not end.interrupted and end.trouble is None:
+        budget.hold(0.0)
+        end = refit(engine, search, plan, results, budget, launch)
+    vote_dir = vote_folder(args.vote_dir, note.get("vote_dir"), search.id)
+    report = conclude(search, plan, results, end, vote_dir, budget)
     hurried = end.over or budget.closed
     write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
     search.amend_note(spent=budget.spent(time.time()))
+    if report is not None:
+        print("\n".join(answer_lines(report, plan, vote_dir)))
     if end.interrupted:
         print(f"continue with: python search.py --resume {search.id}")
-    return 130 if end.interrupted else status
+        return 130
+    return 0 if report is not None and end.trouble is None else 1
 
 
 if __name__ == "__main__":

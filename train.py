@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
+    from ballot.config.command_line import help_first
     from ballot.installed import require
 
+    help_first("train.py", __doc__)  # without torch, which takes seconds
     require("numpy", "torch", "torchvision")
 
 import numpy as np
@@ -76,6 +78,10 @@ HPARAMS = (
 )
 
 
+NO_DATA = (
+    "no --data_dir: training on scikit-learn's digits, 1,797 grey images of 8x8 pixels; "
+    "--data_dir DIR takes your images"
+)
 EARLY = "early stop"  # of one fold; the others are trained all the same
 
 
@@ -182,7 +188,8 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
     lease = choose_device(
         wanted,
         trials_per_gpu=config.trials_per_gpu,
-        among_trials=trial.in_search and group.size == 1,
+        among_trials=trial.in_search and not trial.has_gpus and group.size == 1,
+        holder=trial.id or "",
     )
     device = process.pick_device(lease.name, group)
     amp = process.pick_amp(config.amp, device)
@@ -269,6 +276,8 @@ def describe(job: Job) -> None:
         processes=job.group.size,
         **machine_facts(),
     )
+    if job.config.data_dir is None and job.config.dataset == "auto" and data.name == "digits":
+        log.info(NO_DATA)
     fold = data.folds[0]
     tested = f", {len(data.test):,} test" if data.test else ""
     log.info(
@@ -387,7 +396,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     config, goal = job.config, job.goal
     history: list[dict[str, Any]]
     history = [row for row in read_rows(folder / "history.csv") if int(row["epoch"]) <= state.epoch]
-    for row in history:  # an engine forgets what an interrupted trial had reported
+    for row in () if config.all_rows else history:  # an engine forgets an interrupted trial's
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
@@ -404,7 +413,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             trained, scores = one_epoch(job, fold, state)
             state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
-            is_best = state.note_best(goal, scores)
+            is_best = state.note_best(goal, scores, keep_last=config.all_rows)
             kept = ["best.pt"] * is_best
             if config.save_period and state.epoch % config.save_period == 0:
                 kept.append(f"epoch{state.epoch:03d}.pt")
@@ -427,7 +436,8 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
                 board.log_epoch(state.step, scores)
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
             log.info(epoch_line(config, history[-1], scores, is_best))
-            job.trial.report_epoch(scores[goal.name])
+            if not config.all_rows:
+                job.trial.report_epoch(scores[goal.name])
             if table := state.clock.end():
                 log.info(table)
     return None
@@ -502,7 +512,8 @@ def predict(
     if state.features is not None:
         batches = state.features.batches(subset, job.config.batch_size)
         return loop.predict(state.scored, batches, job.amp, criterion)
-    read = subset.batches(job.config.batch_size, device=job.device, part=(group.rank, group.size))
+    part = (group.rank, group.size)
+    read = subset.batches(job.config.batch_size, device=job.device, part=part)
     batches = ((view(images), labels) for images, labels in read)
     return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
@@ -614,6 +625,8 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     facts: dict[str, Any] = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
     if whole:
         facts |= summary(whole)
+        if job.config.all_rows:  # its validation rows were training rows
+            facts |= {"score": None, "scores": {}}
         facts["test"] = write_answers(job, whole)
         hand_over(job)
         draw_best(job, whole)
@@ -649,8 +662,9 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
     for fold, _ in zip(data.folds, outcomes):
         ids += list(fold.val.ids)
         labels += [data.classes[k] for k in fold.val.labels]
-    val = np.concatenate([o.val for o in outcomes])
-    write_ballot(run.folder / "val.csv", ids, data.classes, val, labels)
+    if not job.config.all_rows:
+        val = np.concatenate([o.val for o in outcomes])
+        write_ballot(run.folder / "val.csv", ids, data.classes, val, labels)
     if not data.test:
         return {}
     probs = np.stack([o.test for o in outcomes]).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -707,6 +721,8 @@ def say_the_end(job: Job, last: Outcome) -> None:
         log.info("the ballot is %s; all else is in %s", ballot, run.folder)
     elif last.status == "stopped":
         log.info("no epoch had ended yet, so there is nothing to keep")
+    elif job.config.all_rows and last.status == "done":
+        log.info("trained on all rows, so there is no score; all is in %s", run.folder)
     if last.status == "stopped":
         log.info("continue with: python train.py --resume %s", run.folder)
 

@@ -1,6 +1,6 @@
 """GPUs that the trials of one host share: each takes a free one under a lock.
 
-NNI's own assignment counts wrongly where there is one GPU and knows nothing of other searches. Here
+An engine's own assignment may count wrongly and knows nothing of other searches. Here
 a trial locks one of the files `<temporary folder>/ballot-<uid>/<gpu>.<slot>` (where that name is
 taken by somebody else, in `~/.cache/ballot`); the kernel lets go of the lock when the process
 ends, however it ends.
@@ -50,18 +50,19 @@ class Lease:
             self.descriptor = -1
 
 
-def choose_device(name: str, *, trials_per_gpu: int, among_trials: bool) -> Lease:
+def choose_device(name: str, *, trials_per_gpu: int, among_trials: bool, holder: str = "") -> Lease:
     """Return the device to use: what a person named, else a free GPU, else the best there is.
 
-    `among_trials` says that other trials of a search want GPUs too: NNI started this process.
-    Waits, and says so once, while all GPUs are taken.
+    `among_trials` says that other trials of a search want GPUs too, and that nobody has assigned
+    this one its own; `holder` names it for people. Waits, and says so once, while all GPUs
+    are taken.
     """
-    if name != "auto" or not among_trials or assigned_by_nni():
+    if name != "auto" or not among_trials:
         return Lease(name)
     gpus = visible_gpus()
     if not gpus:
         return Lease(name)
-    lease = take(gpus, trials_per_gpu, lock_folder(), memory_used)
+    lease = take(gpus, trials_per_gpu, lock_folder(), memory_used, holder=holder)
     import torch
 
     torch.cuda.set_device(lease.name)  # what names no device shall not touch the first GPU
@@ -86,20 +87,6 @@ def on_several(name: str, available: int, command: Sequence[str]) -> list[str] |
     return [*launcher, "--nproc_per_node", str(len(gpus)), *command, "--device", "cuda"]
 
 
-def assigned_by_nni() -> bool:
-    """Tell whether NNI chose this trial's GPUs: its environment then differs from the manager's."""
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if mine is None:
-        return False
-    try:
-        # A preloaded trial was forked elsewhere, and has been told who its command's parent is.
-        parent = os.environ.get("BALLOT_PARENT", os.getppid())
-        pairs = Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return True
-    return f"CUDA_VISIBLE_DEVICES={mine}".encode() not in pairs
-
-
 def visible_gpus() -> list[Gpu]:
     """List the CUDA devices of this process; where they are told apart by it, by their UUID."""
     import torch
@@ -116,7 +103,7 @@ def visible_gpus() -> list[Gpu]:
 def memory_used(gpu: Gpu) -> float:
     """Return the share of the GPU's memory that is in use by anyone, 0 where nobody knows."""
     try:
-        import pynvml  # comes with NNI; a look by CUDA itself would occupy memory on each GPU
+        import pynvml  # a look by CUDA itself would occupy memory on each GPU
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu.id.removeprefix('GPU-')}")
@@ -162,6 +149,7 @@ def take(
     folder: Path,
     load: Callable[[Gpu], float] = memory_used,
     poll: float = POLL,
+    holder: str = "",
 ) -> Lease:
     """Lock a slot of the GPU with the fewest trials, then the least load; wait for one to be free.
 
@@ -172,7 +160,7 @@ def take(
         with _choosing(folder):
             found = _best(gpus, slots, folder, load)
         if found is not None:
-            return _held(*found)
+            return _held(*found, holder)
         if not said:
             what = "the GPU is" if len(gpus) == 1 else f"all {len(gpus)} GPUs are"
             log.warning("%s taken by other trials; waiting for one to end", what)
@@ -219,11 +207,11 @@ def _try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def _held(gpu: Gpu, descriptor: int) -> Lease:
+def _held(gpu: Gpu, descriptor: int, holder: str) -> Lease:
     """Write down for people who holds the GPU, and keep the lock from outliving this process."""
     lease = Lease(f"cuda:{gpu.index}", descriptor)
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()} {os.environ.get('NNI_TRIAL_JOB_ID', '')}\n".encode())
+    os.write(descriptor, f"{os.getpid()} {holder}\n".encode())
     # A forked child (a worker that decodes) would hold the lock on when this process is killed.
     os.register_at_fork(after_in_child=lease.release)
     return lease

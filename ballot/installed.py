@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from ballot.streams import open_missing_streams
 
-PYTHONS = ((3, 10), (3, 14))  # from the first, below the second
+PYTHONS = ((3, 10), (3, 14))  # from the first, below the second; as in pyproject.toml
+PYTHON_RANGE = f"3.{PYTHONS[0][1]} to 3.{PYTHONS[1][1] - 1}"
 REMEDY = "run make setup, then source .venv/bin/activate"
 
 
@@ -24,7 +25,9 @@ def what_is_missing(packages: Iterable[str]) -> str:
     """Return what this Python lacks of `packages`, or nothing."""
     version = sys.version_info[:2]
     if not PYTHONS[0] <= version < PYTHONS[1]:
-        return f"{sys.executable}: is Python {version[0]}.{version[1]}, not 3.10 to 3.13; {REMEDY}"
+        return (
+            f"{sys.executable}: is Python {version[0]}.{version[1]}, not {PYTHON_RANGE}; {REMEDY}"
+        )
     encoding = sys.getfilesystemencoding()
     if encoding.lower() not in ("utf-8", "utf8"):
         return f"locale: text is {encoding} here; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"

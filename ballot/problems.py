@@ -31,7 +31,7 @@ def as_problem(error: UserError | str, *, fatal: bool = True) -> Problem:
 
 def listed(problems: Sequence[Problem], heading: str, width: int) -> str:
     """Number the problems, each with its remedy on a line of its own, wrapped at `width`."""
-    lines = textwrap.wrap(heading, width)
+    lines = _wrap(heading, "", width)
     for number, problem in enumerate(problems, 1):
         mark = f"{number:>3}. "
         lines += _wrap(f"{problem.where}: {problem.what}", mark, width)

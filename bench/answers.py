@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from ballot.vote import combine  # noqa: E402
 from ballot.vote.rules import mixture_weights, weigh  # noqa: E402
-from ballot.vote.selection import Poll, VoteOptions, rehearse  # noqa: E402
+from ballot.vote.selection import Poll, VoteOptions, independent_share, rehearse  # noqa: E402
 
 SIZES = (6, 12, 24)
 SINGLE, SHIPPED = "best single by validation", "--select auto (shipped)"
@@ -122,9 +122,17 @@ def likeliest(rows: float, trials: Trials) -> np.ndarray:
     return mixture_weights(true, start, rows)
 
 
+def poll_of(trials: Trials) -> Poll:
+    """Return the trials' validation rows as a vote reads them."""
+    ids = [str(row) for row in range(len(trials.val_targets))]
+    members = list(range(len(trials.val)))
+    return Poll(members, ids, trials.val_targets, trials.groups, trials.val)
+
+
 def weighed(trials: Trials) -> np.ndarray:
     """Weigh as `--select auto` does where the vote is taken."""
-    return np.array(weigh(trials.val, trials.val_targets, "acc"))
+    share = independent_share(poll_of(trials))
+    return np.array(weigh(trials.val, trials.val_targets, "acc", share))
 
 
 def shipped(trials: Trials, strict: bool = False) -> np.ndarray:
@@ -132,10 +140,8 @@ def shipped(trials: Trials, strict: bool = False) -> np.ndarray:
 
     `strict` counts every loss, however small, as worse.
     """
-    ids = [str(row) for row in range(len(trials.val_targets))]
-    members = list(range(len(trials.val)))
-    poll = Poll(members, ids, trials.val_targets, trials.groups, trials.val)
-    honest = rehearse(VoteOptions(select="auto"), [1.0] * len(members), poll).honest
+    equal = [1.0] * len(trials.val)
+    honest = rehearse(VoteOptions(select="auto"), equal, poll_of(trials)).honest
     if honest.gain < 0 if strict else honest.worse:
         return best(1, trials)
     return weighed(trials)

@@ -242,7 +242,8 @@ def test_where_the_vote_is_worse_the_answer_is_the_best_single_trials(one_good_t
 
 
 def test_a_vote_that_was_asked_for_stays_and_is_said_to_be_worse(one_good_trial, capsys):
-    assert ensemble.main(list(map(str, one_good_trial))) == 0
+    words = [*map(str, one_good_trial), "--weights", "0", "1", "1", "1", "1", "1"]
+    assert ensemble.main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "the vote is worse than the best single trial; --select auto" in said
     record = json.loads(Path("ensemble/ensemble.json").read_text())

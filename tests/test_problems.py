@@ -29,3 +29,8 @@ def test_a_list_is_numbered_wrapped_and_each_remedy_has_a_line():
 def test_a_note_keeps_long_paths_whole():
     text = note(Problem("/a/" + "long-path/" * 12, "is so", fatal=False), 60)
     assert "/a/" + "long-path/" * 12 in text
+
+
+def test_a_heading_keeps_a_long_path_whole():
+    path = "/a/" + "long-path/" * 12
+    assert path in listed([Problem("b", "c")], f"error: {path}: 2 things are wrong", 60)

@@ -5,24 +5,47 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import textwrap
 import typing
 from typing import Any
 
 from ballot.config.files import _literal, parse_json
 from ballot.config.layers import Layer
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
-from ballot.errors import UserError, suggest
+from ballot.errors import UserError, guard, suggest
 from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
 SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
+
+# Shown first by --help: all that a first run needs.
+FIRST = (
+    "data_dir",
+    "model",
+    "epochs",
+    "image_size",
+    "batch_size",
+    "lr",
+    "optimizer",
+    "criterion",
+    "augmentation",
+    "device",
+)
+
+
+class WholeWords(argparse.HelpFormatter):
+    """Help whose lines end between words: argparse itself also breaks them at hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        words = " ".join(text.split())
+        return textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are `UserError`s and which takes `--batch-size` as `--batch_size`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"formatter_class": WholeWords, **options})
         self.add_argument("--version", action=ShowVersion, help="print the version and stop")
 
     def error(self, message: str) -> typing.NoReturn:
@@ -61,10 +84,14 @@ def _snake(word: str) -> str:
 
 
 def build_parser(prog: str, description: str) -> Parser:
-    """Derive the command line from `Config`: a flag a field, in the groups of the fields."""
+    """Derive the command line from `Config`: a flag a field, the ten that matter first."""
     parser = Parser(
         prog=prog, usage=f"{prog} [options]", description=description, allow_abbrev=False
     )
+    first = parser.add_argument_group("most used")
+    parser._action_groups.sort(key=lambda group: group is not first)  # before argparse's own
+    for name in FIRST:
+        _add_flag(first, name, FIELDS[name])
     parser.add_argument(
         "--config",
         "-c",
@@ -83,11 +110,25 @@ def build_parser(prog: str, description: str) -> Parser:
     )  # for ballot.preflight.examine
     groups: dict[str, Any] = {}
     for name, f in FIELDS.items():
+        if name in FIRST:
+            continue
         group = groups.setdefault(f.metadata["group"], None)
         if group is None:
             group = groups[f.metadata["group"]] = parser.add_argument_group(f.metadata["group"])
         _add_flag(group, name, f)
     return parser
+
+
+def help_first(prog: str, description: str | None) -> None:
+    """Answer --help and --version, and end the program, before it imports anything large."""
+    if {"-h", "--help", "--version"} & set(sys.argv[1:]):
+        sys.exit(guard(_show_help)([prog, description or "", *sys.argv[1:]]))
+
+
+def _show_help(argv: list[str] | None) -> int:
+    prog, description, *words = argv or []
+    build_parser(prog, description).parse_known_args(words)
+    return 0
 
 
 def _add_flag(group: Any, name: str, f: dataclasses.Field) -> None:

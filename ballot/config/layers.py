@@ -39,6 +39,10 @@ def flatten(layer: Layer) -> list[tuple[str, Any]]:
             pairs.append((_dotted(head, rest, layer.name), value))
         elif head in COMPONENTS and isinstance(value, Mapping):
             pairs += _component(head, value, layer.name)
+        elif head == "recipe" and isinstance(value, Mapping):  # a choice of whole configurations
+            pairs.append((head, value.get("_name")))
+            inner = {k: v for k, v in value.items() if k != "_name"}
+            pairs += flatten(Layer(layer.name, inner))
         else:
             pairs.append((check_key(key, layer.name), value))
     return pairs

@@ -78,8 +78,9 @@ class Config:
     val_ratio: float = option(0.2, "share of the training rows (or groups) held out for validation", "data", above=0, below=1)
     folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
     fold: int | None = option(None, "single fold to train, counted from 0; default: all folds", "data", low=0)
+    all_rows: bool = option(False, "train on the validation rows too and keep the last epoch; there is no score then", "data")
     strict: bool = option(False, "treat warnings about the data as errors", "data")
-    recipe: str = option("auto", "auto chooses unset options from the data and the machine; none uses the plain defaults", "data", choices=("auto", "none"))
+    recipe: str = option("auto", "auto chooses unset options from the data and the machine; probe fits a classifier to the frozen network, none uses the plain defaults", "data", choices=("auto", "none", "probe"))
     # Images
     image_size: int | None = option(None, "side of the square images in pixels; default: from the data or the model", "images", low=4, high=4096)
     augmentation: str = option("BaseAugmentation", "augmentation of training images", "images")

@@ -11,7 +11,7 @@ from ballot.config.layers import Layer, flatten
 from ballot.config.schema import COMPONENTS, OWN_FIELDS, convert
 from ballot.errors import UserError, suggest
 
-# How many numbers each type of NNI's search space takes.
+# How many numbers each type of a search space takes.
 SPACE_TYPES = {
     "choice": None,
     "randint": 2,
@@ -32,8 +32,8 @@ FIXED = {
     "monitor": "scores of different kinds cannot be compared",
     "out_dir": "the vote looks for all trials in one folder",
     "split_seed": "trials on other validation rows cannot be compared",
-    "run_name": "NNI's trials are named by NNI",
-    "resume": "NNI's trials continue their own run",
+    "run_name": "trials of a search are named by the search",
+    "resume": "trials of a search continue their own run",
     "plugins": "its files are run as a program",
     "model_dir": "all weights are collected in one folder",
     "log_config": "it names programs to log with, and files",
@@ -71,8 +71,8 @@ def _problems_of(key: str, spec: Any, source: str, ours: bool) -> list[UserError
     inner = [len(v) - 1 if isinstance(v, Mapping) and "_name" in v else -1 for v in candidates]
     if max(inner) > 0 and min(inner) < 0:
         raise UserError(
-            f"{source}: {key} mixes names and nested options, which NNI hands over "
-            'unsampled; write every name as {"_name": ...}'
+            f"{source}: {key} mixes names and nested options, which no tuner "
+            'samples; write every name as {"_name": ...}'
         )
     found: list[UserError] = []
     for value in candidates if ours else ():
@@ -106,6 +106,9 @@ def _check_values(key: str, kind: str, values: Any, source: str) -> None:
 
 
 def _problems_of_candidate(key: str, value: Any, source: str) -> list[UserError]:
+    if isinstance(value, Mapping) and "_name" in value and key == "recipe":
+        convert(key, value["_name"], source)
+        return find_problems({k: v for k, v in value.items() if k != "_name"}, source)
     if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
         found: list[UserError] = []
         for inner, spec in value.items():
@@ -114,8 +117,8 @@ def _problems_of_candidate(key: str, value: Any, source: str) -> list[UserError]
             if not is_spec(spec):
                 right = f'{{"_type": "choice", "_value": [{spec!r}]}}'
                 raise UserError(
-                    f"{source}: {key}.{inner} is fixed to {spec!r}, on which NNI's "
-                    f"tuner dies; write {right}"
+                    f"{source}: {key}.{inner} is fixed to {spec!r}, which is "
+                    f"no range; write {right}"
                 )
             own = inner in OWN_FIELDS.get(key, ())
             found += find_problems({inner if own else f"{key}_args.{inner}": spec}, source)
@@ -215,6 +218,8 @@ def keys_of(space: Mapping[str, Any]) -> Iterator[str]:
     for key, spec in space.items():
         yield key
         for value in spec["_value"] if spec["_type"] == "choice" else ():
-            if isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
+            if isinstance(value, Mapping) and "_name" in value and key == "recipe":
+                yield from (k for k in value if k != "_name")
+            elif isinstance(value, Mapping) and "_name" in value and key in COMPONENTS:
                 own = OWN_FIELDS.get(key, ())
                 yield from (k if k in own else f"{key}_args.{k}" for k in value if k != "_name")

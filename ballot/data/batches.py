@@ -194,9 +194,13 @@ class Data:
             sides = [(self.folds[0].train, "train"), (self.folds[0].val, "val")]
         if self.test is not None:
             sides.append((self.test, "test"))
+        listed: set[str] = set()
         for subset, side in sides:
             groups = subset.groups or [""] * len(subset)
             for name, label, group in zip(subset.ids, subset.labels, groups):
+                if side == "val" and name in listed:  # of a run on all rows
+                    continue
+                listed.add(name)
                 known = self.classes[label] if label >= 0 else ""
                 rows.append({"id": name, "label": known, "split": side, "group": group})
         return rows

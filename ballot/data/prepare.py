@@ -153,6 +153,8 @@ def examine(
             )
         pairs, numbers = [pairs[config.fold]], [config.fold]
     problems = audit(table, first.digests, first.bad, _sides(table, pairs, first.bad), config.folds)
+    if config.all_rows:
+        pairs = [(np.sort(np.concatenate(pair)), pair[1]) for pair in pairs]
     return Examined(
         table,
         output_size(recipes["train"]),

@@ -147,3 +147,41 @@ def _headers(paths: Sequence[Path]) -> tuple[int, bool]:
             sides.append(min(image.size))
             grey += image.mode[0] in "1LI"
     return (round(median(sides)), 2 * grey > len(sides)) if sides else (0, False)
+
+
+def check_folder(root: Path, config: Config) -> None:
+    """Refuse a folder that is hardly meant so: one level too high, or a class of one image."""
+    if not root.exists():
+        raise UserError(f"data_dir: {root} is not there")
+    if root.is_dir() and not side_folders(root):
+        deeper = [folder for folder in sorted(root.iterdir()) if _holds_classes(folder)]
+        if deeper and not any(_has_images(folder) for folder in root.iterdir() if folder.is_dir()):
+            names = ", ".join(folder.name for folder in deeper[:3])
+            raise UserError(
+                f"{root}: holds data sets ({names}), not classes; name one, as in "
+                f"--data_dir {deeper[0]}"
+            )
+    try:
+        labels, _ = labelled_images(root, config)
+    except (UserError, OSError):  # told by whoever reads all of it
+        return
+    single = [name for name, count in labels.items() if count == 1]
+    if single and len(single) < len(labels) and not any(map(PERSON.fullmatch, labels)):
+        raise UserError(
+            f"{root}: class {single[0]!r} has one image, and validation needs another; "
+            "add images, or take the class out"
+        )
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds folders of images: two or more, or those of train and test."""
+    if not folder.is_dir() or folder.name.startswith("."):
+        return False
+    inner = [each for each in folder.iterdir() if each.is_dir()]
+    return sum(map(_has_images, inner)) > 1 or "train" in side_folders(folder)
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether there are images in a folder itself."""
+    kinds = (mimetypes.guess_type(f.name, strict=False)[0] or "" for f in folder.iterdir())
+    return any(kind.startswith("image/") for kind in kinds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ballot.engines.interface import Engine, Search
@@ -46,3 +47,10 @@ def current_trial() -> Trial:
     from ballot.engines.nni.trial import find_trial
 
     return find_trial() or Trial()
+
+
+def outside_trials(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what an engine tells its trials."""
+    from ballot.engines.nni.trial import TOLD
+
+    return {name: value for name, value in environment.items() if not name.startswith(TOLD)}

@@ -213,6 +213,27 @@ class Outline:
         return self.platform == "local"
 
 
+class MachineCheck(Protocol):
+    """What an engine asks of the other machines of a search, beside what trials need there."""
+
+    packages: Sequence[str]  # distributions that each interpreter it uses must have
+    modules: Sequence[str]  # whose presence `package_problems` looks at
+    interpreter_key: str  # how the configuration calls a machine's interpreter
+    ignore_file: str  # that names what is not sent
+
+    def interpreter_of_trials(self, machine: Machine, named: str) -> str:
+        """Return what runs the trials there, where the trial command names `named` or nothing."""
+
+    def command_problems(self, named: str) -> list[Problem]:
+        """Return what is wrong with the interpreter that the trial command names."""
+
+    def link_problems(self, link: Link) -> list[Problem]:
+        """Return what is wrong with the way to a machine."""
+
+    def package_problems(self, name: str, facts: Mapping[str, Any]) -> list[Problem]:
+        """Return which packages are there, and do not work; all of them are installed."""
+
+
 class Draft(Protocol):
     """A configuration on its way to a plan: read by its engine, and not yet checked in full."""
 
@@ -250,6 +271,10 @@ class Draft(Protocol):
 
     def resource_problems(self, options: Config | None, gpus: int | None) -> list[Problem]:
         """Return what is wrong with GPUs and with what is sent elsewhere; None: not counted yet."""
+
+    @property
+    def machine_check(self) -> MachineCheck:
+        """What is asked of other machines for the engine's sake."""
 
     def uploaded(self) -> Collection[str]:
         """Return the entries of the code folder that are sent to other machines."""

@@ -11,7 +11,13 @@ from ballot.config.layers import Layer, flatten
 from ballot.config.search_space import FIXED
 from ballot.errors import UserError
 
-FINAL = ("fold", "folds", "seed", "split_seed")  # what a search sets besides, to train again
+FINAL = (
+    "fold",
+    "folds",
+    "seed",
+    "split_seed",
+    "all_rows",
+)  # what a search sets besides, to train again
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ class Trial:
     experiment: str | None = None
     sequence: int | None = None
     searched: tuple[str, ...] | None = None  # keys of the search space, where they are known
+    has_gpus: bool = False  # the engine assigned it some
     reporter: Reporter | None = None
 
     @property

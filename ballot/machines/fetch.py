@@ -249,7 +249,7 @@ class Collector:
         self._seen[run] = checkpoint
 
     def _bring_words(self, link: Link, trial: TrialRecord) -> None:
-        """Put what a trial said where NNI has it of local trials."""
+        """Put what a trial said where the engine has it of local trials."""
         for name, text in self.source.script.ask(
             link, "words", self.source.search_id, trial.id
         ).items():
@@ -266,7 +266,7 @@ class DamagedError(UserError):
 
 
 def links_of(trial: TrialRecord, links: Sequence[Link]) -> list[Link]:
-    """Return the machine of a trial; where NNI alone named it, all that it may be."""
+    """Return the machine of a trial; where the engine alone named it, all that it may be."""
     if trial.machine is None:
         return []
     exact = [link for link in links if link.name == trial.machine]

@@ -15,7 +15,7 @@ class Machine:
     port: int | None = None
     user: str | None = None
     key_file: str | None = None
-    python: str | None = None  # NNI's pythonPath: a folder of interpreters; or an interpreter
+    python: str | None = None  # a folder of interpreters, or an interpreter
     name: str = ""  # for people; unique among the machines of a search
 
     def __post_init__(self) -> None:

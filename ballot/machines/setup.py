@@ -63,7 +63,7 @@ class Ticker:
 
 
 def install(links: Sequence[Link], requirements: Path) -> list[Problem]:
-    """Make or update an environment on each machine, where NNI and the trials look for it."""
+    """Make or update an environment on each machine, where engine and trials look for it."""
     text = requirements.read_text(encoding="utf-8")
     return _everywhere(links, lambda link, ticker: _install(link, text, ticker))
 
@@ -100,7 +100,7 @@ def venv_of(link: Link) -> str:
     folder = PurePosixPath(link.machine.interpreter).parent
     if folder.name != "bin":
         raise UserError(
-            f"{link.name}: pythonPath {python} is no environment to install into; write {VENV}/bin"
+            f"{link.name}: {python} is no environment to install into; write {VENV}/bin"
         )
     return str(folder.parent)
 

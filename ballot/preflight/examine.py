@@ -81,7 +81,7 @@ def examine(
             if trial is not None:
                 stack.callback(trial.end)
         asked = stack.enter_context(ThreadPoolExecutor(1)).submit(
-            machines.examine, reach or Reach(), outline, options.config, guarded
+            machines.examine, reach or Reach(), draft, options.config
         )
         stack.push(lambda kind, *_: reach.close() if kind and reach else None)  # on Ctrl-C
         if not any(problem.where == engine.name for problem in missing):  # it is installed
@@ -119,15 +119,14 @@ def _check_words(findings: Findings, limits: Limits) -> Options:
         if outline.is_local:
             findings.problems += data_problems(options.config, outline.code, where)
         else:
-            sent = findings.draft.uploaded
-            findings.problems += machines.command_problems(outline, options.config, where, sent)
+            findings.problems += machines.command_problems(findings.draft, options.config, where)
     return options
 
 
 def _foreign(told: Outline, where: str) -> list[Problem]:
     script = re.search(r"(?:^|\s|/)(train\.py)\b", told.command)
     if script and not (told.code / "train.py").exists():
-        what = f"trialCodeDirectory {told.code} has no train.py"
+        what = f"the folder of the code, {told.code}, has no train.py"
         return [Problem(where, what, "name the project's folder")]
     what = "the trial command runs another script, whose options are not checked"
     return [Problem(where, what, fatal=False)]

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,20 @@ from typing import Any
 from ballot import walking
 from ballot.config.schema import Config
 from ballot.config.trial_command import option_of, parse_command
-from ballot.engines.interface import Draft, Engine, Outline
+from ballot.engines.interface import Draft, Engine, MachineCheck, Outline
 from ballot.errors import UserError
-from ballot.installed import PYTHONS
+from ballot.installed import PYTHON_RANGE, PYTHONS
 from ballot.machines.machine import Machine
-from ballot.machines.sent.facts import expand, listing_digest
+from ballot.machines.sent import facts
 from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
 from ballot.training.options import read_options
 from ballot.wording import size
 
-FOR_NNI = ("nni", "setuptools")
-FOR_TRIALS = (*FOR_NNI, "torch", "torchvision", "numpy", "scikit-learn", "pillow")
+FOR_TRIALS = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 LOW, FULL = 5e9, 200e6  # bytes of free disk: worth a word, and too few for a run folder
 CLOCK_S = 60.0
 FACTS_S = 180.0  # a listing of a million files on a slow disk, torch's first import
-SFTP_HELLO = b"\0\0\0\5\1\0\0\0\3"  # SSH_FXP_INIT, version 3
 GREETING = "ballot"
 INSTALL = "--install makes an environment with everything"
 KNOCK = """
@@ -98,20 +96,16 @@ def data_folders(outline: Outline, path: Path, wanted: str) -> tuple[Path, str]:
     return Path(outline.code, Path(own).expanduser()), there
 
 
-def examine(
-    found: Reach, told: Outline, config: Config | None, guarded: bool
-) -> tuple[list[Problem], str]:
+def examine(found: Reach, draft: Draft, config: Config | None) -> tuple[list[Problem], str]:
     """Return what is wrong with the machines, and a line on what each one has."""
     if not found.links:
         return found.problems, ""
+    outline, check = draft.outline, draft.machine_check
     local = config.data_dir if config is not None else None
-    local = str(Path(told.code, Path(local).expanduser())) if local else ""
-    needs = needs_of(told.command, config)
-    problems, known = examine_machines(found.links, needs, local, guarded)
-    if needs.interpreter and "/" not in needs.interpreter and not guarded:
-        what = f"runs the {needs.interpreter} of each machine's PATH, whatever its pythonPath is"
-        remedy = 'name it, as in exec "$HOME/.ballot/venv/bin/python" train.py'
-        problems.append(Problem("trial command", what, remedy, fatal=False))
+    local = str(Path(outline.code, Path(local).expanduser())) if local else ""
+    needs = needs_of(outline.command, config)
+    problems, known = examine_machines(found.links, needs, check, local)
+    problems += check.command_problems(needs.interpreter)
     lines = [summary(name, said) for name, said in known.items()]
     return [*found.problems, *problems], "\n".join(lines)
 
@@ -126,7 +120,7 @@ class Needs:
 
 
 def needs_of(command: str, config: Config | None) -> Needs:
-    """Read them from the trial command; relative paths are in the folder that NNI uploads."""
+    """Read them from the trial command; relative paths are in the folder that is sent."""
     paths = {}
     for key in ("data_dir", "init_from") if config is not None else ():
         path = option_of(command, f"--{key}", str(getattr(config, key) or ""))
@@ -147,12 +141,11 @@ def trial_interpreter(command: str) -> str:
     return ""
 
 
-def command_problems(
-    told: Outline, config: Config, where: str, uploaded: Callable[[], Collection[str]]
-) -> list[Problem]:
+def command_problems(draft: Draft, config: Config, where: str) -> list[Problem]:
     """Return what is wrong with a trial command for other machines, without asking them."""
+    code = draft.outline.code
     found = []
-    theirs = needs_of(told.command, config).paths
+    theirs = needs_of(draft.outline.command, config).paths
     sent: Collection[str] | None = None
     for key, file in (
         ("data_dir", config.data_dir),
@@ -161,22 +154,23 @@ def command_problems(
     ):
         if file is None or key in theirs or (key == "plugins" and _is_theirs(file)):
             continue
-        sent = uploaded() if sent is None else sent
+        sent = draft.uploaded() if sent is None else sent
         top = Path(file).parts[0]
-        if not (told.code / file).exists():
-            found.append(Problem(where, f"{key}: {file} is not there, seen from {told.code}"))
+        if not (code / file).exists():
+            found.append(Problem(where, f"{key}: {file} is not there, seen from {code}"))
         elif sent and not {top, f"{top}/"} & set(sent):
-            what = f"{key}: {file} is not sent to the machines, because .nniignore names it"
+            ignore_file = draft.machine_check.ignore_file
+            what = f"{key}: {file} is not sent to the machines, because {ignore_file} names it"
             remedy = f"give its place there, as in --{key} $HOME/{Path(file).name}"
             found.append(Problem(where, what, remedy))
     return found
 
 
 def examine_machines(
-    links: Sequence[Link], needs: Needs, local_data: str = "", guarded: bool = True
+    links: Sequence[Link], needs: Needs, check: MachineCheck, local_data: str = ""
 ) -> tuple[list[Problem], dict[str, Mapping[str, Any]]]:
     """Check all machines at once; return problems, and what each machine said of itself."""
-    answers = on_all(links, lambda link: _examine(link, needs, guarded))
+    answers = on_all(links, lambda link: _examine(link, needs, check))
     problems = [problem for found, _ in answers for problem in found]
     known = {link.name: facts for link, (_, facts) in zip(links, answers) if facts}
     if needs.data:
@@ -185,35 +179,34 @@ def examine_machines(
     return problems + differences(known), known
 
 
-def _examine(link: Link, needs: Needs, guarded: bool) -> tuple[list[Problem], Mapping[str, Any]]:
-    nnis = link.machine.interpreter
-    # Under the guard a bare python3 is that of pythonPath (ballot/engines/nni/sent/on_machine.py).
-    is_bare = guarded and "/" not in needs.interpreter
-    trials = nnis if is_bare else needs.interpreter or nnis
+def _examine(
+    link: Link, needs: Needs, check: MachineCheck
+) -> tuple[list[Problem], Mapping[str, Any]]:
+    engines = link.machine.interpreter
+    trials = check.interpreter_of_trials(link.machine, needs.interpreter)
     problems: list[Problem] = []
     said: Mapping[str, Any] = {}
+    wanted = [*check.packages, *FOR_TRIALS]
+    modules, paths = list(check.modules), list(needs.paths.values())
     try:
-        problems += sftp_problems(link, fatal=not guarded)
+        problems += check.link_problems(link)
         before = time.time()
-        said = ask(
-            link, trials, "the trial command", FOR_TRIALS, list(needs.paths.values()), needs.data
-        )
-        problems += facts_problems(link.name, said, needs, (before + time.time()) / 2)
+        said = ask(link, trials, "the trial command", wanted, modules, paths, needs.data)
+        answered = (before + time.time()) / 2
+        problems += facts_problems(link.name, said, needs, check, answered)
         problems += tunnel_problems(link, trials)
-        if Path(nnis).parent != Path(trials).parent:
-            keeper = ask(link, nnis, "pythonPath", FOR_NNI, [], "")
-            problems += version_problems(link.name, keeper, FOR_NNI)
+        if Path(engines).parent != Path(trials).parent:
+            key = check.interpreter_key
+            told = ask(link, engines, key, list(check.packages), modules, [], "")
+            problems += version_problems(link.name, told, check.packages, check)
     except UserError as error:
         problems.append(as_problem(error))
-    if (link.machine.python or "").startswith("~"):
-        what = f"NNI does not expand the ~ of pythonPath {link.machine.python}"
-        problems.append(Problem(link.name, what, "write $HOME instead"))
     return problems, said
 
 
 def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
     """Return `facts(*args)` as an interpreter of a machine says; `place` is where it is named."""
-    files = (walking.__file__, __file__)
+    files = (walking.__file__, facts.__file__)
     texts = [Path(file).read_text(encoding="utf-8") for file in files]
     source = "\n".join([*texts, "print(json.dumps(facts(*args)))"])
     try:
@@ -227,9 +220,11 @@ def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
         ) from None
 
 
-def facts_problems(name: str, said: Mapping[str, Any], needs: Needs, now: float) -> list[Problem]:
+def facts_problems(
+    name: str, said: Mapping[str, Any], needs: Needs, check: MachineCheck, now: float
+) -> list[Problem]:
     """Turn what a machine said of itself into problems; `now` is our clock as it answered."""
-    found = version_problems(name, said, FOR_TRIALS)
+    found = version_problems(name, said, [*check.packages, *FOR_TRIALS], check)
     free = said["free"]
     if free < FULL:
         what = f"its disk is full: {size(free)} are free in {said['home']}"
@@ -267,27 +262,19 @@ def _gpu_problems(name: str, said: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
-def version_problems(name: str, said: Mapping[str, Any], wanted: Sequence[str]) -> list[Problem]:
+def version_problems(
+    name: str, said: Mapping[str, Any], wanted: Sequence[str], check: MachineCheck
+) -> list[Problem]:
     """Return what an interpreter lacks."""
     have, python = said["packages"], tuple(said["python"][:2])
     if not PYTHONS[0] <= python < PYTHONS[1]:
-        what = f"its Python {python[0]}.{python[1]} is not one of 3.10 to 3.13"
+        what = f"its Python {python[0]}.{python[1]} is not one of {PYTHON_RANGE}"
         return [Problem(name, what, "install another one there")]
     missing = [package for package in wanted if not have.get(package)]
     if missing:
         what = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed there"
         return [Problem(name, what, INSTALL)]
-    found = []
-    if have["nni"] != "3.0" or not said["whole"]:
-        what = (
-            f"nni {have['nni']}{'' if said['whole'] else ', and not all of it,'} is installed "
-            "there, 3.0 is needed"
-        )
-        found.append(Problem(name, what, INSTALL))
-    if int(have["setuptools"].partition(".")[0]) >= 81:
-        what = f"setuptools {have['setuptools']} is installed there, but NNI needs one before 81"
-        found.append(Problem(name, what, INSTALL))
-    return found
+    return check.package_problems(name, said)
 
 
 def data_problems(
@@ -308,7 +295,7 @@ def data_problems(
                     name, what, "--sync_data copies what is missing; delete there what is too much"
                 )
             )
-    mine = listing_digest(expand(local)) if local else None
+    mine = facts.listing_digest(facts.expand(local)) if local else None
     if not found and mine and mine[2] != digest:
         what = f"the data in {path} are not those in {local} here: {_told(there[usual], mine)}"
         found.append(Problem(usual, what, "--sync_data copies what differs", fatal=False))
@@ -346,19 +333,6 @@ def summary(name: str, said: Mapping[str, Any]) -> str:
         f"{name}: {cards}, {size(said['free'])} of disk free, Python {python}, "
         f"torch {said['packages'].get('torch')}"
     )
-
-
-def sftp_problems(link: Link, fatal: bool) -> list[Problem]:
-    """Say hello to the sftp server, through which NNI as it ships sends the code."""
-    answer = link.subsystem("sftp", SFTP_HELLO)
-    if answer[4:5] == b"\2":
-        return []
-    if words := answer.decode("utf-8", "replace").split():
-        what = f"its login shell prints {words[0][:20]!r} where sftp should speak"
-        remedy = "let ~/.bashrc there print nothing without a terminal"
-        return [Problem(link.name, what, remedy, fatal)]
-    remedy = "its sshd_config needs: Subsystem sftp internal-sftp"
-    return [Problem(link.name, "has no sftp, through which NNI sends the code", remedy, fatal)]
 
 
 def tunnel_problems(link: Link, interpreter: str) -> list[Problem]:

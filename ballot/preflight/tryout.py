@@ -20,6 +20,7 @@ from typing import Any
 from ballot.config.search_space import corners, each_component
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
 from ballot.cpus import count_cores, threads_told
+from ballot.engines.choose import outside_trials
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.search.time_budget import USEFUL, seconds_for_trials
@@ -28,9 +29,7 @@ from ballot.wording import size, span
 
 PATIENCE = 180.0  # seconds until a tryout is ended: a first look at many images takes its time
 MODELS = 6  # of which the largest configuration is tried
-REPORTING = (
-    5.0  # seconds a trial takes for what is not tried: NNI, TensorBoard, the next one's turn
-)
+REPORTING = 5.0  # seconds a trial takes for what is not tried: the engine, trackers, its turn
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int
     folder = tempfile.TemporaryDirectory(prefix="ballot-check-")
     wanted = Path(folder.name, "wanted.json")
     wanted.write_text(json.dumps([_for_probe(item) for item in items]))
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("NNI_")}
+    inherited = outside_trials(os.environ)
     share = {"OMP_NUM_THREADS": str(threads_told() or threads)}
     environment = {**inherited, **share, **command.environment}
     with Path(folder.name, "out").open("w") as out, Path(folder.name, "err").open("w") as err:

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.layers import Layer, flatten
-from ballot.errors import UserError
-from ballot.runs.files import json_or_empty, replacing, stamp
+from ballot.errors import CannotWrite, UserError
+from ballot.runs.files import json_or_empty, replacing, stamp, write_json
 from ballot.runs.folder import read_result
 from ballot.runs.trials import NO_WORD, TrialRecord
 
 FACTS = ("run", "status", "reason", "score", "epochs", "seconds", "machine", "device")
+
+EARLY = "early stopping"  # the reason of a trial that the assessor stopped
+SIGNALS = ("SIGINT", "SIGTERM")  # all that a trial itself can know of why it was stopped
 
 Row = dict[str, Any]
 
@@ -46,6 +49,7 @@ class Results:
         self._known: dict[str, tuple[Any, Row]] = {}  # a trial's row, and what it was made of
         self._searched: dict[str, None] = {}  # what the tuner has given to any of them
         self._written: list[Row] | None = None
+        self._unexplained: list[Path] = []  # runs that do not know that they were stopped early
         self._table = Lines(self.path)
         self.reasons: dict[str, str] = {}  # of trials that this search.py ended itself
 
@@ -55,6 +59,8 @@ class Results:
         `over` says that nothing runs any more: what still says so was killed.
         """
         self.read(trials, over=over)
+        while self._unexplained:
+            explain_early_stop(self._unexplained.pop())
         if self.rows != self._written:
             self._write()
             self._written = self.rows
@@ -121,6 +127,8 @@ class Results:
         result = self.result_of(trial)
         self._searched.update(dict.fromkeys(searched_values(trial)))
         status, reason = how_it_goes(trial, result, over)
+        if reason == EARLY and result.get("reason") in SIGNALS:
+            self._unexplained.append(self.folder_of(trial))
         if status == "failed" and reason is None:
             reason = self._last_words(trial)
         if status in ("stopped", "failed"):
@@ -200,7 +208,7 @@ def how_it_goes(
     """Return a trial's status (waiting, running, done, stopped or failed) and the reason."""
     said, reason = result.get("status"), result.get("reason")
     if trial.status == "early_stopped":
-        return "stopped", "ended early by the assessor"
+        return "stopped", EARLY
     if said in ("done", "failed") or (said == "stopped" and (over or trial.has_ended)):
         return said, reason
     if trial.status == "failed":
@@ -212,6 +220,15 @@ def how_it_goes(
     if over:
         return "stopped", "killed before it could write" if result else "ended before it began"
     return ("running" if trial.status == "running" else "waiting"), None
+
+
+def explain_early_stop(folder: Path) -> None:
+    """Write into a run's `result.json` why it was stopped: the run itself saw a signal alone."""
+    result = read_result(folder)
+    # Until it has written its last word the file is its own.
+    if result.get("status") == "stopped" and result.get("reason") in SIGNALS:
+        with contextlib.suppress(CannotWrite):
+            write_json(folder / "result.json", result | {"reason": EARLY})
 
 
 def searched_values(trial: TrialRecord) -> dict[str, Any]:

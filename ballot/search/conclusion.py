@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ballot.config.trial_command import typed_command
@@ -13,15 +15,18 @@ from ballot.engines.interface import Plan, Search
 from ballot.errors import UserError
 from ballot.prediction import soup_process
 from ballot.report.page import try_report
+from ballot.runs.files import json_or_empty
 from ballot.runs.folder import ballots_of, is_validation, read_result, run_of
 from ballot.runs.results import Results, searched_values
 from ballot.search.finalize import is_final
+from ballot.search.refit import refits_of
 from ballot.search.supervise import End
 from ballot.search.time_budget import Budget, how_time_cut
 from ballot.search.trouble import Trouble
-from ballot.vote.selection import VoteOptions
+from ballot.vote.selection import Refit, VoteOptions
 from ballot.vote.table import format_table
 from ballot.vote.tally import VoteReport, run_vote
+from ballot.wording import plural
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK_PAGE_S = 5.0  # for the report without pictures, where the time is over
@@ -30,8 +35,8 @@ SHOWN = 20  # last lines of a trial that ends the search
 
 def conclude(
     search: Search, plan: Plan, results: Results, end: End, vote_dir: Path, budget: Budget
-) -> int:
-    """Say what went wrong, let the trials vote, and say where everything is."""
+) -> VoteReport | None:
+    """Say what went wrong and let the trials vote; None where none of them can."""
     trials = search.trials()
     rows = results.update(trials, over=True)
     if end.trouble is not None:
@@ -52,8 +57,8 @@ def conclude(
             f"{search.folder / 'environments'}",
             file=sys.stderr,
         )
-        return 1
-    report = vote(ballots, vote_dir, budget)
+        return None
+    report = vote(ballots, vote_dir, budget, refits_of(results, trials))
     print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
     if best := results.best(own):
         names, values = searched_values(best), results.values_of(best)
@@ -62,11 +67,13 @@ def conclude(
         typed = typed_command(
             plan.command, {key: values.get(key, value) for key, value in names.items()}
         )
-        print(f"the best trial by hand: {typed}")
-    return 0 if end.trouble is None else 1
+        print(f"reproduce the best trial: {typed}")
+    return report
 
 
-def vote(ballots: list[Path], vote_dir: Path, budget: Budget) -> VoteReport:
+def vote(
+    ballots: list[Path], vote_dir: Path, budget: Budget, refits: Sequence[Refit] = ()
+) -> VoteReport:
     """Weigh the members by their validation rows; the best of them answers where a vote is worse.
 
     Where the trials share no validation rows, all of them have the same say.
@@ -75,7 +82,54 @@ def vote(ballots: list[Path], vote_dir: Path, budget: Budget) -> VoteReport:
     metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
     soups = try_soups(ballots, vote_dir / "soup", metric, budget)
     options = VoteOptions(out_dir=str(vote_dir), metric=metric, select="auto")
-    return run_vote([*ballots, *soups], options)
+    return run_vote([*ballots, *soups], options, refits)
+
+
+def vote_folder(wanted: str | None, noted: str | None, search_id: str) -> Path:
+    """Return the folder of a search's vote; that of another search is not written over."""
+    if wanted:
+        return Path(wanted)
+    folder = Path(noted or "ensemble")
+    members = json_or_empty(folder / "ensemble.json").get("members") or []
+    names = [str(member.get("name")) for member in members if isinstance(member, dict)]
+    if names and not any(name.startswith(f"{search_id}-") for name in names):
+        other = folder.with_name(f"{folder.name}-{search_id}")
+        print(f"{folder} holds another vote, so this one is written to {other}")
+        return other
+    return folder
+
+
+def answer_lines(report: VoteReport, plan: Plan, vote_dir: Path) -> list[str]:
+    """Say in a few lines what the answer is worth, what it is made of, and where things are."""
+    on_all = sum(not member.val for member in report.members if member.weight)
+    voting = sum(bool(member.weight) for member in report.members) - on_all
+    made_of = plural(voting, "trial")
+    if report.alone:
+        made_of = "the best single trial, which is better than a vote"
+    if on_all:
+        made_of += f" and {plural(on_all, 'run')} on all rows"
+    lines = [f"answer: {worth(report)}", f"made of: {made_of}"]
+    lines += [f"submission: {file}" for file in report.files if file.name == "submission.csv"]
+    lines.append(f"report: {plan.page}; weights: {plan.outputs}")
+    lines.append(f"new images: python predict.py {vote_dir} PHOTOS --out new.csv")
+    return lines
+
+
+def worth(report: VoteReport) -> str:
+    """Return the estimated score of the answer with its standard error, in words."""
+    metric, rows = report.options.metric, report.val_rows
+    if report.honest is not None:
+        score = report.honest.best_single if report.alone else report.honest.vote
+        known = f"estimated on {rows} validation rows that took no part in the choice"
+    elif report.best_single is not None:
+        score = report.val.get(metric, report.best_single.val.get(metric, 0.0))
+        known = f"on the {rows} validation rows by which it was chosen"
+    else:
+        return "no validation rows tell what it is worth"
+    if metric != "acc" or not rows:
+        return f"{metric} {score:.4f}, {known}"
+    error = math.sqrt(score * (1 - score) / rows)
+    return f"accuracy {score:.3f} ± {error:.3f}, {known}"
 
 
 def try_soups(ballots: list[Path], out: Path, metric: str, budget: Budget) -> list[Path]:
@@ -116,11 +170,9 @@ def write_report(search: Search, plan: Plan, vote_dir: Path, left: float | None)
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     if done is None:
         if try_report(plan.outputs, plan.page, search=search.id, vote_dir=vote_dir):
-            print(f"to look at: {plan.page} (without its pictures, for which there was no time)")
+            print("the report has no pictures: there was no time for them")
         return
-    if done.returncode == 0:
-        print(f"to look at: {plan.page}")
-    else:
+    if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         print(f"there is no report: {why.removeprefix('error: ')}")
 

@@ -100,10 +100,7 @@ def list_lines(searches: Sequence[Search]) -> list[str]:
             f"{results.outputs}"
         )
     if others := len(searches) - len(ours):
-        lines.append(
-            f"besides, {others} of the engine's searches that search.py did not start "
-            "(nnictl experiment list --all)"
-        )
+        lines.append(f"besides, {others} of the engine's searches that search.py did not start")
     return lines or ["no search has been started yet"]
 
 

@@ -41,12 +41,18 @@ class Budget:
     began: float  # when the command was typed, less the time of the earlier ones
     away: bool = False  # trials run on other machines, and their results come home
     closed: bool = False  # no trial is begun any more
+    reserve: float = 0.0  # seconds after the trials, for training the best again
     ending: float = field(init=False)  # seconds from the cut of the last trials to the last word
     soup: soup_process.Kitchen = field(default_factory=soup_process.Kitchen, repr=False)
     # What a run took to write, and what its `result.json` was like when it said so.
     _tails: dict[Path, tuple[Any, float | None]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self.look([])
+
+    def hold(self, seconds: float) -> None:
+        """Keep seconds after the trials, for training the best again."""
+        self.reserve = seconds
         self.look([])
 
     def look(self, folders: Sequence[Path]) -> None:
@@ -59,6 +65,7 @@ class Budget:
         reporting = min(REPORT_S, 0.1 * (self.limit or float("inf")))
         souping = self.seconds_for_soup(self.soup.choose(folders)) if self.limit else 0.0
         self.ending = STOP_S + writing + voting + souping + reporting + HOME_S * self.away
+        self.ending += self.reserve
 
     def seconds_for_soup(self, chosen: Sequence[soup_process.Candidate]) -> float:
         """Return how long averaging weights may take; 0 where it would take too much."""

@@ -36,6 +36,7 @@ class Situation:
     """What the conditions of `recipes.yml` are compared with."""
 
     data: Survey
+    recipe: str  # as it was asked for: auto, or one by name
     model: str | None  # as it was named; None leaves the choice to the recipe
     pretrained: bool
     device: str
@@ -83,7 +84,8 @@ def look(config: Config, origin: Mapping[str, str], base: Path) -> Situation | N
     else:
         backbone = str(config.model_args.get("backbone", "resnet50"))
         pretrained = wanted and can_be_had(backbone if named == "backbone_head" else named)
-    return Situation(data, named, pretrained, device_kind(config.device), count_cores())
+    device, cores = device_kind(config.device), count_cores()
+    return Situation(data, config.recipe, named, pretrained, device, cores)
 
 
 def can_be_had(model: str) -> bool:
@@ -133,6 +135,7 @@ def read_recipes(path: Path = FILE) -> list[Mapping[str, Any]]:
 
 
 CONDITIONS = {
+    "recipe": lambda now, value: now.recipe == value,
     "chosen": lambda now, value: (now.model is None) == value,
     "model": lambda now, value: now.model is not None and bool(re.search(value, now.model)),
     "pretrained": lambda now, value: now.pretrained == value,

@@ -86,9 +86,9 @@ class TrainState:
         """The weights that are scored and kept: the averaged ones where there are any."""
         return self.model if self.ema is None else self.ema.get_submodule("module")
 
-    def note_best(self, goal: Goal, scores: dict[str, float]) -> bool:
-        """Remember the epoch that has just ended if it is the best so far."""
-        if not goal.better(scores[goal.name], self.best_score):
+    def note_best(self, goal: Goal, scores: dict[str, float], *, keep_last: bool = False) -> bool:
+        """Remember the epoch that has just ended if it is the best so far, or is to be kept."""
+        if not keep_last and not goal.better(scores[goal.name], self.best_score):
             return False
         self.best_score, self.best_epoch = scores[goal.name], self.epoch - 1
         self.best_scores = scores

@@ -14,13 +14,13 @@ from ballot.vote import combine
 
 STRONGEST = 20.0  # a member that scores 0.05 less starts with a weight e times smaller, at most;
 OF_AN_ERROR = 0.5  # of few rows, one standard error less is a weight smaller by exp(0.5)
-PRIOR_ROWS = 100.0  # what the start counts, in validation rows
+PRIOR_ROWS = 30.0  # what the start counts, in validation rows
 ROUNDS = 200
 SETTLED = 1e-5  # in weights; further rounds would not be seen
 LEAST = 1e-3  # of the largest weight: below it a member costs a prediction and changes nothing
 
 
-def start_weights(scores: np.ndarray, losses: np.ndarray, rows: int) -> np.ndarray:
+def start_weights(scores: np.ndarray, losses: np.ndarray, rows: float) -> np.ndarray:
     """Weigh members `[M]` by their scores (in 0..1, the larger the better) and their log losses.
 
     The fewer validation rows the scores are of, the less they count.
@@ -48,14 +48,18 @@ def mixture_weights(true: np.ndarray, start: np.ndarray, rows: float = PRIOR_ROW
     return weights
 
 
-def weigh(values: np.ndarray, targets: np.ndarray, metric: str) -> list[float]:
-    """Return the weight of each member of `values` `[M, N, C]`, as `--select auto` gives them."""
+def weigh(values: np.ndarray, targets: np.ndarray, metric: str, share: float = 1.0) -> list[float]:
+    """Return the weight of each member of `values` `[M, N, C]`, as `--select auto` gives them.
+
+    `share` of the rows count as independent: a person's images are right or wrong together.
+    """
     by = "f1_macro" if metric == "f1_macro" else "acc"  # both in 0..1, beside the log loss
     scores, losses = (
         np.array([combine.score(name, member, targets) for member in values])
         for name in (by, "nll")
     )
-    start = start_weights(scores, np.minimum(losses, -np.log(combine.TINY)), len(targets))
-    weights = mixture_weights(values[:, np.arange(len(targets)), targets], start)
+    start = start_weights(scores, np.minimum(losses, -np.log(combine.TINY)), share * len(targets))
+    true = values[:, np.arange(len(targets)), targets]
+    weights = mixture_weights(true, start, PRIOR_ROWS / share)
     weights[weights < LEAST * weights.max()] = 0.0
     return [float(weight) for weight in weights / weights.sum()]

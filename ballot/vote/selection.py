@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,14 @@ from ballot.wording import few, short
 
 FEWEST_ROWS = 20  # a choice among members on fewer validation rows is a lottery
 MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A run on all rows, which no validation row can judge, and the name of the run it repeats."""
+
+    file: Path
+    of: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ class Honest:
     """Scores by `metric` on validation rows that took no part in any choice (cross-fitted).
 
     `gain` is `vote - best_single` in the direction in which more is better; `error` is the
-    standard error of that difference over rows (None for a metric that is no mean of rows).
+    standard error of that difference over rows, or over groups where rows have such (None for a
+    metric that is no mean of rows).
     `nll_gain` is what the log loss gains, `worse` the verdict (`is_worse`).
     """
 
@@ -249,7 +259,7 @@ def make_recipe(
             f"it needs {FEWEST_ROWS}"
         )
     weights = [members[i].weight for i in poll.members]
-    fitted = fit_recipe(options, weights, poll.values, poll.targets)
+    fitted = fit_recipe(options, weights, poll.values, poll.targets, independent_share(poll))
     if len(poll.members) == len(members):
         return fitted
     chooses = options.select not in (None, "all") or options.stack
@@ -275,9 +285,16 @@ def spread(recipe: combine.Recipe, places: list[int], weights: list[float]) -> c
 
 
 def fit_recipe(
-    options: VoteOptions, weights: list[float], values: np.ndarray, targets: np.ndarray
+    options: VoteOptions,
+    weights: list[float],
+    values: np.ndarray,
+    targets: np.ndarray,
+    share: float = 1.0,
 ) -> combine.Recipe:
-    """Fit temperatures and choose weights on these validation rows alone."""
+    """Fit temperatures and choose weights on these validation rows alone.
+
+    `share` of them count as independent (`independent_share`).
+    """
     temperatures = None
     if options.calibrate:
         temperatures = [combine.fit_temperature(member, targets) for member in values]
@@ -294,7 +311,7 @@ def fit_recipe(
             values, targets, options.metric, bags=options.bag, seed=options.seed
         )
     elif options.select == "auto":
-        weights = rules.weigh(values, targets, options.metric)
+        weights = rules.weigh(values, targets, options.metric, share)
     elif options.select and options.select.startswith("best:"):
         kept = best_members(options.metric, values, targets)[: int(options.select[5:])]
         weights = [float(i in kept) for i in range(len(values))]
@@ -318,8 +335,10 @@ def cross_fitted(
 ) -> np.ndarray:
     """Predict every row by what was fitted on the other parts; without a fit, directly."""
 
+    share = independent_share(poll)
+
     def fit(values: np.ndarray, targets: np.ndarray) -> combine.Recipe:
-        return fit_recipe(options, weights, values, targets)
+        return fit_recipe(options, weights, values, targets, share)
 
     if options.select in (None, "all") and not options.stack and not options.calibrate:
         return combine.combine(fit(poll.values, poll.targets), poll.values)
@@ -352,7 +371,7 @@ def compare(
     metric, targets = options.metric, poll.targets
     before, after = (combine.score(metric, probs, targets) for probs in (single, voted))
     each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
-    error = float(each.std(ddof=1) / np.sqrt(len(each)))
+    error = standard_error(each, poll.groups)
     gain = before - after if metric in combine.LOWER_IS_BETTER else after - before
     nll_gain = combine.score("nll", single, targets) - combine.score("nll", voted, targets)
     worse = is_worse(gain, nll_gain, error)
@@ -369,10 +388,35 @@ def compare(
     )
 
 
+def standard_error(values: np.ndarray, groups: Sequence[str] | None) -> float:
+    """Return the standard error of the mean of `values` `[N]`.
+
+    Rows of a group (a person's images) are right or wrong together and count as one draw.
+    """
+    names = range(len(values)) if groups is None else groups
+    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    sums = np.bincount([place[name] for name in names], weights=values - values.mean())
+    return float(np.sqrt((sums**2).sum() * len(sums) / max(1, len(sums) - 1)) / len(values))
+
+
+def independent_share(poll: Poll) -> float:
+    """Return as how many independent rows each row counts: 1 without groups, else less.
+
+    It is the design effect of a cluster sample (Kish, 1965), of how often the members are right.
+    """
+    if poll.groups is None:
+        return 1.0
+    right = np.mean([member.argmax(axis=1) == poll.targets for member in poll.values], axis=0)
+    by_row, by_group = standard_error(right, None), standard_error(right, poll.groups)
+    if by_group <= by_row:
+        return 1.0
+    return max((by_row / by_group) ** 2, len(set(poll.groups)) / len(right))
+
+
 def is_worse(gain: float, nll_gain: float, error: float) -> bool:
     """Tell whether a vote is worse than the best single member.
 
-    A loss within the standard error (of accuracy) is no loss yet: there the log loss decides, which
-    sees more of each row.
+    A loss within two standard errors (of accuracy) is no loss yet: there the log loss decides,
+    which sees more of each row.
     """
-    return gain < 0 and (gain < -error or nll_gain < 0)
+    return gain < 0 and (gain < -2 * error or nll_gain < 0)

@@ -28,11 +28,12 @@ def format_table(report: VoteReport, width: int = 80) -> str:
     ]
     rows = {"validation": report.val_rows, "test": report.test_rows}
     known = [f"{counted(number, f'{stage} row')}" for stage, number in rows.items() if number]
-    lines += [f"scored on {' and '.join(known)}"] * bool(known)
-    lines += wrap([f"note: {note}" for note in report.notes], width)
+    if known:
+        lines.append(f"scored on {' and '.join(known)}")
+    lines = wrap([*lines, *(f"note: {note}" for note in report.notes)], width)
     lines += ["", *score_table(report, width), ""]
     lines += wrap(judgement(report), width)
-    lines += ["written: " + ", ".join(map(str, report.files))]
+    lines += wrap(["written: " + ", ".join(map(str, report.files))], width)
     if report.greedy is not None:
         lines += wrap([held_out("--select greedy would give", report.greedy)], width)
     return "\n".join(lines)
@@ -72,7 +73,7 @@ def judgement(report: VoteReport) -> list[str]:
         )
     elif chosen and honest.gain < 0:
         lines.append(
-            "that is within its error, and the vote's log loss is lower by "
+            "that loss is within two standard errors, and the vote's log loss is lower by "
             f"{honest.nll_gain:.4f}: the vote answers"
         )
     return lines

@@ -7,6 +7,7 @@ once, one at a time, into one running sum.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import write_json
-from ballot.runs.folder import is_validation
+from ballot.runs.folder import is_validation, run_of
 from ballot.vote import combine
 from ballot.vote.ballots import (
     Ballot,
@@ -39,6 +40,7 @@ from ballot.vote.selection import (
     FEWEST_ROWS,
     Honest,
     Poll,
+    Refit,
     Rehearsal,
     VoteOptions,
     best_members,
@@ -53,6 +55,7 @@ from ballot.vote.selection import (
 from ballot.vote.truth import Submission, find_submission, read_splits, read_truth
 from ballot.wording import few, natural, short
 
+REFIT_SAY = 0.5  # of runs on all rows together, measured in docs/vote.md
 LARGEST_HINT = 10**8  # numbers in memory (0.8 GB) for what nobody asked for
 
 
@@ -94,11 +97,14 @@ class VoteReport:
     files: list[Path] = field(default_factory=list)
 
 
-def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
+def run_vote(
+    paths: Sequence[str | Path], options: VoteOptions, refits: Sequence[Refit] = ()
+) -> VoteReport:
     """Vote over the prediction CSVs `paths`, write the three files, and report.
 
-    Of the `val.csv` of runs without test rows it is the choice alone, and one file. Nothing is
-    written where anything is wrong (`UserError`).
+    Of the `val.csv` of runs without test rows it is the choice alone, and one file. `refits` are
+    runs on all rows, which have half of the say. Nothing is written where anything is wrong
+    (`UserError`).
     """
     check_options(options)
     members, notes = gather(paths, options)
@@ -121,6 +127,9 @@ def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
     alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.worse
     if alone:
         recipe = single_recipe(members, poll, options)
+    judged = recipe
+    if refits:
+        members, statuses, recipe = with_refits(members, statuses, recipe, refits, notes)
     targets = known_targets(first, knowledge.truth, submission, options)
     test = TestFiles(members, first, targets, options)
     probs = combine.combine(recipe, test)
@@ -130,10 +139,42 @@ def run_vote(paths: Sequence[str | Path], options: VoteOptions) -> VoteReport:
     ]
     report = VoteReport(options, first.ids, first.classes, probs, rows, alone=alone, notes=notes)
     report.test, report.test_rows = test.score(probs), int(test.known.sum())
-    score_validation(report, poll, own, recipe, rehearsal)
+    score_validation(report, poll, own, judged, rehearsal)
     notes += test.notes()
     write_vote(report, recipe, first.columns, submission)
     return report
+
+
+def with_refits(
+    members: list[Member],
+    statuses: list[str | None],
+    recipe: combine.Recipe,
+    refits: Sequence[Refit],
+    notes: list[str],
+) -> tuple[list[Member], list[str | None], combine.Recipe]:
+    """Give half of the say to runs on all rows, each in the measure of the run that it repeats.
+
+    They have no validation rows of their own: what their configuration was worth in the search is
+    all that is known of them.
+    """
+    total = sum(recipe.weights)
+    own = {m.name: w / total for m, w in zip(members, recipe.weights, strict=True)}
+    times = Counter(each.of for each in refits)
+    known = [each for each in refits if own.get(each.of)]
+    say = {each.file: own[each.of] / times[each.of] for each in known}
+    if not known:
+        notes.append("the runs on all rows repeat no member of the vote: they have no say")
+        return members, statuses, recipe
+    scale = REFIT_SAY / sum(say.values())
+    weights = [(1 - REFIT_SAY) * weight / total for weight in recipe.weights]
+    weights += [scale * say[each.file] for each in known]
+    added = [Member(run_of(each.file).name, (each.file,)) for each in known]
+    notes.append(
+        f"{len(known)} runs on all rows have {REFIT_SAY:.0%} of the say; validation scores are of "
+        "the other members"
+    )
+    whole = [*statuses, *("done" for _ in known)]
+    return [*members, *added], whole, replace(recipe, weights=weights)
 
 
 def gather(paths: Sequence[str | Path], options: VoteOptions) -> tuple[list[Member], list[str]]:

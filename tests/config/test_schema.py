@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,8 @@ from ballot.config.files import read_config_file
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import FIELDS, Config, parse_monitor
 from ballot.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def command_line(*words):
@@ -37,6 +43,18 @@ def test_every_field_is_a_flag_in_snake_and_kebab_case_with_its_default_in_the_h
     assert command_line("--batch-size=8").values == {"batch_size": 8}
     assert "steps" not in command_line("--no-tensorboard").values
     assert merge([command_line("--no-tensorboard")])[0].tensorboard is False
+
+
+def test_help_begins_with_ten_options_and_loads_no_torch():
+    code = (
+        "import runpy, sys; sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "False\n")
+    flags = re.findall(r"^  (--\w+)", ran.stdout, re.M)
+    assert flags[:3] == ["--data_dir", "--model", "--epochs"] and flags[10] == "--version"
 
 
 def test_a_dotted_key_adds_to_the_arguments_of_the_layer_below():

@@ -62,7 +62,7 @@ def test_a_good_search_space_passes():
         (
             "optimizer",
             {"_type": "choice", "_value": [{"_name": "SGD", "momentum": 0.9}]},
-            "NNI's tuner dies",
+            "is fixed to",
         ),
     ],
 )

@@ -30,7 +30,7 @@ def test_the_environment_is_where_the_configuration_looks_for_it(python, venv):
 
 
 def test_a_python_path_that_is_no_environment_is_refused():
-    with pytest.raises(UserError, match=r"^a: pythonPath /opt/pythons is no environment"):
+    with pytest.raises(UserError, match=r"^a: /opt/pythons is no environment"):
         setup.venv_of(Link(Machine("a", python="/opt/pythons")))
 
 

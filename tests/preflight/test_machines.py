@@ -12,12 +12,15 @@ import yaml
 
 from ballot.config.schema import Config
 from ballot.engines.nni.config import outline
+from ballot.engines.nni.machine_check import NniMachineCheck
 from ballot.engines.nni.machine_list import NO_KEY, filled_in, machines_of
 from ballot.machines.machine import Machine
 from ballot.machines.sent import facts
+from ballot.machines.ssh import Done, Link
 from ballot.preflight.machines import (
     Needs,
     Reach,
+    ask,
     data_problems,
     differences,
     facts_problems,
@@ -42,7 +45,7 @@ WELL = {
         "scikit-learn": "1.8",
         "pillow": "12",
     },
-    "whole": True,
+    "modules": {"nni_node": True},
     "gpus": [["H200", 140 * GB, 1 * GB]],
     "cuda": True,
     "home": "/home/ann",
@@ -52,7 +55,33 @@ WELL = {
     "data": None,
     "time": NOW,
 }
+CHECK = NniMachineCheck(guarded=True)
 NEEDS = Needs("", {"data_dir": "$HOME/d", "init_from": "/w.pt"}, "$HOME/d")
+
+
+class LinkToHere(Link):
+    """A link that runs commands on this machine, as ssh would there."""
+
+    def run(self, command, *, input=b"", timeout=60.0):
+        done = subprocess.run(
+            command, shell=True, cwd="/", input=input, capture_output=True, timeout=timeout
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_machine_says_its_facts_by_a_program_that_is_sent_to_it(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    said = ask(
+        LinkToHere(Machine("here")),
+        sys.executable,
+        "pythonPath",
+        ["torch", "no-such-package"],
+        ["/no/such/path", "/"],
+        str(tmp_path),
+    )
+    assert said["python"] == list(sys.version_info[:3]) and said["missing"] == ["/no/such/path"]
+    assert said["packages"]["torch"] and said["packages"]["no-such-package"] is None
+    assert said["data"] == facts.listing_digest(str(tmp_path))
 
 
 def without(package):
@@ -70,7 +99,7 @@ def with_version(package, version):
         (without("nni"), "nni is not installed there", True),
         (without("torch"), "torch is not installed there", True),
         (with_version("nni", "2.10"), "nni 2.10 is installed there, 3.0 is needed", True),
-        ({"whole": False}, "not all of it", True),
+        ({"modules": {"nni_node": False}}, "not all of it", True),
         (with_version("setuptools", "81.0"), "NNI needs one before 81", True),
         ({"free": 100_000_000}, "its disk is full: 100 MB are free in /home/ann", True),
         ({"free": 2 * GB}, "only 2.0 GB of disk are free", False),
@@ -83,8 +112,8 @@ def with_version(package, version):
     ],
 )
 def test_each_fault_is_one_line_with_what_to_do(change, what, fatal):
-    assert facts_problems("box", WELL, NEEDS, NOW) == []
-    (problem,) = facts_problems("box", {**WELL, **change}, NEEDS, NOW)
+    assert facts_problems("box", WELL, NEEDS, CHECK, NOW) == []
+    (problem,) = facts_problems("box", {**WELL, **change}, NEEDS, CHECK, NOW)
     assert problem.where == "box" and what in str(problem) and problem.fatal is fatal
     assert problem.remedy
 
@@ -248,6 +277,8 @@ def check(lab, tmp_path):
                 "machineList": [{**box.entry(), **changes} for box in lab.boxes],
             },
         }
+        for algorithm in (config["tuner"], config["assessor"]):
+            algorithm["codeDirectory"] = str(ROOT)
         (tmp_path / "search.yml").write_text(yaml.safe_dump(service or config))
         return subprocess.run(
             [
@@ -273,7 +304,7 @@ def check(lab, tmp_path):
 @pytest.mark.slow
 def test_machines_that_are_well_are_shown(check, lab):
     done = check()
-    assert done.returncode == 0 and "nothing is wrong with it" in done.stdout
+    assert done.returncode == 0 and "configuration OK" in done.stdout
     for box in lab.boxes:
         assert f"{box.address}: no GPU, " in done.stdout
         assert box.listening() == {"0.0.0.0:22", "[::]:22"}, "the tunnel of the check is gone"

@@ -95,7 +95,7 @@ def test_the_floor_that_a_failed_trial_reported_is_no_score(tmp_path):
             False,
             ("failed", "killed from outside before it could write"),
         ),
-        ("early_stopped", {"status": "stopped"}, False, ("stopped", "ended early by the assessor")),
+        ("early_stopped", {"status": "stopped"}, False, ("stopped", "early stopping")),
         ("failed", {"status": "running"}, False, ("failed", None)),
         ("succeeded", {"status": "failed", "reason": "memory"}, False, ("failed", "memory")),
         ("succeeded", {}, False, ("done", None)),
@@ -103,6 +103,25 @@ def test_the_floor_that_a_failed_trial_reported_is_no_score(tmp_path):
 )
 def test_the_status_is_one_of_five_words(nni, said, over, expected):
     assert how_it_goes(trial("a", status=nni), said, over) == expected
+
+
+def test_a_trial_that_the_assessor_stopped_says_so_in_its_own_files(tmp_path):
+    said = {"status": "stopped", "reason": "SIGINT", "score": 0.5}
+    leave(tmp_path / "outputs", "exp-000-a", **said)
+    leave(tmp_path / "outputs", "exp-001-b", **said)
+    leave(tmp_path / "outputs", "exp-002-c", **(said | {"status": "running"}))
+    trials = [
+        trial("a", 0, "early_stopped"),
+        trial("b", 1, "cancelled"),
+        trial("c", 2, "early_stopped"),
+    ]
+    rows = table(tmp_path).update(trials)
+    assert [row["reason"] for row in rows] == ["early stopping", "SIGINT", "early stopping"]
+    reasons = [
+        json.loads(path.read_text())["reason"]
+        for path in sorted((tmp_path / "outputs").glob("*/result.json"))
+    ]
+    assert reasons == ["early stopping", "SIGINT", "SIGINT"]  # the last one is still writing
 
 
 def test_rows_of_other_searches_stay_as_they_are(tmp_path):

@@ -7,7 +7,15 @@ import pytest
 
 from ballot.vote.ballots import read_ballot, write_ballot
 from ballot.vote.members import name_members
-from ballot.vote.selection import VoteOptions, is_worse, read_poll, read_validations
+from ballot.vote.selection import (
+    Poll,
+    VoteOptions,
+    independent_share,
+    is_worse,
+    read_poll,
+    read_validations,
+    standard_error,
+)
 from ballot.vote.truth import Knowledge
 
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -69,7 +77,27 @@ def test_a_poll_of_many_members_takes_little_more_than_its_numbers(tmp_path):
         (-0.01, 0.1, False),
         (-0.01, -0.1, True),
         (-0.05, 0.1, True),
+        (-0.03, 0.1, False),
     ],
 )
-def test_a_vote_is_worse_beyond_its_error_or_by_log_loss_within_it(gain, nll_gain, worse):
+def test_a_vote_is_worse_beyond_two_errors_or_by_log_loss_within_it(gain, nll_gain, worse):
     assert is_worse(gain, nll_gain, error=0.02) == worse
+
+
+def test_rows_of_a_group_count_as_one_draw():
+    values = np.array([1.0, 0.0, -1.0, 0.0, 1.0, 1.0])
+    alone = values.std(ddof=1) / np.sqrt(6)
+    assert standard_error(values, None) == pytest.approx(alone)
+    assert standard_error(values, list("abcdef")) == pytest.approx(alone)
+    twice = standard_error(np.repeat(values, 2), [k for k in "abcdef" for _ in range(2)])
+    assert twice == pytest.approx(alone)
+
+
+def test_images_that_are_right_together_count_as_one_row():
+    right = np.repeat([1, 0, 1, 1, 0, 1], 5)
+    values = np.stack([np.stack([right, 1 - right], axis=1)] * 2)
+    groups = [str(k // 5) for k in range(30)]
+    assert independent_share(Poll([0, 1], [], np.zeros(30, int), None, values)) == 1
+    assert independent_share(Poll([0, 1], [], np.zeros(30, int), groups, values)) == 1 / 5
+    mixed = np.tile(groups[:5] + groups[5:10], 3).tolist()  # of each person some are right
+    assert independent_share(Poll([0, 1], [], np.zeros(30, int), mixed, values)) > 1 / 5

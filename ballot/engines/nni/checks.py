@@ -11,7 +11,7 @@ from typing import Any
 
 from ballot.config.schema import Config
 from ballot.engines.nni.config import uploaded
-from ballot.installed import PYTHONS
+from ballot.installed import PYTHON_RANGE, PYTHONS
 from ballot.problems import Problem
 
 UPLOAD = (2000, 300 * 1024**2)  # NNI's own limits: files, bytes
@@ -21,9 +21,8 @@ def version_problems() -> list[Problem]:
     """Return what is not installed, or in a version that NNI does not run with."""
     found = []
     if not PYTHONS[0] <= sys.version_info < PYTHONS[1]:
-        what = (
-            f"Python {sys.version_info.major}.{sys.version_info.minor} is not one of 3.10 to 3.13"
-        )
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        what = f"Python {version} is not one of {PYTHON_RANGE}"
         found.append(Problem("python", what, "make setup chooses one"))
     have = {name: _version(name) for name in ("nni", "setuptools", "torch")}
     remedy = f"{sys.executable} -m pip install -r requirements.txt"

@@ -13,6 +13,7 @@ from ballot.config.trial_command import outputs_of, with_own_interpreter
 from ballot.engines.interface import Limits, Outline, Plan
 from ballot.engines.nni import checks, config, remote
 from ballot.engines.nni.algorithms import add_warm_start
+from ballot.engines.nni.machine_check import NniMachineCheck
 from ballot.engines.nni.machine_list import filled_in
 from ballot.errors import UserError
 from ballot.machines.ssh import Link
@@ -114,6 +115,11 @@ class NniDraft:
         return checks.gpu_problems(
             self._config, options, count, str(self.path), guarded=self._guarded
         )
+
+    @property
+    def machine_check(self) -> NniMachineCheck:
+        """What is asked of other machines for NNI's sake."""
+        return NniMachineCheck(guarded=self._guarded)
 
     def uploaded(self) -> Collection[str]:
         """Return the entries of the code folder that NNI would send to other machines."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 
 from ballot.engines.trial import Trial
 
+TOLD = "NNI_"  # how the names begin of what NNI tells a trial in its environment
 SEARCHED = "BALLOT_SEARCHED"  # the keys of the search space, from node/guard.js
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def find_trial() -> Trial | None:
         experiment=os.environ["NNI_EXP_ID"],
         sequence=int(os.environ.get("NNI_TRIAL_SEQ_ID", 0)),
         searched=None if searched is None else tuple(json.loads(searched)),
+        has_gpus=gpus_are_assigned(),
         reporter=NniReporter(),
     )
     if os.environ.get("BALLOT_GUARD") != "1":  # docs/nni.md
@@ -58,3 +61,17 @@ def find_trial() -> Trial | None:
             "python search.py --config FILE runs it guarded"
         )
     return trial
+
+
+def gpus_are_assigned() -> bool:
+    """Tell whether NNI chose this trial's GPUs: its environment then differs from the manager's."""
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if mine is None:
+        return False
+    try:
+        # A preloaded trial was forked elsewhere, and has been told who its command's parent is.
+        parent = os.environ.get("BALLOT_PARENT", os.getppid())
+        pairs = Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return f"CUDA_VISIBLE_DEVICES={mine}".encode() not in pairs

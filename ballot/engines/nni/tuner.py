@@ -40,6 +40,7 @@ class Tuner(NniTuner):
         defaults: bool = True,
         warm_start: list[str] | str | None = None,
         tpe_args: dict[str, Any] | None = None,
+        first: list[Values] | None = None,
     ) -> None:
         experiment = dispatcher.experiment_of(sys.argv)
         if experiment:
@@ -54,6 +55,7 @@ class Tuner(NniTuner):
             defaults=None if config is None else asdict(config),
             warm_start=[code / Path(folder).expanduser() for folder in folders],
             tpe_args=tpe_args,
+            first=first or [],
         )
         self._values: dict[int, Values] = {}  # of the trials of this process, by NNI's number
         self._lock = threading.Lock()  # results and ends come in two threads, and write one file

@@ -20,17 +20,18 @@ with contextlib.suppress(ImportError):  # on another machine its text stands bef
 GPU_QUERY = "--query-gpu=name,memory.total,memory.used"
 
 
-def facts(packages: list, paths: list, data: str) -> dict:
+def facts(packages: list, modules: list, paths: list, data: str) -> dict:
     """Return versions, GPUs, disk, clock; which of the paths are missing; what the data are.
 
-    `packages` are names of distributions; `paths` and `data` may begin with ~ or hold $HOME.
+    `packages` are names of distributions, `modules` of what is imported; `paths` and
+    `data` may begin with ~ or hold $HOME.
     """
     home = os.path.expanduser("~")
     gpus = find_gpus()
     return {
         "python": list(sys.version_info[:3]),
         "packages": {name: version_of(name) for name in packages},
-        "whole": importlib.util.find_spec("nni_node") is not None,  # NNI's other half
+        "modules": {name: importlib.util.find_spec(name) is not None for name in modules},
         "gpus": gpus,
         "cuda": torch_sees_gpus() if gpus else None,
         "home": home,

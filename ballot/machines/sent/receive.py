@@ -27,7 +27,7 @@ def make_venv(venv: str, requirements: str) -> None:
     venv = os.path.expanduser(os.path.expandvars(venv))
     python, stamp = os.path.join(venv, "bin", "python"), os.path.join(venv, STAMP)
     if os.path.isdir(venv) and not os.path.exists(os.path.join(venv, "pyvenv.cfg")):
-        return tell(error=venv + " is no virtual environment; name another as pythonPath")
+        return tell(error=venv + " is no virtual environment; name another one")
     os.makedirs(os.path.dirname(venv), exist_ok=True)
     with open(venv + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # machines may share a home

@@ -1,0 +1,149 @@
+"""The best configurations of a search once more, on all rows: within its time, for its vote.
+
+A trial of the search holds out rows to be judged by; once it is known which configurations are
+good, the same time is spent best on training these on all rows, each with seeds of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ballot.engines.interface import Engine, Launch, Plan, Search
+from ballot.runs.results import Results
+from ballot.runs.trials import TrialRecord
+from ballot.search.finalize import is_final
+from ballot.search.supervise import End, follow
+from ballot.search.time_budget import BEGIN_S, Budget
+from ballot.vote.selection import Refit
+from ballot.wording import clock, plural
+
+BEST = 3  # configurations that are trained again
+MOST = 12  # runs in all
+ALL_ROWS = 1.15  # of a trial's time: more rows, and none that are scored to choose by
+SAFE = 0.9  # of the time that is left is planned with
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration of the search that has come to its end, and what it took."""
+
+    trial: TrialRecord
+    run: str
+    score: float
+    seconds: float
+    seed: int
+    is_drawn: bool  # whether another seed makes another network
+
+
+def candidates(results: Results, trials: Sequence[TrialRecord]) -> list[Candidate]:
+    """Return the configurations that ended well, the best first, equal ones once."""
+    found: dict[str, Candidate] = {}
+    for trial, row in zip(trials, results.rows):
+        ended = row["status"] == "done" and row["score"] is not None and row["seconds"]
+        if is_final(trial) or not ended:
+            continue
+        values = results.values_of(trial)
+        each = Candidate(
+            trial=trial,
+            run=row["run"],
+            score=float(row["score"]),
+            seconds=float(row["seconds"]),
+            seed=int(values.get("seed") or 0),
+            is_drawn=values.get("recipe") != "probe",
+        )
+        key = json.dumps({k: v for k, v in trial.parameters.items() if k != "seed"}, sort_keys=True)
+        if key not in found or (each.score > found[key].score) == results.maximize:
+            found[key] = each
+    return sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
+
+
+def runs_to_make(
+    ranked: Sequence[Candidate], seconds: float, concurrency: int
+) -> list[dict[str, Any]]:
+    """Return the parameters of as many runs as fit into the time, the best in turn."""
+    room, made = SAFE * seconds * concurrency, []
+    best = list(ranked[:BEST])
+    for number in range(MOST):
+        turn, place = divmod(number, len(best)) if best else (0, 0)
+        if not best or turn > MOST:
+            break
+        each = best[place]
+        cost = ALL_ROWS * each.seconds
+        fits = cost <= room and cost <= SAFE * seconds
+        if fits and (turn == 0 or each.is_drawn):
+            made.append(on_all_rows(each, turn))
+            room -= cost
+    return made
+
+
+def on_all_rows(candidate: Candidate, turn: int) -> dict[str, Any]:
+    """Return the parameters of a configuration on all rows, with a seed of its own."""
+    return {
+        **candidate.trial.parameters,
+        "all_rows": True,
+        "split_seed": candidate.seed,
+        "seed": (candidate.seed + 1 + turn) % 2**32,
+    }
+
+
+def refit(
+    engine: Engine,
+    search: Search,
+    plan: Plan,
+    results: Results,
+    budget: Budget,
+    launch: Launch,
+) -> End:
+    """Train the best configurations on all rows, as many as fit into what is left of the time."""
+    trials = search.trials()
+    results.update(trials, over=True)
+    budget.look([results.folder_of(trial) for trial in trials])
+    left = budget.left_for_trials(time.time()) - BEGIN_S
+    had = [trial.parameters for trial in trials if trial.status == "succeeded"]
+    wanted = runs_to_make(candidates(results, trials), left, plan.concurrency)
+    missing = [values for values in wanted if values not in had]
+    if not missing:
+        return End()
+    print(
+        f"training the best again on all rows: {plural(len(missing), 'run')} in at most "
+        f"{clock(left)} ...",
+        flush=True,
+    )
+    halted = frozenset(trial.id for trial in trials if not trial.has_ended)
+    again = dataclasses.replace(plan, max_trials=len(trials) + len(missing), halted=halted)
+    running = engine.run_more(search, again, launch, missing, [])
+    budget.closed = False
+    return follow(running, again, results, budget, launch)
+
+
+def refits_of(results: Results, trials: Sequence[TrialRecord]) -> list[Refit]:
+    """Return the runs on all rows that came to their end, each with the run that it repeats."""
+    by_values: dict[str, str] = {}
+    for trial in trials:
+        if not is_final(trial):
+            by_values.setdefault(_key(trial.parameters), results.folder_of(trial).name)
+    found = []
+    for trial in trials:
+        run = results.folder_of(trial)
+        repeated = by_values.get(_key(trial.parameters))
+        done = results.result_of(trial).get("status") == "done"
+        if trial.parameters.get("all_rows") and repeated and done and (run / "best.pt").exists():
+            found.append(Refit(_ballot_of(run), repeated))
+    return found
+
+
+def _ballot_of(run: Path) -> Path:
+    """Return the file that stands for a run in a vote, which holds test rows if there are any."""
+    tested = run.with_name(f"{run.name}.csv")
+    return tested if tested.exists() else run / "val.csv"
+
+
+def _key(parameters: Mapping[str, Any]) -> str:
+    own = ("all_rows", "split_seed", "seed", "fold", "folds")
+    return json.dumps({k: v for k, v in parameters.items() if k not in own}, sort_keys=True)

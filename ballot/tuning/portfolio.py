@@ -1,0 +1,117 @@
+"""What a search of photos tries first, the cheapest safe configuration before all others, and the
+space around it in which the tuner goes on.
+
+A portfolio of good configurations beats a search from nothing (ZAP, ICML 2022; Quick-Tune, ICLR
+2024), and networks that are trained in different ways vote better than many that are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ballot.config.schema import Config
+
+Values = dict[str, Any]
+LITE = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite1", "timm:tf_efficientnet_lite2")
+
+
+@dataclass(frozen=True)
+class Portfolio:
+    """A search space, and the configurations of it that are tried before any others."""
+
+    space: dict[str, Any]
+    first: list[Values]
+
+
+def choice(*values: object) -> dict[str, Any]:
+    """Return a range of the search space: one of several values."""
+    return {"_type": "choice", "_value": list(dict.fromkeys(values))}
+
+
+def loguniform(low: float, high: float) -> dict[str, Any]:
+    """Return a range of the search space: numbers whose logarithms are equally likely."""
+    return {"_type": "loguniform", "_value": [low, high]}
+
+
+def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[str]) -> Portfolio:
+    """Return the portfolio of fine-tuning.
+
+    `base` and `probe` are what the recipes `auto` and `probe` make of the data; `networks` are
+    those whose weights can be had, the recipe's own first; `epochs` are what the time allows.
+    """
+    size, lr = base.image_size or 160, base.lr
+    sizes = (size, _stepped(1.2 * size))
+    recipe = {
+        "_name": "auto",
+        "model": choice(*networks),
+        "epochs": choice(epochs),
+        "image_size": choice(*sizes),
+        "lr": loguniform(lr / 3, 5 * lr),
+        "augmentation": choice("BaseAugmentation", "TrivialAugment", "RandAugment"),
+        "augmentation_args.flip": choice(0.5),
+        "criterion_args.label_smoothing": choice(0.1, 0.0),
+        "layer_decay": choice(1.0, 0.8, 0.65),
+        "classifier_start": choice("fitted", "fresh"),
+    }
+    frozen_size = probe.image_size or size
+    frozen = {
+        "_name": "probe",
+        "model": choice(*networks),
+        "image_size": choice(frozen_size, _stepped(1.25 * frozen_size)),
+    }
+
+    def tuned(**values: object) -> Values:
+        usual: Values = {
+            "_name": "auto",
+            "model": networks[0],
+            "epochs": epochs,
+            "image_size": size,
+            "lr": lr,
+            "augmentation": base.augmentation,
+            "augmentation_args.flip": 0.5,
+            "criterion_args.label_smoothing": 0.1,
+            "layer_decay": 1.0,
+            "classifier_start": base.classifier_start,
+        }
+        return {"recipe": {**usual, **values}}
+
+    first: list[Values] = [
+        {"recipe": {"_name": "probe", "model": networks[0], "image_size": frozen_size}},
+        tuned(),
+        tuned(augmentation="TrivialAugment", lr=2 * lr, layer_decay=0.8),
+        tuned(image_size=sizes[1], lr=1.5 * lr, **{"criterion_args.label_smoothing": 0.0}),
+        tuned(augmentation="RandAugment", lr=3 * lr, layer_decay=0.65, classifier_start="fresh"),
+    ]
+    for network in networks[1:]:
+        first.insert(2, tuned(model=network))
+    return Portfolio({"recipe": {"_type": "choice", "_value": [recipe, frozen]}}, first)
+
+
+def from_scratch(base: Config, *, epochs: int) -> Portfolio:
+    """Return the portfolio where no pretrained network can be had, or none is of use."""
+    lr = base.lr
+    space = {
+        "epochs": choice(epochs),
+        "batch_size": choice(*sorted({16, 32, 64, base.batch_size})),
+        "criterion": choice("cross_entropy", "label_smoothing", "focal"),
+        "lr": loguniform(lr / 3, 8 * lr),
+        "weight_decay": loguniform(1e-4, 1e-1),
+        "augmentation": choice(*dict.fromkeys((base.augmentation, "AffineAugmentation"))),
+    }
+    first = [
+        {
+            "epochs": epochs,
+            "batch_size": base.batch_size,
+            "criterion": "cross_entropy",
+            "lr": min(3 * lr, 8 * lr),
+            "augmentation": base.augmentation,
+        }
+    ]
+    return Portfolio(space, first)
+
+
+def _stepped(size: float) -> int:
+    """Round a side to a multiple of 32, in which convolutional networks work."""
+    return max(32, 32 * round(size / 32))
