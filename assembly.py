@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import FIELDS, Config, parse_monitor
@@ -34,7 +35,7 @@ from dataset import AUGMENTATIONS, DATASETS, load_data
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better
 from model import MODELS, create_model, freeze, keep_statistics, model_spec
-from optim import OPTIMIZERS, SCHEDULERS, create_optimizer, create_scheduler
+from optim import OPTIMIZERS, SCHEDULERS, Schedule, create_optimizer, create_scheduler
 
 # With how many arguments each builder is given before those of the user.
 CATALOGUES: dict[str, tuple[Registry, int]] = {
@@ -138,14 +139,7 @@ def build_state(
     if config.compile and group.size > 1:
         raise UserError("compile: works with one process; leave it out under torchrun")
     process.seed_everything(config.seed)
-    model, pretrained = create_model(
-        config.model,
-        len(data.classes),
-        pretrained=config.pretrained,
-        args=config.model_args,
-        init_from=config.init_from,
-        image_size=data.image_size,
-    )
+    model, pretrained = network_for(config, data)
     start = sample_of(model)
     criterion = create_criterion(
         config.criterion, len(data.classes), data.class_weights(fold), **config.criterion_args
@@ -154,28 +148,8 @@ def build_state(
         model = arrange(model.to(device), config.channels_last)
         criterion = criterion.to(device)
         ema = make_ema(model, config.ema)
-    optimizer = create_optimizer(
-        config.optimizer,
-        model,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        args=config.optimizer_args,
-        no_decay_norm=config.no_decay_norm,
-        layer_decay=config.layer_decay,
-    )
-    steps = math.ceil(len(fold.train) / config.batch_size)
-    schedule = create_scheduler(
-        config.scheduler,
-        optimizer,
-        epochs=config.epochs,
-        steps_per_epoch=steps,
-        warmup_epochs=config.warmup_epochs,
-        args=config.scheduler_args,
-    )
-    if config.freeze:  # after the optimiser, which takes no step on what has no gradient
-        freeze(model, config.freeze)
-    if config.freeze_norm and pretrained:
-        keep_statistics(model)
+    optimizer, schedule = create_steps(config, model, rows=len(fold.train))
+    hold_still(model, config, pretrained)  # after the optimiser, which steps on what has a gradient
     if config.compile:
         model.compile()
     return TrainState(
@@ -191,6 +165,50 @@ def build_state(
         group=group,
         start=start,
     )
+
+
+def hold_still(model: nn.Module, config: Config, pretrained: bool) -> None:
+    """Freeze what `config` says: weights, and statistics that were learnt elsewhere."""
+    if config.freeze:
+        freeze(model, config.freeze)
+    if config.freeze_norm and pretrained:
+        keep_statistics(model)
+
+
+def network_for(config: Config, data: Data) -> tuple[nn.Module, bool]:
+    """Make the model for the classes of `data`; return whether it begins with learnt weights."""
+    return create_model(
+        config.model,
+        len(data.classes),
+        pretrained=config.pretrained,
+        args=config.model_args,
+        init_from=config.init_from,
+        image_size=data.image_size,
+    )
+
+
+def create_steps(
+    config: Config, model: nn.Module, *, rows: int
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    """Make the optimiser of a model and its schedule, for `rows` of training data."""
+    optimizer = create_optimizer(
+        config.optimizer,
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        args=config.optimizer_args,
+        no_decay_norm=config.no_decay_norm,
+        layer_decay=config.layer_decay,
+    )
+    schedule = create_scheduler(
+        config.scheduler,
+        optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=math.ceil(rows / config.batch_size),
+        warmup_epochs=config.warmup_epochs,
+        args=config.scheduler_args,
+    )
+    return optimizer, schedule
 
 
 def shaped(state: TrainState, batches: Iterable[Batch]) -> Iterable[Batch]:

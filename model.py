@@ -371,7 +371,22 @@ def alexnet(
 
     torchvision's `alexnet` is the later, narrower one, and has weights.
     """
-    features = nn.Sequential(
+    features = _alexnet_features()
+    share = _share("dropout", dropout)
+    classifier = nn.Sequential(
+        nn.Dropout(share),
+        nn.Linear(_width("AlexNet", features, image_size), hidden),
+        nn.ReLU(),
+        nn.Dropout(share),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )
+    return nn.Sequential(OrderedDict(features=features, classifier=classifier))
+
+
+def _alexnet_features() -> nn.Sequential:
+    return nn.Sequential(
         nn.Conv2d(3, 96, 11, stride=4, padding=2),
         nn.ReLU(inplace=True),
         nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
@@ -389,17 +404,6 @@ def alexnet(
         nn.MaxPool2d(3, 2),
         nn.Flatten(),
     )
-    share = _share("dropout", dropout)
-    classifier = nn.Sequential(
-        nn.Dropout(share),
-        nn.Linear(_width("AlexNet", features, image_size), hidden),
-        nn.ReLU(),
-        nn.Dropout(share),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, num_classes),
-    )
-    return nn.Sequential(OrderedDict(features=features, classifier=classifier))
 
 
 @MODELS.register("ResNet", input_size=224)

@@ -112,75 +112,46 @@ def build_parser() -> Parser:
     parser = Parser(prog="search.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--data_dir", metavar="DIR", help="folder of labelled images: all else is decided from it")
-    add(
-        "--preset",
-        default="medium",
-        choices=tuple(PRESETS),
-        help="--data_dir: many short trials, or few long ones (default: medium)",
-    )
-    add(
-        "--refit",
-        choices=("yes", "no"),
-        help="train the best again on all rows within the time (default: with --data_dir)",
-    )
+    preset = "--data_dir: many short trials, or few long ones (default: medium)"
+    add("--preset", default="medium", choices=tuple(PRESETS), help=preset)
+    refit = "train the best again on all rows within the time (default: with --data_dir)"
+    add("--refit", choices=("yes", "no"), help=refit)
     add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
     add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
     add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="trials at once")
     add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
-    add(
-        "--keep_checkpoints",
-        type=int,
-        metavar="N",
-        help="remove the checkpoints of all trials but the N best (default: keep all)",
-    )
+    keep = "remove the checkpoints of all trials but the N best (default: keep all)"
+    add("--keep_checkpoints", type=int, metavar="N", help=keep)
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
     add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble)")
     add("--public", action="store_true", help="let other machines reach the portal")
     add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
     add("--no_probe", action="store_true", help="check without trying a batch of training")
-    add(
-        "--warm_start",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="run folders, or folders of them, from which the tuner learns first",
-    )
-    add(
-        "--install",
-        action="store_true",
-        help="make or update an environment on each machine first (docs/remote.md)",
-    )
-    add(
-        "--sync_data",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="copy the data to each machine first (default: this machine's --data_dir)",
-    )
-    add(
-        "--accept_new_host_keys",
-        action="store_true",
-        help="trust machines that ssh does not know yet; a changed key is always refused",
-    )
-    add(
-        "--skip_bad_machines",
-        action="store_true",
-        help="go on with the machines that nothing is wrong with",
-    )
-    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
-    add(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="ID",
-        help="go on with a search that was stopped or killed (default: the newest)",
-    )
+    warm = "run folders, or folders of them, from which the tuner learns first"
+    add("--warm_start", nargs="+", default=[], metavar="DIR", help=warm)
+    add_machine_options(parser)
+    resume = "go on with a search that was stopped or killed (default: the newest)"
+    add("--resume", nargs="?", const="", metavar="ID", help=resume)
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
     add("--list", action="store_true", help="list the searches")
     add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
     return parser
+
+
+def add_machine_options(parser: Parser) -> None:
+    """Add what a search on other machines may need."""
+    add = parser.add_argument
+    install = "make or update an environment on each machine first (docs/remote.md)"
+    add("--install", action="store_true", help=install)
+    sync = "copy the data to each machine first (default: this machine's --data_dir)"
+    add("--sync_data", nargs="?", const="", metavar="DIR", help=sync)
+    accept = "trust machines that ssh does not know yet; a changed key is always refused"
+    add("--accept_new_host_keys", action="store_true", help=accept)
+    skip = "go on with the machines that nothing is wrong with"
+    add("--skip_bad_machines", action="store_true", help=skip)
+    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
 
 
 def plan_from_folder(args: Namespace) -> None:

@@ -42,7 +42,7 @@ from ballot.data.same_data import check_same_data
 from ballot.engines.choose import current_trial
 from ballot.engines.trial import Trial
 from ballot.errors import CannotWrite, TrialFailed, UserError, guard_lasting
-from ballot.gpus import choose_device, on_several
+from ballot.gpus import Lease, choose_device, on_several
 from ballot.prediction import tta
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
@@ -184,13 +184,7 @@ def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
 
 def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group) -> int:
     """Data, model, epochs, answers: the story of one trial."""
-    wanted = "cuda" if "," in config.device else config.device  # of torchrun's, each takes its own
-    lease = choose_device(
-        wanted,
-        trials_per_gpu=config.trials_per_gpu,
-        among_trials=trial.in_search and not trial.has_gpus and group.size == 1,
-        holder=trial.id or "",
-    )
+    lease = lease_device(config, trial, group)
     device = process.pick_device(lease.name, group)
     amp = process.pick_amp(config.amp, device)
     metrics, goal = choose_metrics(config)
@@ -223,6 +217,16 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
                     break
                 state = None
             return conclude(job, outcomes)
+
+
+def lease_device(config: Config, trial: Trial, group: Group) -> Lease:
+    """Choose the device of this process, and hold it against other trials."""
+    return choose_device(
+        "cuda" if "," in config.device else config.device,  # of torchrun's, each takes its own
+        trials_per_gpu=config.trials_per_gpu,
+        among_trials=trial.in_search and not trial.has_gpus and group.size == 1,
+        holder=trial.id or "",
+    )
 
 
 def make_state(
@@ -400,12 +404,8 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
         job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
-            if job.group.share(out_of_time(job, history)):
-                log.info("time limit: no epoch is begun after %d of them", state.epoch)
-                return "time limit"
-            if worn_out(config, state):
-                log.info("early stop: no better %s in %d epochs", goal.name, config.early_stop)
-                return EARLY
+            if reason := why_stop(job, history, state):
+                return reason
             if config.unfreeze_epoch is not None and state.epoch >= config.unfreeze_epoch:
                 unfreeze(state.model)
             began, first_step = time.monotonic(), state.step
@@ -414,33 +414,55 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             state.schedule.step_epoch(goal.gain(scores[goal.name]))
             state.epoch += 1
             is_best = state.note_best(goal, scores, keep_last=config.all_rows)
-            kept = ["best.pt"] * is_best
-            if config.save_period and state.epoch % config.save_period == 0:
-                kept.append(f"epoch{state.epoch:03d}.pt")
-            for name in kept if job.run.writes else ():
-                save_weights(job, folder / name, state, scores)
-            history.append(
-                {
-                    "epoch": state.epoch,
-                    "lr": trained.step_lrs[-1],
-                    **scores,
-                    "seconds": round(time.monotonic() - began, 3),
-                    "images_per_second": round(trained.images_per_second, 1),
-                }
-            )
-            if job.run.writes:
-                write_rows(folder / "history.csv", history)
-                state.save(folder / "last.pt")  # last: a resumed run starts from what this says
+            seconds = round(time.monotonic() - began, 3)
+            rate = round(trained.images_per_second, 1)
+            row = {"epoch": state.epoch, "lr": trained.step_lrs[-1], **scores}
+            row |= {"seconds": seconds, "images_per_second": rate}
+            history.append(row)
+            keep(job, folder, state, history, scores, is_best=is_best)
             if board:
                 board.log_steps(first_step, trained.step_losses, trained.step_lrs)
                 board.log_epoch(state.step, scores)
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
-            log.info(epoch_line(config, history[-1], scores, is_best))
+            log.info(epoch_line(config, row, scores, is_best))
             if not config.all_rows:
                 job.trial.report_epoch(scores[goal.name])
             if table := state.clock.end():
                 log.info(table)
     return None
+
+
+def why_stop(job: Job, history: list[dict[str, Any]], state: TrainState) -> str | None:
+    """Return why no further epoch is begun, if one is not."""
+    if job.group.share(out_of_time(job, history)):
+        log.info("time limit: no epoch is begun after %d of them", state.epoch)
+        return "time limit"
+    if worn_out(job.config, state):
+        epochs = job.config.early_stop
+        log.info("early stop: no better %s in %d epochs", job.goal.name, epochs)
+        return EARLY
+    return None
+
+
+def keep(
+    job: Job,
+    folder: Path,
+    state: TrainState,
+    history: list[dict[str, Any]],
+    scores: dict[str, float],
+    *,
+    is_best: bool,
+) -> None:
+    """Write down an epoch: the weights that are wanted, the table, and where to go on."""
+    if not job.run.writes:
+        return
+    if is_best:
+        save_weights(job, folder / "best.pt", state, scores)
+    period = job.config.save_period
+    if period and state.epoch % period == 0:
+        save_weights(job, folder / f"epoch{state.epoch:03d}.pt", state, scores)
+    write_rows(folder / "history.csv", history)
+    state.save(folder / "last.pt")  # last: a resumed run starts from what this says
 
 
 def out_of_time(job: Job, history: list[dict[str, Any]]) -> bool:

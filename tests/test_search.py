@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -18,7 +17,6 @@ from searches_for_tests import (
     managers_and_trials,
     only_experiment,
     search,
-    wait_for_epochs,
     write_config,
 )
 from trained_for_tests import coloured
@@ -194,62 +192,13 @@ def test_nnictl_runs_the_same_search_without_search_py(home):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_trials_keeps_what_they_have_and_leaves_no_process(home):
-    write_config(home, epochs=300)
-    process = search(home, "--config", "config.yml")
-    wait_for_epochs(home, 2, 1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[0]
-    assert "stopping" in said and "Traceback" not in said
-    assert len(list(home.glob("outputs/*.csv"))) == 2 and "vote of 2" in said
-    for path in home.glob("outputs/*/result.json"):
-        assert json.loads(path.read_text())["status"] == "stopped"
-    assert process.returncode == 130
-    assert managers_and_trials(home) == []
-
-
-@pytest.mark.slow
-def test_trials_that_cannot_run_are_named_and_the_search_fails(home):
-    # Only a trial meets it: what any process of the trial's would meet is found by the preflight.
-    (home / "broken.py").write_text(
-        "import os\nif 'NNI_TRIAL_JOB_ID' in os.environ:\n    raise OSError('nowhere')\n"
-    )
-    write_config(home, maxTrialNumber=1, trialConcurrency=1)
-    plugin = f"--epochs 2 --plugins {home}/broken.py"
-    text = (home / "config.yml").read_text().replace("--epochs 2", plugin)
-    (home / "config.yml").write_text(text)
-    process = search(home, "--config", "config.yml")
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and "nowhere" in said
-    assert "left a ballot; the trials' own words are in" in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"searchSpaceFile": "none.json"}, "none.json: cannot be read"),
-        ({"trialCommand": "python3 train.py; echo"}, "several commands"),
-        ({"tuner": {"name": "TPE"}}, "set it to maximize"),
-        ({"trialConcurency": 2}, "NNI does not take it"),
-    ],
-)
-def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(home, change, message):
-    write_config(home, **change)
+def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(home):
+    write_config(home, trialConcurency=2)
     process = search(home, "--config", "config.yml")
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 2 and message in said and len(said.strip().splitlines()) == 1
+    assert process.returncode == 2 and "NNI does not take it" in said
+    assert len(said.strip().splitlines()) == 1
     assert not (home / "nni").exists() and not (home / "outputs").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("text", ["{", '{"learning_rate": {"_type": "choice", "_value": [1]}}'])
-def test_a_search_space_that_cannot_work_is_refused_before_anything_starts(home, text):
-    (home / "search_space.json").write_text(text)
-    process = search(home, "--config", "config.yml", "--check")
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 2 and "search_space.json" in said
-    assert len(said.strip().splitlines()) == 1 and not (home / "nni").exists()
 
 
 @pytest.mark.slow

@@ -80,6 +80,8 @@ def test_after_ctrl_c_a_search_goes_on_and_can_be_extended(home):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 130 and "search.py --resume" in said
+    assert "stopping" in said and "Traceback" not in said and "vote of 2" in said
+    assert len(list(home.glob("outputs/*.csv"))) == 2 and managers_and_trials(home) == []
     before = results(home)
     assert [r["status"] for r in before.values()] == ["stopped"] * 2
     finish(home, "--max_trials", 3)

@@ -61,10 +61,8 @@ def make_data(
 ) -> Data:
     """Prepare `table` as `config` says; raises `UserError` for what the audit calls an error."""
     found = examine(config, table, augmentations, input_size=input_size)
-    for problem in refuse(found.table.name, found.problems, strict=config.strict):
-        log.warning("%s: %s", found.table.name, problem)
-    note = cut_away(found)
-    if note:
+    notes = [*refuse(found.table.name, found.problems, strict=config.strict), cut_away(found)]
+    for note in filter(None, notes):
         log.warning("%s: %s", found.table.name, note)
     mean, std = normalisation(config, found, mean, std)
     looks = looks_of(found, mean, std)

@@ -10,6 +10,7 @@ from ballot.engines.trial import Trial
 from ballot.errors import UserError, suggest
 
 NAMES = ("nni",)
+DEFAULT = "nni"
 
 
 def load_engine(name: str) -> Engine:

@@ -295,10 +295,29 @@ class Draft(Protocol):
         """Return the plan of what has been checked."""
 
 
+@dataclass(frozen=True)
+class Sketch:
+    """A search that search.py has planned itself, to be written as a configuration."""
+
+    name: str
+    space_file: str  # beside the configuration
+    command: str
+    code: Path
+    max_seconds: float
+    max_trials: int | None
+    concurrency: int
+    maximize: bool
+    first: Sequence[Mapping[str, Any]]  # configurations that are tried before all others
+    stops_early: bool
+
+
 class Engine(Protocol):
     """What runs the trials of searches."""
 
     name: str
+
+    def write_config(self, path: Path, sketch: Sketch) -> None:
+        """Write a configuration of this engine."""
 
     def read(self, path: Path, limits: Limits, *, guarded: bool) -> tuple[Draft, list[Problem]]:
         """Read a configuration; a file that is none is a `UserError`."""

@@ -29,33 +29,9 @@ def diagnose(machine: Machine, said: str, locked_key: Callable[[], str | None]) 
 
     `locked_key` returns the file of a key that needs a passphrase, or None.
     """
-    name, keys = machine.name, host_keys(said)
-    shown = f", {keys[-1]}" if keys else ""
-    jump = "UNKNOWN port 65535" in said  # the connection that failed is the one before
+    name = machine.name
     if "Host key verification failed" in said:
-        if jump:
-            return Unreachable(
-                f"{name}: the host key of its jump host{shown}, is not known; log "
-                f"in once by hand: ssh {machine.host}"
-            )
-        if "IDENTIFICATION HAS CHANGED" in said:
-            offending = re.search(r"Offending \S+ key in (.+?):(\d+)", said)
-            file = f" -f {offending[1]}" if offending else ""
-            known = (
-                f"[{machine.host}]:{machine.port}"
-                if machine.port not in (None, 22)
-                else (machine.host)
-            )
-            return Unreachable(
-                f"{name}: ITS HOST KEY HAS CHANGED{shown}: another machine may "
-                "answer in its place; if you know why, forget the old one: "
-                f"ssh-keygen -R '{known}'{file}"
-            )
-        return Unreachable(
-            f"{name}: its host key{shown}, is not known; compare it with what "
-            "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub says there, and "
-            "accept it with --accept_new_host_keys"
-        )
+        return Unreachable(f"{name}: {_host_key_words(machine, said)}")
     if "Permission denied" in said or "Too many authentication failures" in said:
         return _denied(machine, said, locked_key())
     for pattern, what in _REASONS:
@@ -70,6 +46,32 @@ def diagnose(machine: Machine, said: str, locked_key: Callable[[], str | None]) 
             "check the account's shell there"
         )
     return Unreachable(f"{name}: {lines[-1] if lines else 'does not answer'}")
+
+
+def _host_key_words(machine: Machine, said: str) -> str:
+    """Say what is wrong with the key by which a machine shows who it is."""
+    keys = host_keys(said)
+    shown = f", {keys[-1]}" if keys else ""
+    if "UNKNOWN port 65535" in said:  # the connection that failed is the one before
+        return (
+            f"the host key of its jump host{shown}, is not known; log "
+            f"in once by hand: ssh {machine.host}"
+        )
+    if "IDENTIFICATION HAS CHANGED" in said:
+        offending = re.search(r"Offending \S+ key in (.+?):(\d+)", said)
+        file = f" -f {offending[1]}" if offending else ""
+        has_port = machine.port not in (None, 22)
+        known = f"[{machine.host}]:{machine.port}" if has_port else machine.host
+        return (
+            f"ITS HOST KEY HAS CHANGED{shown}: another machine may "
+            "answer in its place; if you know why, forget the old one: "
+            f"ssh-keygen -R '{known}'{file}"
+        )
+    return (
+        f"its host key{shown}, is not known; compare it with what "
+        "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub says there, and "
+        "accept it with --accept_new_host_keys"
+    )
 
 
 _REASONS = (

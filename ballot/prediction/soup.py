@@ -277,38 +277,56 @@ def make_soup(
     group = sorted(group, key=lambda c: c.name)
     ids, probs = group[0].ids, np.stack([_like(c, group[0]) for c in group])
     targets = np.array([group[0].saved.classes.index(word) for word in group[0].labels])
-    if len(ids) < FEWEST_ROWS:
-        raise UserError(f"--soup: only {len(ids)} validation rows; it needs {FEWEST_ROWS}")
-    data = load(group[0].saved)
-    val = data.folds[0].val
-    if list(val.ids) != ids or list(val.labels) != targets.tolist():
-        raise UserError(
-            f"--soup: the validation rows of {group[0].saved.config.data_dir} are not "
-            f"those that {group[0].name} had; have the data as they were"
-        )
+    data = load_same(group[0], targets, load)
+    groups = data.folds[0].val.groups
     group = [replace(c, probs=p) for c, p in zip(group, probs)]
     kitchen = Kitchen(group, build, data, device or torch.device("cpu"), amp, batch_size)
-    parts = combine.split_parts(ids, targets, val.groups, 2, seed)
-
-    def choose(rows: np.ndarray) -> tuple[list[int], list[int]]:
-        def score(probs: np.ndarray) -> float:
-            return combine.score(metric, probs[rows], targets[rows])
-
-        order = combine.ranking(metric, [score(c.probs) for c in group])
-        lower = metric in combine.LOWER_IS_BETTER
-        return greedy(order, kitchen.taste, score, lower), order[:1]
-
+    parts = combine.split_parts(ids, targets, groups, 2, seed)
+    chooser = Chooser(kitchen, metric, targets)
     single, held = np.empty_like(probs[0]), np.empty_like(probs[0])
     for part in np.unique(parts):
-        chosen, best = choose(parts != part)
+        chosen, best = chooser.choose(parts != part)
         held[parts == part] = kitchen.taste(chosen)[parts == part]
         single[parts == part] = kitchen.taste(best)[parts == part]
-    chosen, _ = choose(np.ones(len(ids), dtype=bool))
-    poll = Poll(list(range(len(group))), ids, targets, val.groups, probs)
+    chosen, _ = chooser.choose(np.ones(len(ids), dtype=bool))
+    poll = Poll(list(range(len(group))), ids, targets, groups, probs)
     honest = compare(VoteOptions(metric=metric), poll, parts, single, held)
     kept = len(chosen) > 1 and honest.gain > 0
     files = _write(kitchen, chosen, name, out, held, honest) if kept else []
     return Soup(name, len(group), [group[k].name for k in chosen], honest, kept, files)
+
+
+def load_same(first: Candidate, targets: np.ndarray, load: Load) -> Data:
+    """Load the data of a candidate; its validation rows must be those that it was scored on."""
+    if len(first.ids) < FEWEST_ROWS:
+        raise UserError(f"--soup: only {len(first.ids)} validation rows; it needs {FEWEST_ROWS}")
+    data = load(first.saved)
+    val = data.folds[0].val
+    if list(val.ids) != first.ids or list(val.labels) != targets.tolist():
+        raise UserError(
+            f"--soup: the validation rows of {first.saved.config.data_dir} are not "
+            f"those that {first.name} had; have the data as they were"
+        )
+    return data
+
+
+@dataclass
+class Chooser:
+    """Chooses runs to average by their score on some of the rows."""
+
+    kitchen: Kitchen
+    metric: str
+    targets: np.ndarray
+
+    def choose(self, rows: np.ndarray) -> tuple[list[int], list[int]]:
+        """Return the runs to average, and the best single one."""
+
+        def score(probs: np.ndarray) -> float:
+            return combine.score(self.metric, probs[rows], self.targets[rows])
+
+        order = combine.ranking(self.metric, [score(c.probs) for c in self.kitchen.group])
+        lower = self.metric in combine.LOWER_IS_BETTER
+        return greedy(order, self.kitchen.taste, score, lower), order[:1]
 
 
 def _like(candidate: Candidate, first: Candidate) -> np.ndarray:
@@ -322,24 +340,11 @@ def _write(
 ) -> list[Path]:
     """Write `best.pt`, the cross-fitted `val.csv`, `result.json` and, of test rows, the ballot."""
     kitchen.cook(chosen)
-    data, saved = kitchen.data, kitchen.group[chosen[0]].saved
+    data = kitchen.data
     names, val = [kitchen.group[k].name for k in chosen], data.folds[0].val
-    about = {
-        "config": asdict(saved.config),
-        "classes": saved.classes,
-        "image_size": saved.image_size,
-        "crop": saved.crop,
-        "mean": saved.mean,
-        "std": saved.std,
-        "epoch": None,
-        "scores": {f"val_{honest.metric}": honest.vote},
-        "start": saved.start,
-        "tta": kitchen.group[0].saved.tta,
-        "soup": names,
-    }
-    tensor_files.save_tensors(
-        out / name / "best.pt", {"model": kitchen.model.state_dict(), "about": json.dumps(about)}
-    )
+    about = json.dumps(_about(kitchen, chosen, honest))
+    weights = {"model": kitchen.model.state_dict(), "about": about}
+    tensor_files.save_tensors(out / name / "best.pt", weights)
     labels = [data.classes[k] for k in val.labels]
     write_ballot(out / name / "val.csv", val.ids, data.classes, held, labels)
     files = [out / name]
@@ -360,6 +365,24 @@ def _write(
         },
     )
     return files
+
+
+def _about(kitchen: Kitchen, chosen: list[int], honest: Honest) -> dict[str, object]:
+    """Return what the checkpoint of a soup says of itself."""
+    saved = kitchen.group[chosen[0]].saved
+    return {
+        "config": asdict(saved.config),
+        "classes": saved.classes,
+        "image_size": saved.image_size,
+        "crop": saved.crop,
+        "mean": saved.mean,
+        "std": saved.std,
+        "epoch": None,
+        "scores": {f"val_{honest.metric}": honest.vote},
+        "start": saved.start,
+        "tta": kitchen.group[0].saved.tta,
+        "soup": [kitchen.group[k].name for k in chosen],
+    }
 
 
 def clear(out: Path) -> None:

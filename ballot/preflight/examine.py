@@ -41,6 +41,10 @@ class Findings:
         """What can be said of the configuration before the engine has read all of it."""
         return self.draft.outline
 
+    def drop_repeated(self) -> None:
+        """Keep one of the problems that say the same."""
+        self.problems = list({(p.where, p.what): p for p in self.problems}.values())
+
     @property
     def errors(self) -> list[Problem]:
         """What must be mended before the search can start."""
@@ -65,9 +69,8 @@ def examine(
 ) -> Findings:
     """Check all that can be checked of a search without starting it.
 
-    `limits` is what the command line says instead of the file; `warm_start` has the folders of
-    earlier runs. While the engine reads the configuration here, the trial's interpreter tries
-    configurations, and the machines of `reach` are asked.
+    `limits` is the command line's, `warm_start` has folders of earlier runs. While the engine
+    reads the configuration, the trial's interpreter tries some, and machines are asked.
     """
     draft, problems = engine.read(path, limits, guarded=guarded)
     findings, outline = Findings(path, draft, problems=problems), draft.outline
@@ -75,11 +78,9 @@ def examine(
     missing = draft.environment_problems(port)
     findings.problems += missing
     with ExitStack() as stack:
-        trial = None
-        if probe and outline.is_local and options.config is not None:
-            trial = _try(findings, options)
-            if trial is not None:
-                stack.callback(trial.end)
+        trial = _try(findings, options) if probe and outline.is_local else None
+        if trial is not None:
+            stack.callback(trial.end)
         asked = stack.enter_context(ThreadPoolExecutor(1)).submit(
             machines.examine, reach or Reach(), draft, options.config
         )
@@ -92,7 +93,7 @@ def examine(
     _conclude(findings, options, answers)
     if reach is not None and draft.is_complete:
         findings.problems = machines.leave_out(draft, reach, findings.problems)
-    findings.problems = list({(p.where, p.what): p for p in findings.problems}.values())
+    findings.drop_repeated()
     return findings
 
 

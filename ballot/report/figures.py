@@ -28,7 +28,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK = (
 )
 GREY, INK, LINE = "#8a8f98", "#1b1f24", "#d8dce2"
 LIGHT = "#ffffff"
-FIRST = 5  # trials whose curves have colours of their own
+PALETTE = (BLUE, ORANGE, GREEN, RED, PINK)  # of the best trials
+FIRST = len(PALETTE)  # trials whose curves have colours of their own
 MOST_POINTS = 100  # of one curve
 MOST_IN_ALL = 2400  # of all curves in grey, but not below 8 each
 MOST_CURVES = 300
@@ -97,67 +98,67 @@ def say(*pairs: str, digits: str = ".4~g") -> list[Spec]:
     return shown
 
 
-def curves(found: Found, metric: str) -> Spec | None:
-    """Draw a line a trial over epochs; the first few in colour, early ends marked."""
-    known = sorted((t for t in found.trials if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
+EARLY_ENDS = ["stopped", "failed"]
+APART = {"legend": {"shape": "independent"}}
+
+
+def curves(found: Found, metric: str, of: Sequence[Trial] | None = None) -> Spec | None:
+    """Draw a line a trial over epochs; the first few in colour, early ends marked.
+
+    `of` are the trials that may be drawn on one axis; all of them unless said.
+    """
+    shown = found.trials if of is None else of
+    known = sorted((t for t in shown if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
     trials = [*known[:FIRST], *evenly(known[FIRST:], MOST_CURVES)]
     few = min(MOST_POINTS, max(8, MOST_IN_ALL // max(len(trials), 1)))
     limits = [MOST_POINTS if 0 < trial.rank <= FIRST else few for trial in trials]
     rows = [row for trial, most in zip(trials, limits) for row in _curve(trial, metric, most)]
     if not rows:
         return None
+    return plot(rows, 300, layer=_curve_layers(found, metric, known, rows), resolve=APART)
+
+
+def _curve_layers(
+    found: Found, metric: str, known: Sequence[Trial], rows: Sequence[Mapping[str, Any]]
+) -> list[Spec]:
+    """Return the other trials' lines in grey, the first ones' in colour, and marks at ends."""
     ends = [row for row in rows if "end" in row]
-    top = [t.label for t in found.scored[:FIRST]]
+    colours = {t.label: colour for t, colour in zip(found.scored, PALETTE) if t in known}
+    top = list(colours)
     cut = _without_outliers([row["v"] for row in rows])
-    y = quantity("v", metric, scale=cut)
-    x = {"field": "e", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1}}
-    colour = {"field": "t", "type": "nominal", "scale": {"domain": top}}
-    lines = {"type": "line", "clip": bool(cut)}
-    told = say("t=run", "e=epoch=n", f"v={metric}=n")
-    marks = {
-        "field": "end",
-        "type": "nominal",
-        "scale": {"domain": ["stopped", "failed"], "range": ["cross", "triangle-down"]},
+    base = {
+        "x": {"field": "e", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1}},
+        "y": quantity("v", metric, scale=cut),
+        "detail": {"field": "t"},
+        "tooltip": say("t=run", "e=epoch=n", f"v={metric}=n"),
     }
-    among = {"filter": {"field": "t", "oneOf": top}}
-    base = {"x": x, "y": y, "detail": {"field": "t"}, "tooltip": told}
-    layers: list[Spec] = [
-        {
-            "transform": [{"filter": {"not": among["filter"]}}],
-            "mark": {**lines, "color": GREY, "opacity": 0.45, "strokeWidth": 1},
-            "encoding": base,
-        },
-        {
-            "transform": [among],
-            "mark": {**lines, "strokeWidth": 2},
-            "encoding": {**base, "color": colour},
-        },
-    ]
+    hues = {"domain": top, "range": list(colours.values())}  # the same in every figure
+    coloured = {**base, "color": {"field": "t", "type": "nominal", "scale": hues}}
+    lines = {"type": "line", "clip": bool(cut)}
+    first = {"filter": {"field": "t", "oneOf": top}}
+    others = {"filter": {"not": first["filter"]}}
+    grey = {**lines, "color": GREY, "opacity": 0.45, "strokeWidth": 1}
+    below = {"transform": [others], "mark": grey, "encoding": base}
+    above = {"transform": [first], "mark": {**lines, "strokeWidth": 2}, "encoding": coloured}
+    layers: list[Spec] = [below, above]
     if len(found.scored) <= FIRST:
-        layers = layers[1:] + ([layers[0]] if len(found.trials) > len(top) else [])
+        layers = [above, below] if len(known) > len(top) else [above]
     if any(row["e"] == 1 for row in ends) or len(rows) == len(ends):
-        layers.append(
-            {
-                "transform": [among],
-                "mark": {"type": "point", "filled": True},
-                "encoding": {**base, "color": colour},
-            }
-        )
-    if any(row["end"] in ("stopped", "failed") for row in ends):
-        layers.append(
-            {
-                "transform": [{"filter": {"field": "end", "oneOf": ["stopped", "failed"]}}],
-                "mark": {
-                    "type": "point",
-                    "filled": True,
-                    "size": 70,
-                    "color": RED,
-                    "clip": bool(cut),
-                },
-                "encoding": {**base, "shape": marks},
-            }
-        )
-    return plot(rows, 300, layer=layers, resolve={"legend": {"shape": "independent"}})
+        dots = {"type": "point", "filled": True}
+        layers.append({"transform": [first], "mark": dots, "encoding": coloured})
+    if any(row["end"] in EARLY_ENDS for row in ends):
+        layers.append(_end_marks(base, clip=bool(cut)))
+    return layers
+
+
+def _end_marks(base: Spec, *, clip: bool) -> Spec:
+    """Mark where a trial was stopped or failed."""
+    shapes = {"domain": EARLY_ENDS, "range": ["cross", "triangle-down"]}
+    return {
+        "transform": [{"filter": {"field": "end", "oneOf": EARLY_ENDS}}],
+        "mark": {"type": "point", "filled": True, "size": 70, "color": RED, "clip": clip},
+        "encoding": {**base, "shape": {"field": "end", "type": "nominal", "scale": shapes}},
+    }
 
 
 def _curve(trial: Trial, metric: str, most: int) -> list[dict[str, Any]]:
@@ -374,26 +375,15 @@ def _square(
 ) -> Spec:
     angle = 0 if max(map(len, order)) <= 3 else -40
     numbers = {"type": "text", "fontSize": 11 if len(order) <= 12 else 9}
-    x = {
-        "field": across[0],
-        "type": "nominal",
-        "title": across[1],
-        "sort": order,
-        "axis": {"labelAngle": angle, "labelLimit": 90},
-    }
-    y = {
-        "field": down[0],
-        "type": "nominal",
-        "title": down[1],
-        "sort": order,
-        "axis": {"labelLimit": 90},
-    }
+    x = _names(across, order, {"labelAngle": angle, "labelLimit": 90})
+    y = _names(down, order, {"labelLimit": 90})
     shade = {
         "field": "share",
         "type": "quantitative",
         "legend": None,
         "scale": {"domain": [0, 1], "range": [0, 1]},
     }
+    readable = {"condition": {"test": "datum.share > 0.7", "value": LIGHT}, "value": INK}
     return plot(
         rows,
         side,
@@ -406,16 +396,15 @@ def _square(
             {
                 "transform": [{"calculate": text, "as": "text"}],
                 "mark": numbers,
-                "encoding": {
-                    "text": {"field": "text"},
-                    "color": {
-                        "condition": {"test": "datum.share > 0.7", "value": LIGHT},
-                        "value": INK,
-                    },
-                },
+                "encoding": {"text": {"field": "text"}, "color": readable},
             },
         ],
     )
+
+
+def _names(of: tuple, order: list[str], axis: Spec) -> Spec:
+    """Return a side of a square: `of` is its field and title."""
+    return {"field": of[0], "type": "nominal", "title": of[1], "sort": order, "axis": axis}
 
 
 def reliability_line(rows: Sequence[Mapping[str, Any]]) -> Spec:

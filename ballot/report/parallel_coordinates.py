@@ -89,39 +89,14 @@ def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[
     )
     path = _at(path, count)
     strong = 0.85 if len(rows) <= 40 else 0.55
-    signals: list[Spec] = [
-        {
-            "name": "width",
-            "init": "containerSize()[0] || 860",
-            "on": [{"events": "window:resize", "update": "containerSize()[0]"}],
-        }
-    ]
-    signals += [_brush(i) for i in range(count)]
-    signals.append({"name": "held", "update": "pluck(data('held'), 'number')"})
     return {
         "$schema": "https://vega.github.io/schema/vega/v6.json",
         "height": HEIGHT,
         "padding": {"left": 50, "right": 50, "top": 34, "bottom": 8},
         "autosize": {"type": "none", "contains": "padding"},
         "config": {"aria": False},
-        "signals": signals,
-        "data": [
-            {
-                "name": "trials",
-                "values": rows,
-                "transform": [{"type": "formula", "as": "hit", "expr": inside}],
-            },
-            {
-                "name": "held",
-                "source": "trials",
-                "transform": [{"type": "filter", "expr": "datum.hit"}],
-            },
-            {"name": "ticks", "values": ticks},
-            {
-                "name": "axes",
-                "values": [{"axis": i, "text": text, "up": i % 2} for i, text in enumerate(titles)],
-            },
-        ],
+        "signals": _signals(count),
+        "data": _tables(rows, ticks, titles, inside),
         "scales": [
             {
                 "name": "level",
@@ -137,6 +112,35 @@ def _spec(rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[
             *[_band(i, count) for i in range(count)],
         ],
     }
+
+
+def _signals(count: int) -> list[Spec]:
+    """Return the width of the figure, a brush for each axis, and the trials that they hold."""
+    width = {
+        "name": "width",
+        "init": "containerSize()[0] || 860",
+        "on": [{"events": "window:resize", "update": "containerSize()[0]"}],
+    }
+    held = {"name": "held", "update": "pluck(data('held'), 'number')"}
+    return [width, *[_brush(i) for i in range(count)], held]
+
+
+def _tables(
+    rows: list[dict[str, Any]], ticks: list[dict[str, Any]], titles: list[str], inside: str
+) -> list[Spec]:
+    """Return the data: trials, those that every brush holds, ticks and axes."""
+    hit = {"type": "formula", "as": "hit", "expr": inside}
+    axes = [{"axis": i, "text": text, "up": i % 2} for i, text in enumerate(titles)]
+    return [
+        {"name": "trials", "values": rows, "transform": [hit]},
+        {
+            "name": "held",
+            "source": "trials",
+            "transform": [{"type": "filter", "expr": "datum.hit"}],
+        },
+        {"name": "ticks", "values": ticks},
+        {"name": "axes", "values": axes},
+    ]
 
 
 def _at(expression: str, count: int) -> str:

@@ -19,8 +19,10 @@ from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.layers import Layer, flatten, merge
 from ballot.config.schema import Config
 from ballot.cpus import count_cores
+from ballot.engines.choose import DEFAULT, load_engine
+from ballot.engines.interface import Sketch
 from ballot.errors import UserError
-from ballot.runs.files import replacing, write_json
+from ballot.runs.files import write_json
 from ballot.search.time_budget import BEGIN_S, Budget
 from ballot.training.packaged import packaged_file
 from ballot.training.recipes import Situation, look, with_recipe
@@ -198,38 +200,22 @@ def trial_command(request: Request, place: Path) -> str:
 
 def write_files(request: Request, prospect: Prospect, schedule: Schedule, place: Path) -> Path:
     """Write `search_space.json` and `config.yml` into `place`, and return the latter."""
-    import yaml
-
     made = portfolio_of(prospect, schedule.epochs)
     place.mkdir(parents=True)
     write_json(place / "search_space.json", made.space)
-    mode = "maximize" if prospect.mode == "max" else "minimize"
-    ours = {"codeDirectory": str(ROOT)}
-    config: dict[str, Any] = {
-        "experimentName": place.name,
-        "searchSpaceFile": "search_space.json",
-        "trialCommand": trial_command(request, place),
-        "trialCodeDirectory": str(ROOT),
-        "maxExperimentDuration": f"{schedule.total:g}s",
-        "trialConcurrency": prospect.concurrency,
-        "tuner": {
-            "className": "ballot.engines.nni.tuner.Tuner",
-            **ours,
-            "classArgs": {"optimize_mode": mode, "defaults": False, "first": made.first},
-        },
-        "trainingService": {"platform": "local"},
-    }
-    if request.max_trials:
-        config["maxTrialNumber"] = request.max_trials
-    if schedule.expected >= ASHA_FROM:
-        config["assessor"] = {
-            "className": "ballot.engines.nni.assessor.Assessor",
-            **ours,
-            "classArgs": {"optimize_mode": mode, "min_trials": 4},
-        }
-    with replacing(place / "config.yml") as file:
-        file.write(f"# python search.py --config {place / 'config.yml'}\n")
-        yaml.safe_dump(config, file, sort_keys=False, width=100)
+    sketch = Sketch(
+        name=place.name,
+        space_file="search_space.json",
+        command=trial_command(request, place),
+        code=ROOT,
+        max_seconds=schedule.total,
+        max_trials=request.max_trials,
+        concurrency=prospect.concurrency,
+        maximize=prospect.mode == "max",
+        first=made.first,
+        stops_early=schedule.expected >= ASHA_FROM,
+    )
+    load_engine(DEFAULT).write_config(place / "config.yml", sketch)
     return place / "config.yml"
 
 

@@ -19,6 +19,7 @@ from ballot.search.screen import Pace, Screen
 from ballot.search.time_budget import OVER, Budget
 from ballot.search.trouble import Trouble, Watch, overdue
 
+LOOK_S = 1.0  # between two looks at a search
 PAGE_S = 60.0  # how often the report is brought up to date
 UPDATE_S = 2.0  # and the table
 NOTE_S = 5.0  # and what is known of the time
@@ -33,7 +34,15 @@ class End:
     over: bool = False  # its time was
 
 
-def follow(search: Search, plan: Plan, results: Results, budget: Budget, launch: Launch) -> End:
+def follow(
+    search: Search,
+    plan: Plan,
+    results: Results,
+    budget: Budget,
+    launch: Launch,
+    *,
+    every: float = LOOK_S,
+) -> End:
     """Watch a search until it ends, however that comes, and stop what is left of it."""
     end, machines = End(), search.machines(plan)
     with sigterm_as_interrupt():
@@ -41,7 +50,7 @@ def follow(search: Search, plan: Plan, results: Results, budget: Budget, launch:
             if search.is_running():
                 search.verify(launch)
                 print(f"search {search.id}: {search.address} until it ends", flush=True)
-                end = watch(search, plan, results, budget, machines)
+                end = watch(search, plan, results, budget, machines, every=every)
         except KeyboardInterrupt:
             end = End(interrupted=True)
             print("\nstopping: the running trials write what they have ...", flush=True)
@@ -88,7 +97,13 @@ def stop(search: Search) -> None:
 
 
 def watch(
-    search: Search, plan: Plan, results: Results, budget: Budget, machines: Machines | None = None
+    search: Search,
+    plan: Plan,
+    results: Results,
+    budget: Budget,
+    machines: Machines | None = None,
+    *,
+    every: float = LOOK_S,
 ) -> End:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
     eye = Watch(search.id, time.time(), plan.may_wait)
@@ -116,7 +131,7 @@ def watch(
             return End(trouble)
         if trouble is not None:
             screen.say(f"{trouble.what}; {trouble.remedy}")
-        time.sleep(1)
+        time.sleep(every)
 
 
 class Chores:

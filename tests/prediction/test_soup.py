@@ -15,12 +15,12 @@ from trained_for_tests import coloured, copy_run, run
 
 import ensemble
 import predict
-import search
 from ballot.prediction import soup_process
 from ballot.prediction.checkpoints import read_checkpoint
 from ballot.prediction.soup import adapt_norms, find_candidates, greedy, group_candidates
 from ballot.runs.files import write_json, write_rows
 from ballot.runs.folder import read_result
+from ballot.search import conclusion
 from ballot.search.time_budget import Budget
 from ballot.training import tensor_files
 from dataset import load_data
@@ -273,7 +273,7 @@ def test_a_soup_that_gains_votes_and_the_written_vote_answers_with_it(made, scri
 def test_a_search_averages_its_best_pretrained_trials_unasked(made, capfd):
     _, near, _ = made
     files = [run.with_suffix(".csv") for run in near]
-    report = search.vote(files, Path("ensemble"), Budget(None, 0.0))
+    report = conclusion.vote(files, Path("ensemble"), Budget(None, 0.0))
     assert "4 runs of one start averaged" in capfd.readouterr().out
     assert "soup-simple_cnn" in [member.name for member in report.members]
 
@@ -281,7 +281,7 @@ def test_a_search_averages_its_best_pretrained_trials_unasked(made, capfd):
 def test_a_search_without_the_time_for_it_averages_nothing(made):
     _, near, _ = made
     files = [run.with_suffix(".csv") for run in near]
-    report = search.vote(files, Path("ensemble"), Budget(60.0, time.time()))
+    report = conclusion.vote(files, Path("ensemble"), Budget(60.0, time.time()))
     assert len(report.members) == len(near)
 
 

@@ -179,6 +179,11 @@ def known(table: Mapping[str, str], name: str, *endings: str) -> str:
     return name
 
 
+def _taken(args: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Take keys out of arguments, as far as they are there."""
+    return {key: args.pop(key) for key in keys if key in args}
+
+
 def schedule(
     name: str, args: dict[str, Any], epochs: Any, lr: Any
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
@@ -198,7 +203,7 @@ def schedule(
         return {"min_factor": floor / lr} if floor and lr else {}
 
     if plain in ("step", "multistep"):
-        ours = {k: args.pop(k) for k in ("step_size", "milestones", "gamma") if k in args}
+        ours = _taken(args, "step_size", "milestones", "gamma")
         name = "multistep" if "milestones" in ours else plain
     elif plain == "exponential":
         name, ours = "step", {"step_size": 1, "gamma": args.pop("gamma", 0.1)}
@@ -207,14 +212,12 @@ def schedule(
             lost["T_max"] = "the cosine ends with the epochs"
         name, ours = "cosine", factor("eta_min")
     elif plain in ("reduceonplateau", "reducelronplateau", "plateau"):
-        ours = {"patience": args.pop("patience", 10)}
-        ours |= {k: args.pop(k) for k in ("factor", "threshold", "cooldown") if k in args}
-        name, ours = "plateau", ours | factor("min_lr")
+        taken = _taken(args, "factor", "threshold", "cooldown")
+        ours = {"patience": args.pop("patience", 10), **taken, **factor("min_lr")}
+        name = "plateau"
     elif plain in ("onecycle", "constant", "none"):
         name = {"none": "constant"}.get(plain, plain)
-        ours = {
-            k: args.pop(k) for k in ("pct_start", "div_factor", "final_div_factor") if k in args
-        }
+        ours = _taken(args, "pct_start", "div_factor", "final_div_factor")
     else:
         return name, args, {}  # one of our own, or unknown: checked where all names are
     for key in args:

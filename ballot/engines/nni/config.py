@@ -85,10 +85,7 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
     platform = given.get("trainingserviceplatform") if old else None
     if isinstance(service, Mapping):
         platform = service.get("platform")
-    if platform not in PLATFORMS:
-        what = f"trainingService has platform {platform!r}" if platform else "names no platform"
-        remedy = suggest(str(platform), PLATFORMS).removeprefix("; ")
-        problems.append(Problem(str(path), what, remedy))
+    problems += _platform_problems(platform, path)
     command = trial.get("command" if old else "trialcommand")
     if not isinstance(command, str) or not command.strip():
         where = "trial: command" if old else "trialCommand"
@@ -115,6 +112,13 @@ def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Probl
         source,
     )
     return found, problems + more
+
+
+def _platform_problems(platform: object, path: Path) -> list[Problem]:
+    if platform in PLATFORMS:
+        return []
+    what = f"trainingService has platform {platform!r}" if platform else "names no platform"
+    return [Problem(str(path), what, suggest(str(platform), PLATFORMS).removeprefix("; "))]
 
 
 def _whole_numbers(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[Problem]]:
@@ -263,7 +267,7 @@ def _refused_by_nni(config: Any, path: Path) -> list[Problem]:
     """Let NNI check every field as it will at the start; what is checked elsewhere is filled in."""
     import warnings
 
-    from nni.experiment.config import AlgorithmConfig, LocalConfig
+    from nni.experiment.config import LocalConfig
     from nni.experiment.config.training_service import TrainingServiceConfig
 
     trial = copy.deepcopy(config)
@@ -276,6 +280,18 @@ def _refused_by_nni(config: Any, path: Path) -> list[Problem]:
     log = logging.getLogger("nni.experiment.config")
     level = log.level
     log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _refusals(trial, path)
+    finally:
+        log.setLevel(level)
+
+
+def _refusals(trial: Any, path: Path) -> list[Problem]:
+    """Return what NNI refuses, one thing after the other; each is filled in to find the next."""
+    from nni.experiment.config import AlgorithmConfig
+
     problems: list[Problem] = []
     for name in ("tuner", "assessor", "advisor"):
         if isinstance(getattr(trial, name), dict):  # NNI left it so because it does not take it
@@ -286,19 +302,14 @@ def _refused_by_nni(config: Any, path: Path) -> list[Problem]:
             setattr(trial, name, None)
     if trial.tuner is None and trial.advisor is None:
         trial.tuner = AlgorithmConfig(name="TPE")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            while len(problems) < len(vars(trial)):
-                try:
-                    trial.canonical_copy()
-                    break
-                except Exception as error:  # ValueError, AssertionError, TypeError
-                    problems.append(_refusal(path, error))
-                    if not _mended(trial, str(error)):  # it says one thing at a time
-                        break
-    finally:
-        log.setLevel(level)
+    while len(problems) < len(vars(trial)):
+        try:
+            trial.canonical_copy()
+            break
+        except Exception as error:  # ValueError, AssertionError, TypeError
+            problems.append(_refusal(path, error))
+            if not _mended(trial, str(error)):  # it says one thing at a time
+                break
     return problems
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ballot.config.schema import Config
 from ballot.config.trial_command import outputs_of, with_own_interpreter
-from ballot.engines.interface import Limits, Outline, Plan
+from ballot.engines.interface import Limits, MachineCheck, Outline, Plan
 from ballot.engines.nni import checks, config, remote
 from ballot.engines.nni.algorithms import add_warm_start
 from ballot.engines.nni.machine_check import NniMachineCheck
@@ -25,7 +25,9 @@ class NniDraft:
     """What NNI makes of a configuration, and what the command line changes of it."""
 
     def __init__(self, path: Path, outline: Outline, limits: Limits, *, guarded: bool) -> None:
-        self.path, self.outline, self.limits = path, outline, limits
+        self.path = path
+        self.outline = outline
+        self.limits = limits
         self._guarded = guarded
         self._config: Any = None  # nni.experiment.config.ExperimentConfig, once NNI takes it
 
@@ -117,7 +119,7 @@ class NniDraft:
         )
 
     @property
-    def machine_check(self) -> NniMachineCheck:
+    def machine_check(self) -> MachineCheck:
         """What is asked of other machines for NNI's sake."""
         return NniMachineCheck(guarded=self._guarded)
 

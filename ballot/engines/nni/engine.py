@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ballot.cpus import threads_each, threads_told
-from ballot.engines.interface import Launch, Limits, Plan, Search
-from ballot.engines.nni import config, manager, remote
+from ballot.engines.interface import Draft, Launch, Limits, Plan, Search, Sketch
+from ballot.engines.nni import config, manager, planned, remote
 from ballot.engines.nni.draft import NniDraft
 from ballot.engines.nni.experiment import NniSearch, known_searches
 from ballot.engines.nni.machine_list import machines_of
@@ -26,7 +26,11 @@ class NniEngine:
 
     name = "nni"
 
-    def read(self, path: Path, limits: Limits, *, guarded: bool) -> tuple[NniDraft, list[Problem]]:
+    def write_config(self, path: Path, sketch: Sketch) -> None:
+        """Write a configuration of NNI."""
+        planned.write_config(path, sketch)
+
+    def read(self, path: Path, limits: Limits, *, guarded: bool) -> tuple[Draft, list[Problem]]:
         """Read a configuration in either of NNI's versions; a file that is none is an error."""
         outline, problems = config.outline(config.read_content(path), path)
         return NniDraft(path, outline, limits, guarded=guarded), problems
