@@ -11,10 +11,10 @@ from ballot.errors import UserError
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("lr: 1\nepochs: 2\nlr: 3\n", "line 3: the key 'lr' stands there twice; keep one"),
-        ("a: {b: 1, b: 2}\n", "line 1: the key 'b' stands there twice"),
-        ("a:\n- b: 1\n  b: 1\n", "line 3: the key 'b' stands there twice"),
-        ('"lr": 1\nlr: 1\n', "the key 'lr' stands there twice"),
+        ("lr: 1\nepochs: 2\nlr: 3\n", "line 3: duplicate key 'lr'; keep one"),
+        ("a: {b: 1, b: 2}\n", "line 1: duplicate key 'b'"),
+        ("a:\n- b: 1\n  b: 1\n", "line 3: duplicate key 'b'"),
+        ('"lr": 1\nlr: 1\n', "duplicate key 'lr'"),
         ("1: a\n", "line 1: the key 1 is no text; put it in quotes"),
         ("on: a\n", "the key on is no text"),
         ("? [a, b]\n: 1\n", "the key of kind sequence is no text"),
@@ -41,16 +41,16 @@ def test_a_merge_may_replace_a_key_of_what_is_merged():
 def test_a_key_of_json_that_stands_twice_is_an_error_with_its_file(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"a\.json: the key 'lr' stands there twice; keep one"):
+    with pytest.raises(UserError, match=r"a\.json: duplicate key 'lr'; keep one"):
         read_config_file(path)
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--model_args", '{"a": 1, "a": 2}'], "--model_args: the key 'a' stands there twice"),
-        (["--model_args.x", '{"a": 1, "a": 2}'], "the key 'a' stands there twice"),
-        (["--model_args", '{"a": ' + "1" * 5000 + "}"], "--model_args: is no JSON"),
+        (["--model_args", '{"a": 1, "a": 2}'], "--model_args: duplicate key 'a'"),
+        (["--model_args.x", '{"a": 1, "a": 2}'], "duplicate key 'a'"),
+        (["--model_args", '{"a": ' + "1" * 5000 + "}"], "--model_args: cannot be read as JSON"),
     ],
 )
 def test_json_of_the_command_line_is_read_as_strictly(words, message):

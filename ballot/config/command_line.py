@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, word: str) -> typing.NoReturn:
         """Raise the `UserError` for a word that no flag takes."""
         if not word.startswith("-"):
-            raise UserError(f"command line: {word!r} belongs to no flag; {self.prog} --help")
+            raise UserError(f"command line: {word!r} belongs to no flag; see {self.prog} --help")
         flags = [f for action in self._actions for f in action.option_strings]
         name = word.split("=")[0].lstrip("-").replace("-", "_")
         if name in SYNONYMS and f"--{SYNONYMS[name]}" in flags:

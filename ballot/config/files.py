@@ -20,7 +20,7 @@ def _literal(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except _Twice as error:
-        raise UserError(f"command line: the key {error} stands there twice; keep one") from None
+        raise UserError(f"command line: duplicate key {error}; keep one") from None
     except (ValueError, RecursionError):  # a text, or thousands of digits or of brackets
         return text
 
@@ -59,7 +59,7 @@ def _read_values(path: Path) -> dict[str, Any]:
     yaml = path.suffix in (".yml", ".yaml")
     values = _decoded(parse_yaml(text, path)) if yaml else parse_json(text, path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}; options stand in an object")
+        raise UserError(f"{path}: contains a {type(values).__name__}; options must be in an object")
     if set(values) == {"values", "origin"}:  # a run's config.json
         values = values["values"]
     return values
@@ -83,12 +83,12 @@ def parse_json(text: str, path: str | Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except _Twice as error:
-        raise UserError(f"{path}: the key {error} stands there twice; keep one") from None
+        raise UserError(f"{path}: duplicate key {error}; keep one") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: is no JSON; {error.msg} at {where}") from None
+        raise UserError(f"{path}: is not valid JSON; {error.msg} at {where}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise UserError(f"{path}: is no JSON that can be read; {error}") from None
+        raise UserError(f"{path}: cannot be read as JSON; {error}") from None
 
 
 def parse_yaml(text: str, path: str | Path) -> Any:
@@ -105,16 +105,16 @@ def parse_yaml(text: str, path: str | Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: is no YAML; {reason}{where}") from None
+        raise UserError(f"{path}: is not valid YAML; {reason}{where}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise UserError(f"{path}: is no YAML that can be read; {error}") from None
+        raise UserError(f"{path}: cannot be read as YAML; {error}") from None
     # An alias costs nothing to read, but whoever walks through may never come to an end.
     waiting, seen = [value], 0
     while waiting:
         node = waiting.pop()
         seen += 1
         if seen > MANY:
-            raise UserError(f"{path}: holds itself, or more than {MANY:,} values")
+            raise UserError(f"{path}: contains itself, or more than {MANY:,} values")
         if isinstance(node, (dict, list)):
             waiting += node.values() if isinstance(node, dict) else node
     return value

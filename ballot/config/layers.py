@@ -52,7 +52,7 @@ def _dotted(head: str, rest: str, source: str) -> str:
     if head in COMPONENTS:
         head = f"{head}_args"
     if check_key(head, source) not in DICT_FIELDS:
-        raise UserError(f"{source}: {head!r} has no parts, so {head}.{rest} cannot be set")
+        raise UserError(f"{source}: {head!r} has no arguments, so {head}.{rest} cannot be set")
     return f"{head}.{rest}"
 
 
@@ -61,10 +61,14 @@ def _component(key: str, value: Mapping[str, Any], source: str) -> list[tuple[st
     rest = dict(value)
     names = [rest.pop(word) for word in ("_name", "type", "name") if word in rest]
     if len(names) != 1 or not isinstance(names[0], str):
-        raise UserError(f'{source}: {key} needs one name, as in {{"type": "...", "args": {{...}}}}')
+        raise UserError(
+            f'{source}: {key} needs exactly one name, as in {{"type": "...", "args": {{...}}}}'
+        )
     inner = rest.pop("args", None) or {}
     if not isinstance(inner, Mapping):
-        raise UserError(f"{source}: the args of {key} are {inner!r}; they must be named values")
+        raise UserError(
+            f"{source}: the args of {key} are {inner!r}; use an object, as in {{'name': value}}"
+        )
     args = {**inner, **rest}
     own = OWN_FIELDS.get(key, ())
     pairs = [(key, names[0])]

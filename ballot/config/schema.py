@@ -174,7 +174,7 @@ def convert(key: str, value: Any, source: str) -> Any:
         raise UserError(f"{source}: {key} is {value!r}; it takes {_describe(kind)}") from None
     words = value if isinstance(value, tuple) else (value,)
     if any(isinstance(word, str) and "\0" in word for word in words):
-        raise UserError(f"{source}: {key} is {value!r}; no name of a file holds a NUL")
+        raise UserError(f"{source}: {key} is {value!r}; file names cannot contain NUL")
     _check_limits(key, value, source)
     if key == "device" and value.isdigit():  # as CUDA_VISIBLE_DEVICES and many scripts have it
         return f"cuda:{value}"
@@ -247,4 +247,4 @@ def parse_monitor(monitor: str, lower_is_better: bool) -> tuple[str, str]:
         return words[1], words[0]
     if len(words) == 1:
         return words[0], "min" if lower_is_better else "max"
-    raise UserError(f"monitor: {monitor!r} is not understood; as in 'val_acc' or 'min val_loss'")
+    raise UserError(f"monitor: {monitor!r} is invalid; use for example 'val_acc' or 'min val_loss'")

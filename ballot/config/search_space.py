@@ -58,7 +58,7 @@ def find_problems(space: Mapping[str, Any], source: str, *, ours: bool = True) -
 
 def _problems_of(key: str, spec: Any, source: str, ours: bool) -> list[UserError]:
     if not is_spec(spec):
-        raise UserError(f"{source}: {key} is no range; write {key}: {SPEC}")
+        raise UserError(f"{source}: {key} is not a search range; write {key}: {SPEC}")
     kind, values = spec["_type"], spec["_value"]
     if kind not in SPACE_TYPES:
         raise UserError(f"{source}: {key} has type {kind!r}{suggest(kind, SPACE_TYPES)}")
@@ -97,12 +97,12 @@ def _check_values(key: str, kind: str, values: Any, source: str) -> None:
         raise UserError(f"{source}: {key} ({kind}) takes numbers, not {values}")
     if kind in BOUNDED and values[0] >= values[1]:
         raise UserError(
-            f"{source}: {key} goes from {values[0]} to {values[1]}; put the lower first"
+            f"{source}: {key} ranges from {values[0]} to {values[1]}; put the lower value first"
         )
     if "log" in kind and kind in BOUNDED and values[0] <= 0:
         raise UserError(f"{source}: {key} ({kind}) must start above 0")
     if kind.startswith("q") and values[2] <= 0:
-        raise UserError(f"{source}: {key} ({kind}) has steps of {values[2]}; make them above 0")
+        raise UserError(f"{source}: {key} ({kind}) has step {values[2]}; it must be greater than 0")
 
 
 def _problems_of_candidate(key: str, value: Any, source: str) -> list[UserError]:

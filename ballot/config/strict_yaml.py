@@ -27,7 +27,7 @@ class StrictLoader(yaml.SafeLoader):
                 what = f"the key {_shown(key)} is no text; put it in quotes"
                 raise BadKey(problem=what, problem_mark=key.start_mark)
             if key.value in seen:
-                what = f"the key {key.value!r} stands there twice; keep one"
+                what = f"duplicate key {key.value!r}; keep one"
                 raise BadKey(problem=what, problem_mark=key.start_mark)
             seen.add(key.value)
         return node

@@ -255,7 +255,7 @@ class Collector:
         ).items():
             environment, _, file = name.partition("/")
             if not all(map(PART.fullmatch, (environment, file))):
-                raise UserError(f"{link.name}: names {name!r}, which is no file of a trial")
+                raise UserError(f"{link.name}: sent {name!r}, which is not a file of a trial")
             folder = self.source.logs / "environments" / environment / "trials" / trial.id
             folder.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(text, encoding="utf-8")
@@ -317,10 +317,10 @@ def checked_names(manifest: Any, run: str, machine: str) -> dict[str, tuple[int,
         parts = PurePosixPath(name).parts
         inside = parts and "/".join(parts) == name and all(map(PART.fullmatch, parts))
         if not (inside or name == f"../{run}.csv"):
-            raise UserError(f"{machine}: names {name!r}, which is no file of {run}")
+            raise UserError(f"{machine}: sent {name!r}, which is not a file of {run}")
         size, digest = facts
         if not isinstance(size, int) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
-            raise UserError(f"{machine}: says nothing sensible of {name} in {run}")
+            raise UserError(f"{machine}: sent an invalid size or hash for {name} in {run}")
         found[name] = (size, digest)
     return found
 

@@ -74,7 +74,7 @@ def sync_data(links: Sequence[Link], local: Path, there: str) -> list[Problem]:
     Nothing is deleted there; hidden files are left out.
     """
     if not local.is_dir():
-        raise UserError(f"sync_data: {local} is no folder; name the one that holds the data")
+        raise UserError(f"sync_data: {local} is not a folder; give the folder with the data")
     files = facts.listing(str(local))
     return _everywhere(links, lambda link, ticker: _sync(link, local, there, files, ticker))
 
@@ -122,7 +122,7 @@ def _install(link: Link, requirements: str, ticker: Ticker) -> None:
     done = (
         f"is ready after {span(time.monotonic() - began)}"
         if answer["changed"]
-        else ("has everything already")
+        else ("is up to date")
     )
     ticker.say(link.name, f"{venv} {done}")
 
@@ -135,11 +135,11 @@ def _sync(link: Link, local: Path, there: str, files: dict[str, int], ticker: Ti
     wanted = [name for name in sorted(files) if have.get(name) != files[name]]
     total = sum(files[name] for name in wanted)
     if not wanted:
-        ticker.say(link.name, f"{there} has all {len(files):,} files already")
+        ticker.say(link.name, f"{there} is up to date ({len(files):,} files)")
         return
     if total > free - SPARE:
         raise UserError(
-            f"{link.name}: {size(total)} of data do not fit into {there}, where "
+            f"{link.name}: {size(total)} of data do not fit in {there}, where "
             f"{size(free)} are free; make room there"
         )
     ticker.say(link.name, f"{len(wanted):,} of {len(files):,} files to {there}, {size(total)} ...")
@@ -206,7 +206,7 @@ def _answer(
         wrong = f" ({text.removeprefix('ERROR: ')})" if text.startswith("ERROR: ") else wrong
         if hear is not None and text:
             hear(text)
-    raise UserError(f"{link.name}: {said}; the same command goes on where this ended")
+    raise UserError(f"{link.name}: {said}; run the same command again to continue")
 
 
 def _source(module: Any) -> str:

@@ -91,7 +91,7 @@ class Agent:
         """Ask for a key's passphrase on the terminal."""
         environment = {**os.environ, "SSH_AUTH_SOCK": self.socket}
         if subprocess.run(["ssh-add", key], env=environment).returncode:
-            raise UserError(f"{key}: stays locked; the passphrase was not right")
+            raise UserError(f"{key}: wrong passphrase; the key is still locked")
 
     def close(self) -> None:
         """Forget the keys."""
@@ -250,7 +250,7 @@ class Link:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
-                raise Unreachable(f"{self.name}: gave no answer in {timeout:.0f} s") from None
+                raise Unreachable(f"{self.name}: did not answer within {timeout:.0f} s") from None
             except BaseException:
                 process.kill()
                 raise

@@ -41,9 +41,9 @@ def diagnose(machine: Machine, said: str, locked_key: Callable[[], str | None]) 
     lines = without_debug(said)
     if "Authenticated to " in said:
         return Unreachable(
-            f"{name}: lets us in but runs no command "
-            f"({lines[-1] if lines else 'without a word'}); "
-            "look at the account's shell there"
+            f"{name}: login works, but commands do not run "
+            f"({lines[-1] if lines else 'no output'}); "
+            "check the account's shell there"
         )
     return Unreachable(f"{name}: {lines[-1] if lines else 'does not answer'}")
 
@@ -89,7 +89,7 @@ _REASONS = (
     ),
     (
         "kex_exchange_identification|Connection reset",
-        "hangs up before anyone can log in; look into its sshd's log",
+        "closes the connection before login; see the log of its sshd",
     ),
 )
 
@@ -103,7 +103,7 @@ def _denied(machine: Machine, said: str, locked: str | None) -> Unreachable:
             f"{name}: ssh does not use {loose[1]}, which others can read; chmod 600 {loose[1]}"
         )
     if bad := re.search(r'Load key "(.+?)": (?!incorrect passphrase)(.+)', said):
-        return Unreachable(f"{name}: {bad[1]} is no key that ssh can read ({bad[2].strip()})")
+        return Unreachable(f"{name}: ssh cannot read the key {bad[1]} ({bad[2].strip()})")
     if locked is not None:
         return PassphraseNeeded(
             f"{name}: the key {locked} needs its passphrase; unlock it first: ssh-add {locked}",
@@ -116,7 +116,7 @@ def _denied(machine: Machine, said: str, locked: str | None) -> Unreachable:
     offered = re.findall(r"Offering public key: (.+?) (?:RSA|ED25519|ECDSA|DSA)\S* SHA256", said)
     tried = ", ".join(dict.fromkeys(offered)) or "no key at all"
     return Unreachable(
-        f"{name}: does not let us in{whom} with {tried}; add the public key to "
+        f"{name}: login failed{whom} with {tried}; add the public key to "
         "~/.ssh/authorized_keys there, or name another as sshKeyFile"
     )
 

@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a script with its arguments, and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
     if not words or not Path(words[0]).is_file():
-        what = f"{words[0]!r} is not there" if words else "no script is named"
-        raise UserError(f"preload: {what}; it is used as in python3 -m ballot.preload train.py")
+        what = f"{words[0]!r} is not there" if words else "no script given"
+        raise UserError(f"preload: {what}; usage: python3 -m ballot.preload train.py")
     share_cores()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # to end at once, until there is a trial
@@ -103,7 +103,9 @@ def main(argv: list[str] | None = None) -> int:
         link, pid = begin(words)
     except (NotPreloaded, OSError, ValueError) as why:
         if str(why):
-            print(f"preload: {why}; a plain start instead", file=sys.stderr, flush=True)
+            print(
+                f"preload: {why}; starting a new interpreter instead", file=sys.stderr, flush=True
+            )
         os.execv(sys.executable, [sys.executable, *interpreter_flags(), *words])
     return stand_in(link, pid)
 
@@ -126,7 +128,9 @@ def idle_seconds() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e6:
-        raise UserError(f"BALLOT_PRELOAD: {text!r} is no number of seconds; 0 starts plainly")
+        raise UserError(
+            f"BALLOT_PRELOAD: {text!r} is not a number of seconds; 0 disables preloading"
+        )
     return seconds
 
 
@@ -251,7 +255,7 @@ def connect(place: Path) -> socket.socket:
     with address(place) as name:
         link.connect(name)
     if peer(link) != os.getuid():
-        raise NotPreloaded(f"{place} answers for another user")
+        raise NotPreloaded(f"{place} belongs to another user")
     return link
 
 
@@ -325,7 +329,7 @@ def locked(path: Path, deadline: float) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > deadline:
-                raise NotPreloaded("another command has not ended its imports")
+                raise NotPreloaded("another command is still importing")
             time.sleep(0.02)
         yield
     finally:

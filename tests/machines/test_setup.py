@@ -95,7 +95,7 @@ def test_an_environment_is_made_kept_and_brought_up_to_date(links, lab, tmp_path
             )
             assert found == version
     assert setup.install(links, wanted) == []
-    assert capsys.readouterr().out.count("has everything already") == 2
+    assert capsys.readouterr().out.count("is up to date") == 2
     wanted.write_text("--no-index\nno-such-package\n")
     problems = setup.install(links, wanted)
     assert [p.where for p in problems] == [link.name for link in links]
@@ -132,7 +132,7 @@ def test_data_are_copied_where_they_are_missing_and_nothing_is_deleted(
     (lab.boxes[0].home / "the data" / "-x").write_text("cut short")
     assert setup.sync_data(links, tmp_path, "~/the data") == []
     said = capsys.readouterr().out
-    assert "1 of 6 files" in said and "has all 6 files already" in said
+    assert "1 of 6 files" in said and "is up to date (6 files)" in said
     assert own.read_text() == "stays"
     assert (lab.boxes[0].home / "the data" / "-x").read_bytes() == (tmp_path / "-x").read_bytes()
 
@@ -144,7 +144,7 @@ def test_data_that_do_not_fit_or_are_not_there_are_refused(links, tmp_path):
         file.truncate(600 << 20)  # a hole: it takes no room here
     problems = setup.sync_data(links, tmp_path, "~/big data")
     assert len(problems) == 2 and "629 MB of data do not fit" in problems[0].what
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         setup.sync_data(links, big, "~/x")
 
 

@@ -76,11 +76,13 @@ def test_a_machine_says_its_facts_by_a_program_that_is_sent_to_it(tmp_path):
         sys.executable,
         "pythonPath",
         ["torch", "no-such-package"],
+        ["json", "no_such_module"],
         ["/no/such/path", "/"],
         str(tmp_path),
     )
     assert said["python"] == list(sys.version_info[:3]) and said["missing"] == ["/no/such/path"]
     assert said["packages"]["torch"] and said["packages"]["no-such-package"] is None
+    assert said["modules"] == {"json": True, "no_such_module": False}
     assert said["data"] == facts.listing_digest(str(tmp_path))
 
 
@@ -360,7 +362,7 @@ def test_an_alias_of_ssh_config_is_enough(check, lab, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sshKeyFile": "wrong"}, "does not let us in for ann with"),
+        ({"sshKeyFile": "wrong"}, "login failed for ann with"),
         ({"sshKeyFile": "/none"}, "its key file /none is not there"),
         ({"pythonPath": "/usr/bin"}, "nni is not installed there"),
         ({"pythonPath": "~/x"}, "there is no interpreter ~/x/python3, which pythonPath names"),

@@ -385,7 +385,7 @@ def test_what_cannot_be_preloaded_starts_plainly_and_says_so_in_a_line(place, te
         began = time.monotonic()
         status, out, err = run(place, path)
         assert (status, out) == (0, f"{os.getpid()}\n")
-        assert why in err and len(err.splitlines()) == 1 and "a plain start" in err
+        assert why in err and len(err.splitlines()) == 1 and "starting a new interpreter" in err
     assert time.monotonic() - began < 5 and preloaders(place) == []
 
 
@@ -425,7 +425,9 @@ def test_on_another_machine_trials_divide_its_cores(place, plain):
 
 
 def test_a_trial_knows_whether_nni_chose_its_gpus(place):
-    path = script(place, "from ballot.gpus import assigned_by_nni\nprint(assigned_by_nni())")
+    path = script(
+        place, "from ballot.engines.nni.trial import gpus_are_assigned\nprint(gpus_are_assigned())"
+    )
     for parent, wanted in (("0", "False"), ("1", "True")):
         words = [
             "sh",
