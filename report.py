@@ -13,7 +13,7 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.report.page import Pictures, make_report, render, write_pngs
 from ballot.report.pictures import as_address, sheet_address
 from ballot.report.statistics import differences
@@ -22,7 +22,7 @@ from ballot.report.trials import Trial, find_trials
 SIDE = 160  # pixels of a picture at most
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Write the report, or print what differs between two runs."""
     args = build_parser().parse_args(argv)

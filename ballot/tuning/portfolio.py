@@ -56,11 +56,8 @@ def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[st
         "classifier_start": choice("fitted", "fresh"),
     }
     frozen_size = probe.image_size or size
-    frozen = {
-        "_name": "probe",
-        "model": choice(*networks),
-        "image_size": choice(frozen_size, _stepped(1.25 * frozen_size)),
-    }
+    frozen_sizes = choice(frozen_size, _stepped(1.25 * frozen_size))
+    frozen = {"_name": "probe", "model": choice(*networks), "image_size": frozen_sizes}
     usual: Values = {
         "_name": "auto",
         "model": networks[0],
