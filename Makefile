@@ -3,6 +3,8 @@
 # make bench    how fast it is; FULL=1 takes longer    make audit  known vulnerabilities, licences
 # make train    ARGS="--model resnet18 --run_name mine": goes on when the terminal is closed
 # make watch    RUN=mine: its log as it grows; without RUN the newest
+# make lint     ruff and mypy                         make faults 300 faults, and what is left
+# make clean    remove outputs/ and ensemble/         make style  the measurements of CONTRIBUTING.md
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 CONFIG ?= config_local.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search train watch test quick lint bench faults audit clean
+.PHONY: help setup search train watch test quick lint style bench faults audit clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -55,6 +57,9 @@ quick: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+style: $(VENV)/.installed
+	@$(BIN)/python bench/style.py
 
 # Both look at the installed packages; the first asks the package index for advisories.
 audit: $(VENV)/.installed-dev

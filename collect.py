@@ -12,12 +12,12 @@ if __name__ == "__main__":
 
 from ballot.config.command_line import Parser
 from ballot.engines.choose import find_search, load_engine, newest_search
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.search.status import table_of
 from ballot.wording import plural
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Bring home what has ended, and say what is where."""
     args = build_parser().parse_args(argv)

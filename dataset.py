@@ -44,7 +44,7 @@ from ballot.data.layouts import (
 from ballot.data.prepare import examine, make_data
 from ballot.data.splits import split_single
 from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
-from ballot.errors import UserError, guard, suggest
+from ballot.errors import UserError, script_main, suggest
 from ballot.names import check_names
 from ballot.registry import Registry
 from ballot.runs.csv_files import DuplicateColumn
@@ -598,7 +598,7 @@ def trivial_augment(size: int, *, crop: int = 0, flip: float = 0.5) -> Recipe:
     return Recipe(seen(size, crop), (augment.flip(flip), each(transform)))
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Print what a folder of images is; draw samples; look after the cache."""
     import logging

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     require("numpy")
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.prediction import soup_process
 from ballot.runs.folder import is_validation, run_of
 from ballot.vote.combine import METHODS, METRICS
@@ -133,7 +133,7 @@ def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
     return 1 if lost else 0
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Vote, and print who voted, with what weight, and what it gained."""
     asked = vars(build_parser().parse_args(argv))

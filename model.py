@@ -32,10 +32,10 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.registry import Entry, Registry
 from ballot.training.blocks import blocks
-from ballot.training.packaged import SHORT_NAMES, check_file, packaged_file
+from ballot.training.packaged import SHORT_NAMES, TIMM_MODELS, check_file, packaged_file
 from ballot.training.weights import (
     WeightsUnavailable,
     cached_weights,
@@ -44,7 +44,7 @@ from ballot.training.weights import (
     lite_names,
     load_weights,
     published_weights,
-    read_checkpoint,
+    read_weights,
 )
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _facts(name: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _start_from(model: nn.Module, path: str | Path) -> list[str]:
     """Load the weights of `path`; return the names of the classifier's that did not fit."""
-    anew = load_weights(model, read_checkpoint(path), str(path), head_names(model))
+    anew = load_weights(model, read_weights(path), str(path), head_names(model))
     if anew:
         log.warning(
             "init_from %s: the classifier does not fit and starts anew (%s)", path, ", ".join(anew)
@@ -658,7 +658,7 @@ def _timm_builder(short: str, info: Mapping[str, Any]) -> Callable[..., nn.Modul
             raise WeightsUnavailable(f"{info['weights']} cannot be had ({_line(error)})") from error
         if packaged is None:
             return model
-        state = read_checkpoint(check_file(short, packaged))
+        state = read_weights(check_file(short, packaged))
         return _loaded(model, lite_names(state, model), short)
 
     return build
@@ -862,7 +862,7 @@ def _line(error: Exception) -> str:
 # --------------------------------------------------------------------------------------- tables
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Print the names, or the table of one."""
     parser = Parser(prog="model.py", description="List the architectures.")
@@ -1035,10 +1035,9 @@ def _arguments(name: str) -> str:
 @functools.cache
 def _published() -> dict[str, dict[str, str]]:
     """Read what is known of timm's architectures without building them (bench/list_timm.py)."""
-    path = Path(__file__).with_name("docs") / "timm_models.csv"
-    if not path.is_file():
+    if not TIMM_MODELS.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with TIMM_MODELS.open(newline="", encoding="utf-8") as file:
         return {row["name"]: row for row in csv.DictReader(file)}
 
 

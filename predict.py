@@ -23,7 +23,7 @@ from ballot.data.augment import Recipe
 from ballot.data.batches import Data
 from ballot.data.images import cpu_count
 from ballot.data.prepare import make_recipes
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.prediction import soup, tta
 from ballot.prediction.checkpoints import Checkpoint, find_electorate
 from ballot.prediction.export import check_exportable, check_wish, export
@@ -86,7 +86,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Predict, or export; the status is 1 where an image could not be read."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

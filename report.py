@@ -15,7 +15,7 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.report.page import Pictures, Report, write_pngs, write_report
 from ballot.report.pictures import as_address, sheet_address
 from ballot.report.serve import PORT, open_server
@@ -25,7 +25,7 @@ from ballot.report.trials import Trial, find_trials
 SIDE = 160  # pixels of a picture at most
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Write the report, or print what differs between two runs."""
     args = build_parser().parse_args(argv)

@@ -24,8 +24,7 @@ from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
 from ballot.engines.choose import find_search, load_engine, newest_search
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
-from ballot.errors import UserError
-from ballot.errors import guard_lasting as guarded
+from ballot.errors import UserError, lasting_main
 from ballot.machines import setup
 from ballot.machines.ssh import has_terminal
 from ballot.preflight import examine, machines, tryout
@@ -56,7 +55,7 @@ from ballot.search.time_budget import Budget
 from ballot.wording import seconds_of
 
 
-@guarded
+@lasting_main
 def main(argv: list[str] | None = None) -> int:
     """Run a search from its configuration to its vote, or look after others."""
     began = time.time()

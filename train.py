@@ -42,7 +42,7 @@ from ballot.data.batches import Batch, Data, Fold, Subset
 from ballot.data.same_data import check_same_data
 from ballot.engines.choose import current_trial
 from ballot.engines.trial import Trial
-from ballot.errors import CannotWrite, TrialFailed, UserError, guard_lasting
+from ballot.errors import CannotWrite, TrialFailed, UserError, lasting_main
 from ballot.gpus import Lease, choose_device, on_several
 from ballot.prediction import tta
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
@@ -118,7 +118,7 @@ class Outcome:
     signum: int = 0
 
 
-@guard_lasting
+@lasting_main
 def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
     # First of all, and by one of several processes: an engine hands parameters out once.

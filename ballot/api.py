@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ballot.config.trial_command import flag
 from ballot.errors import UserError
 from ballot.report.answer import estimate_of_vote, sentence_of_vote
-from ballot.runs.files import read_json, read_object
+from ballot.runs.files import json_or_empty, read_json
 from ballot.runs.folder import run_of
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def record_of(folder: Path) -> Mapping[str, Any]:
     """Return the record of a vote together with when it was written."""
     path = folder / "ensemble.json"
     written = path.stat().st_mtime_ns if path.exists() else None
-    return {"written": written, **read_object(path)}
+    return {"written": written, **json_or_empty(path)}
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def guard(main: Callable[..., int], *, keeps_on: bool = False) -> Callable[..., int]:
+def script_main(main: Callable[..., int], *, keeps_on: bool = False) -> Callable[..., int]:
     """Turn a script's ``main`` into one that ends in a line and a status, never a traceback.
 
     Exit status 2 stands for bad input, 130 for Ctrl-C, 1 for output that could not be written. A
@@ -78,7 +78,7 @@ def guard(main: Callable[..., int], *, keeps_on: bool = False) -> Callable[..., 
     return run
 
 
-guard_lasting = functools.partial(guard, keeps_on=True)
+lasting_main = functools.partial(script_main, keeps_on=True)
 
 
 def _end_of(error: BaseException) -> int:

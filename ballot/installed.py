@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ballot.streams import open_missing_streams
 
 PYTHONS = ((3, 10), (3, 14))  # from the first, below the second; as in pyproject.toml
+PYTHON_NAMES = [f"python3.{n}" for n in reversed(range(PYTHONS[0][1], PYTHONS[1][1]))]
 PYTHON_RANGE = f"3.{PYTHONS[0][1]} to 3.{PYTHONS[1][1] - 1}"
 REMEDY = "run make setup, then source .venv/bin/activate"
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ballot.config.command_line import Parser  # noqa: E402
-from ballot.errors import UserError, guard  # noqa: E402
+from ballot.errors import UserError, script_main  # noqa: E402
 
 SPLITS = {"MaskBaseDataset": "random rows", "MaskSplitByProfileDataset": "by person"}
 SPACE = {
@@ -57,7 +57,7 @@ def accuracy(submission: Path, truth: dict[str, str]) -> float:
     return sum(row["ans"] == truth[row["ImageID"]] for row in rows) / len(rows)
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Print a table of both searches."""
     parser = Parser(prog="bench/leak.py", description=__doc__, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""Write `docs/timm_models.csv`, from which `python model.py` lists timm's architectures.
+"""Write `ballot/training/timm_models.csv`, from which `python model.py` lists timm's architectures.
 
     python bench/list_timm.py results-imagenet.csv
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import timm
 import torch
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "timm_models.csv"
+TARGET = Path(__file__).resolve().parents[1] / "ballot" / "training" / "timm_models.csv"
 
 
 def main() -> int:

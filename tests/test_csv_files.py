@@ -9,7 +9,7 @@ from PIL import Image
 
 from ballot.config.schema import Config
 from ballot.data.layouts import read_csv, sorted_classes
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.prediction.inputs import find_images
 from ballot.runs.files import read_json
 from ballot.vote.members import find_files, name_members
@@ -102,7 +102,7 @@ def test_names_that_are_no_utf_8_are_refused_by_name(tmp_path):
 
 
 def test_what_a_terminal_would_act_on_is_shown_as_escapes(capsys):
-    @guard
+    @script_main
     def main(_):
         raise UserError("a\x00b\x1b[2J\u202e: is not there")
 

@@ -17,7 +17,7 @@ import predict
 from ballot.data.images import Geometry, decode_file
 from ballot.errors import UserError
 from ballot.prediction import tta
-from ballot.prediction.checkpoints import checkpoints_of, read_checkpoint
+from ballot.prediction.checkpoints import answering_checkpoints, read_checkpoint
 from ballot.prediction.predictor import decoded
 from ballot.training import tensor_files
 from ballot.vote.selection import VoteOptions
@@ -318,7 +318,7 @@ def test_members_without_checkpoints_are_named_or_left_out_on_demand(trained, tm
 def test_a_fold_that_is_gone_is_missed(trained, tmp_path):
     run = shutil.copytree(trained.folds, tmp_path / "folds")
     (run / "fold1" / "best.pt").unlink()
-    assert checkpoints_of(run)[1].startswith("1 of 2 folds have a best.pt")
+    assert answering_checkpoints(run)[1].startswith("1 of 2 folds have a best.pt")
 
 
 def other_checkpoint(trained, tmp_path, **changes) -> Path:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ballot.errors import UserError, guard, suggest
+from ballot.errors import UserError, script_main, suggest
 from ballot.registry import Entry, Registry
 
 
@@ -75,6 +75,6 @@ def test_guard_turns_errors_into_one_line_and_a_status(capsys):
     def fail(_argv):
         raise UserError("file.json: is\nno JSON; write some")
 
-    assert guard(fail)([]) == 2
+    assert script_main(fail)([]) == 2
     assert capsys.readouterr().err == "error: file.json: is no JSON; write some\n"
-    assert guard(lambda _argv: 0)([]) == 0
+    assert script_main(lambda _argv: 0)([]) == 0

@@ -33,7 +33,7 @@ STRANGE = [
 def test_weights_that_no_network_takes_are_refused(tmp_path, model, message):
     path = tmp_path / "best.pt"
     torch.save({"model": model, "about": json.dumps(ABOUT)}, path)
-    for read in (weights.read_checkpoint, checkpoints.read_checkpoint):
+    for read in (weights.read_weights, checkpoints.read_checkpoint):
         with pytest.raises(UserError, match=rf"best\.pt: .*({message})"):
             read(path)
 
@@ -42,7 +42,7 @@ def test_weights_that_no_network_takes_are_refused(tmp_path, model, message):
 def test_what_is_no_checkpoint_is_named(tmp_path, data):
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(UserError, match=r"x\.pt: is no file of weights"):
-        weights.read_checkpoint(tmp_path / "x.pt")
+        weights.read_weights(tmp_path / "x.pt")
 
 
 def test_what_is_no_tensor_among_weights_is_passed_over():

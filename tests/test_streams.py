@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ballot.errors import guard, guard_lasting
+from ballot.errors import lasting_main, script_main
 from ballot.streams import Lasting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,8 +17,8 @@ import os, sys
 sys.path.insert(0, {root!r})
 from ballot.installed import require
 require("sys")
-from ballot.errors import {guard}
-@{guard}
+from ballot.errors import {wrap}
+@{wrap}
 def main(argv):
     with open("result", "w") as file:
         print("x" * 100_000)
@@ -29,8 +29,8 @@ sys.exit(main())
 """
 
 
-def run(folder, redirect, guard="guard_lasting", **env):
-    (folder / "p.py").write_text(PROGRAM.format(root=str(ROOT), guard=guard))
+def run(folder, redirect, wrap="lasting_main", **env):
+    (folder / "p.py").write_text(PROGRAM.format(root=str(ROOT), wrap=wrap))
     command = f"{sys.executable} p.py {redirect}"
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
@@ -54,7 +54,7 @@ def test_a_program_with_results_in_files_goes_on_whatever_its_streams_are(tmp_pa
 
 @pytest.mark.parametrize("redirect", [">/dev/full", "| true"])
 def test_a_program_whose_product_is_its_output_says_that_it_is_lost(tmp_path, redirect):
-    done = run(tmp_path, redirect, guard="guard")
+    done = run(tmp_path, redirect, wrap="script_main")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert ("error: standard output: cannot be written" in done.stderr) == ("full" in redirect)
 
@@ -73,7 +73,7 @@ def test_what_a_stream_cannot_encode_is_escaped():
     assert raw.getvalue() == b"caf\\xe9\n"
 
 
-@pytest.mark.parametrize("wrap", [guard, guard_lasting])
+@pytest.mark.parametrize("wrap", [script_main, lasting_main])
 def test_the_streams_are_put_back(wrap):
     before = sys.stdout, sys.stderr
     assert wrap(lambda _: 0)([]) == 0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ballot import installed
-from ballot.errors import guard
+from ballot.errors import script_main
+from ballot.installed import PYTHON_NAMES, PYTHON_RANGE, PYTHONS
 from ballot.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,14 +55,14 @@ def test_a_python_that_does_not_fit_is_named(monkeypatch, version, fits):
 
 
 def test_a_package_that_is_missed_later_is_one_line_and_a_module_of_ours_is_a_defect(capsys):
-    @guard
+    @script_main
     def main(argv):
         raise ModuleNotFoundError("No module named 'x'", name=argv[0])
 
     assert main(["no_such_package.part"]) == 2
     assert "no_such_package.part is not installed" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
-        main(["harness.no_such_module"])
+        main(["ballot.no_such_module"])
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda f: f.name)
@@ -80,3 +81,11 @@ def test_make_without_a_target_lists_the_targets_and_starts_nothing():
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith("make search "), done
     assert "make test" in done.stdout and "make watch" in done.stdout
+
+
+def test_the_makefile_and_pyproject_name_the_pythons_that_the_scripts_run_on():
+    first, after = (".".join(map(str, version)) for version in PYTHONS)
+    assert f'requires-python = ">={first},<{after}"' in (ROOT / "pyproject.toml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"not {PYTHONS[0]} <= sys.version_info < {PYTHONS[1]}" in makefile
+    assert f"for p in python3 {' '.join(PYTHON_NAMES)};" in makefile and PYTHON_RANGE in makefile

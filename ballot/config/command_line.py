@@ -12,7 +12,7 @@ from typing import Any
 from ballot.config.files import _literal, parse_json
 from ballot.config.layers import Layer
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
-from ballot.errors import UserError, guard, suggest
+from ballot.errors import UserError, script_main, suggest
 from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
@@ -122,7 +122,7 @@ def build_parser(prog: str, description: str) -> Parser:
 def help_first(prog: str, description: str | None) -> None:
     """Answer --help and --version, and end the program, before it imports anything large."""
     if {"-h", "--help", "--version"} & set(sys.argv[1:]):
-        sys.exit(guard(_show_help)([prog, description or "", *sys.argv[1:]]))
+        sys.exit(script_main(_show_help)([prog, description or "", *sys.argv[1:]]))
 
 
 def _show_help(argv: list[str] | None) -> int:

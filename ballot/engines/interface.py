@@ -19,6 +19,8 @@ from ballot.machines.ssh import Link
 from ballot.problems import Problem
 from ballot.runs.trials import TrialRecord
 
+WRITE_S = 20.0  # that a trial which is ended has to write what it has (nni/node/trials.js)
+
 # all_started: as many trials as were wanted; exhausted: the tuner knows no new configuration;
 # gone: nothing of the engine runs; silent: it runs and does not answer.
 SearchState = Literal[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from ballot import walking
 from ballot.errors import UserError
+from ballot.installed import PYTHON_NAMES, PYTHON_RANGE, PYTHONS
 from ballot.machines.sent import facts, receive
 from ballot.machines.ssh import Link, on_all, pipes_of, shell_word
 from ballot.problems import Problem, as_problem
@@ -26,16 +28,17 @@ SPARE = 200e6  # bytes of disk that the data leave to the trials, at least
 
 # Prints an interpreter that trials run on; a login shell's PATH may know more of them.
 FIND_PYTHON = r"""
-good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'
+good='import sys, venv, ensurepip; sys.exit(not FIRST <= sys.version_info < AFTER)'
 login=$("${SHELL:-sh}" -lc 'printf "\nPATH:%s\n" "$PATH"' 2>/dev/null | sed -n 's/^PATH://p')
 for path in "$PATH" "$login"; do
-    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+    for name in python3 NAMES; do
         found=$(PATH=$path; command -v $name) || continue
         "$found" -c "$good" 2>/dev/null && printf '\n%s\n' "$found" && exit 0
     done
 done
 exit 1
 """
+_WORDS = {"NAMES": " ".join(PYTHON_NAMES), "FIRST": str(PYTHONS[0]), "AFTER": str(PYTHONS[1])}
 
 
 class Ticker:
@@ -107,9 +110,10 @@ def venv_of(link: Link) -> str:
 
 def find_python(link: Link) -> str:
     """Return an interpreter of a machine that trials run on."""
-    done = link.run(FIND_PYTHON, timeout=60)
+    script = re.sub("|".join(_WORDS), lambda found: _WORDS[found[0]], FIND_PYTHON)
+    done = link.run(script, timeout=60)
     if done.status:
-        raise UserError(f"{link.name}: has no Python from 3.10 to 3.13; install one there")
+        raise UserError(f"{link.name}: has no Python from {PYTHON_RANGE}; install one there")
     return done.stdout.decode().strip().splitlines()[-1]
 
 

@@ -130,7 +130,7 @@ def find_electorate(where: Path, *, allow_missing: bool = False) -> tuple[Electo
         )
     if where.suffix == ".csv":
         raise UserError(f"{where}: is a table; give the run's folder, {where.with_suffix('')}")
-    paths, missing = ([where], "") if where.is_file() else checkpoints_of(where)
+    paths, missing = ([where], "") if where.is_file() else answering_checkpoints(where)
     if missing:
         raise UserError(f"{where}: {missing}")
     classes = read_checkpoint(paths[0]).classes
@@ -139,7 +139,7 @@ def find_electorate(where: Path, *, allow_missing: bool = False) -> tuple[Electo
     return Electorate([voter], Recipe("mean", [1.0]), names, classes), []
 
 
-def checkpoints_of(run: Path) -> tuple[list[Path], str]:
+def answering_checkpoints(run: Path) -> tuple[list[Path], str]:
     """Return a run's checkpoints, one for each fold that it answered with, or what is missing."""
     if (run / "best.pt").is_file():
         return [run / "best.pt"], ""
@@ -170,7 +170,7 @@ def read_vote(record: Path, allow_missing: bool) -> tuple[Electorate, list[str]]
     voters, gone = {}, []
     for number in heard:
         name, files = members[number]
-        runs = [checkpoints_of(run_of(record.parent / file)) for file in files]
+        runs = [answering_checkpoints(run_of(record.parent / file)) for file in files]
         if any(missing for _, missing in runs):
             gone.append(name)
         else:

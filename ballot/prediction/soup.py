@@ -20,7 +20,7 @@ import torch
 from ballot.data.batches import Data, Subset
 from ballot.errors import UserError
 from ballot.prediction import tta
-from ballot.prediction.checkpoints import Checkpoint, checkpoints_of, fill, read_checkpoint
+from ballot.prediction.checkpoints import Checkpoint, answering_checkpoints, fill, read_checkpoint
 from ballot.prediction.predictor import Build, Show
 from ballot.runs.files import write_json
 from ballot.runs.folder import read_result
@@ -64,7 +64,7 @@ def find_candidates(runs: Iterable[Path]) -> tuple[list[Candidate], list[str]]:
     """Read the runs that can be averaged at all; notes name the others."""
     found, notes = [], []
     for run in runs:
-        paths, missing = checkpoints_of(run)
+        paths, missing = answering_checkpoints(run)
         if missing or len(paths) > 1:
             notes.append(f"{run.name} {missing or 'trained several folds, on other rows each'}")
             continue

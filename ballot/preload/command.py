@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ballot.cpus import threads_each, threads_told
-from ballot.errors import UserError, guard
+from ballot.errors import UserError, script_main
 from ballot.gpus import lock_folder
 
 ANSWER_S = 20.0  # a preloader that is well forks within milliseconds
@@ -89,7 +89,7 @@ class NotPreloaded(Exception):
     """Why a trial has to start plainly; nothing where that is what was asked for."""
 
 
-@guard
+@script_main
 def main(argv: list[str] | None = None) -> int:
     """Run a script with its arguments, and return its exit status."""
     words = sys.argv[1:] if argv is None else argv

@@ -12,7 +12,7 @@ import numpy as np
 
 from ballot.errors import UserError
 from ballot.report.trials import Found, Trial, evenly, finite, read_table_of
-from ballot.runs.files import read_object
+from ballot.runs.files import json_or_empty
 from ballot.runs.folder import is_validation
 from ballot.vote.ballots import read_ballot, rows_like
 from ballot.vote.members import read_member
@@ -234,7 +234,7 @@ def reliability(run: Judged, bins: int = 10) -> tuple[list[dict[str, Any]], floa
 
 def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
     """Read `ensemble.json` where it is a vote of these trials."""
-    record = read_object(folder / "ensemble.json")
+    record = json_or_empty(folder / "ensemble.json")
     members = record.get("members")
     if not isinstance(members, list) or not members:
         return None, f"There is no vote in {folder} yet; python ensemble.py makes one."

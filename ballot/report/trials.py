@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError, suggest
-from ballot.runs.files import read_object, read_rows
+from ballot.runs.files import json_or_empty, read_rows
 from ballot.runs.results import FACTS, read_table, spread
 from ballot.wording import compact, natural
 
@@ -199,7 +199,7 @@ def _told(outputs: Path) -> dict[str, dict[str, str]]:
 
 
 def _trial(folder: Path, told: Mapping[str, str] | None) -> Trial:
-    config, result = read_object(folder / "config.json"), read_object(folder / "result.json")
+    config, result = json_or_empty(folder / "config.json"), json_or_empty(folder / "result.json")
     values = config.get("values")
     values = spread(values) if isinstance(values, dict) else {}
     status, reason = str(result.get("status") or ""), str(result.get("reason") or "")

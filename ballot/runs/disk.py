@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
-from ballot.runs.folder import read_result
+from ballot.runs.folder import FINISHED, read_result
 
-ENDED = ("done", "stopped", "failed")
 LATEST = 50  # runs that are measured, so that the thousandth costs what the first did
 RESERVE = 512 * 2**20  # bytes that a machine needs for itself, logs and temporary files
 
@@ -39,7 +38,7 @@ class Pruner:
         ended = []
         for folder in folders:
             result = {} if folder in self._surpassed else read_result(folder)
-            if result.get("status") in ENDED:
+            if result.get("status") in FINISHED:
                 score = result.get("score")
                 ended.append((score is None, 0.0 if score is None else score, folder))
         ended.sort(key=lambda each: (each[0], self._sign * each[1], each[2].name))

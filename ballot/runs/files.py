@@ -86,14 +86,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row and None not in row.values()]
 
 
-def json_or_empty(path: Path) -> dict[str, Any]:
-    """Read a JSON object; without a readable one the answer is empty."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
 def stamp(path: str | Path) -> tuple[int, ...] | None:
     """Return what is another for another file, as `replacing` makes it; none where there is none.
 
@@ -119,10 +111,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; one that is missing, half written or no object is an empty one."""
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; one that is missing, damaged or no object is an empty one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}

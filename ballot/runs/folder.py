@@ -23,6 +23,8 @@ from typing import Any
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty, write_json
 
+FINISHED = ("done", "stopped", "failed")  # statuses of a run that nothing works on any more
+
 
 class Run:
     """One run's folder; whatever ends the run, `result.json` says how.
@@ -165,6 +167,7 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+FINISHED = ("done", "stopped", "failed")  # statuses of a run that nothing works on any more
 VALIDATION = "val.csv"  # in a run's folder: what a run votes with where the data have no test rows
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ballot.engines.interface import WRITE_S
 from ballot.errors import UserError
 from ballot.prediction import soup_process
 from ballot.runs.files import read_json, read_rows, stamp
@@ -24,8 +25,7 @@ OVER = "the time of the search was over"
 USEFUL = 0.5  # of the usual time of a trial: one that would be cut before is not begun
 BEGIN_S = 8.0  # from the command to the first trial, as far as an estimate needs it
 STOP_S = 4.0  # for NNI's manager and its tuner to end
-WRITE_S = 4.0  # for a trial to write what it has, while none has shown how long it takes
-MOST_WRITE_S = 20.0  # after which it is killed, as in trials.js
+USUAL_WRITE_S = 4.0  # for a trial to write what it has, while none has shown how long it takes
 VOTE_S = 2.0  # and for each megabyte of predictions (bench/vote.py):
 VAL_S, TEST_S = 0.4, 0.04
 REPORT_S = 20.0  # at most, and a tenth of the time: where it takes longer, it has no pictures
@@ -58,7 +58,7 @@ class Budget:
     def look(self, folders: Sequence[Path]) -> None:
         """Estimate how long the end takes, from what the runs in `folders` have written so far."""
         tails = [tail for folder in folders if (tail := self._tail(folder)) is not None]
-        writing = min(MOST_WRITE_S, MARGIN * max(tails)) if tails else WRITE_S
+        writing = min(WRITE_S, MARGIN * max(tails)) if tails else USUAL_WRITE_S
         val = sum(_size(folder / "val.csv") for folder in folders)
         test = sum(_size(folder.with_suffix(".csv")) for folder in folders)
         voting = VOTE_S + MARGIN * (VAL_S * val + TEST_S * test) / 1e6

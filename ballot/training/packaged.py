@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ballot.errors import UserError
 
+# What is known of timm's architectures: parameters, input size, accuracy (bench/list_timm.py).
+TIMM_MODELS = Path(__file__).with_name("timm_models.csv")
+
 
 @dataclass(frozen=True)
 class Package:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ballot.runs.files import read_rows, write_json
-from ballot.runs.folder import read_result
+from ballot.runs.files import json_or_empty, read_rows, write_json
+from ballot.runs.folder import read_config, read_result
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +196,7 @@ class Sender:
 
 def read_state(folder: Path, name: str) -> dict[str, Any]:
     """Read what a tracker's process has noted: the run's id there, epochs sent, why it failed."""
-    try:
-        return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return json_or_empty(folder / f"{name}.json")
 
 
 class MLflow:
@@ -341,7 +338,7 @@ def _follow(folder: Path, name: str, group: str, state: dict[str, Any]) -> None:
     tracker: Any = None
     while True:
         if tracker is None:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["values"]
+            config = read_config(folder)
             tracker = TRACKERS[name](folder, group, config, state.get("run"))
             state["run"] = tracker.run
         for path in sorted([*folder.glob("history.csv"), *folder.glob("fold*/history.csv")]):

@@ -50,7 +50,7 @@ def cached_weights(url: str) -> Path | None:
 
 def published_weights(url: str) -> Mapping[str, Tensor]:
     """Read the state dict of `url` from `TORCH_HOME`, where it is put first if it is not there."""
-    return read_checkpoint(cached_weights(url) or fetch_weights(url))
+    return read_weights(cached_weights(url) or fetch_weights(url))
 
 
 def fetch_weights(url: str) -> Path:
@@ -92,7 +92,7 @@ def refuse_bomb(path: Path) -> None:
             raise ValueError("its parts unpack to many times the file's size")
 
 
-def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     """Read the weights in a state dict's file, a checkpoint, or the `best.pt` of a run folder.
 
     Nothing in the file is executed. What holds no weights is a `UserError` that names it.

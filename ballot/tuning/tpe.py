@@ -70,7 +70,7 @@ class Arguments:
 
 
 @dataclass
-class Trial:
+class Observation:
     """A configuration, what has become of it, and its loss where there is one."""
 
     values: Values
@@ -119,7 +119,7 @@ class TPE:
         log.info("random seed %d", seed)
         self._rng = np.random.default_rng(seed)
         self._lock = threading.RLock()
-        self._trials: dict[str, Trial] = {}  # by their values
+        self._trials: dict[str, Observation] = {}  # by their values
         self._defaults, self._warm_start = defaults, list(warm_start)
         self._start: Values = {}  # the defaults, moved into the space
         self._first = list(first)
@@ -135,7 +135,7 @@ class TPE:
         with self._lock:
             return [trial.values for trial in self._trials.values() if trial.state == "running"]
 
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[Observation]:
         """Return all that is known, in the order in which it came."""
         with self._lock:
             return list(self._trials.values())
@@ -212,7 +212,9 @@ class TPE:
     def restore(self, text: str) -> None:
         """Take up what `state` returned; `ValueError` where it is damaged, and nothing changes."""
         try:
-            trials = {_key(p): Trial(p, None, state, loss) for p, state, loss in json.loads(text)}
+            trials = {
+                _key(p): Observation(p, None, state, loss) for p, state, loss in json.loads(text)
+            }
         except (TypeError, AttributeError) as error:
             raise ValueError(str(error)) from None
         with self._lock:
@@ -231,14 +233,14 @@ class TPE:
     def _add(self, values: Values, state: str, score: float | None = None) -> None:
         trial = self._trials.get(_key(values))
         if trial is None:
-            trial = Trial(values, point_of(self._space or {}, values))
+            trial = Observation(values, point_of(self._space or {}, values))
             self._trials[_key(values)] = trial
         if state == "failed":
             trial.state = "failed"
         elif state != "running" and trial.loss is None:
             self._judge(trial, score, state)
 
-    def _judge(self, trial: Trial, score: float | None, state: str) -> None:
+    def _judge(self, trial: Observation, score: float | None, state: str) -> None:
         if score is None or not math.isfinite(score):
             trial.state = "failed"
             return
@@ -283,7 +285,7 @@ class TPE:
         model = parzen.Model(space, *self._split(known), self.args.prior_weight)
         return model.propose(self.args.n_ei_candidates, self._rng)
 
-    def _split(self, known: Sequence[Trial]) -> tuple[list[Point], list[Point], list[Point]]:
+    def _split(self, known: Sequence[Observation]) -> tuple[list[Point], list[Point], list[Point]]:
         """Divide what is known into good, other and failed; one that runs counts as a lie."""
         done = [trial.loss for trial in known if trial.state == "done" and trial.loss is not None]
         lie = LIES.get(self.args.constant_liar_type or "")

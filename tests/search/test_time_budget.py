@@ -23,7 +23,10 @@ def test_trials_are_cut_so_early_that_stopping_voting_and_reporting_fit_in():
     assert clock.left_for_trials(1000) == 600 - clock.ending
     assert (
         clock.ending
-        == time_budget.STOP_S + time_budget.WRITE_S + time_budget.VOTE_S + time_budget.REPORT_S
+        == time_budget.STOP_S
+        + time_budget.USUAL_WRITE_S
+        + time_budget.VOTE_S
+        + time_budget.REPORT_S
     )
     assert Budget(60, 0).ending == Budget(600, 0).ending - time_budget.REPORT_S + 6  # a tenth of it
 
@@ -59,11 +62,11 @@ def test_what_the_runs_wrote_says_how_long_the_end_takes(tmp_path):
     clock = Budget(600, 0)
     before = clock.ending
     clock.look([run])  # 6 s beside the epochs, and half as much again
-    assert clock.ending == pytest.approx(before - time_budget.WRITE_S + 9)
+    assert clock.ending == pytest.approx(before - time_budget.USUAL_WRITE_S + 9)
     (run / "val.csv").write_text("x" * 2_000_000)
     clock.look([run])
     assert clock.ending == pytest.approx(
-        before - time_budget.WRITE_S + 9 + 1.5 * 2 * time_budget.VAL_S
+        before - time_budget.USUAL_WRITE_S + 9 + 1.5 * 2 * time_budget.VAL_S
     )
     (run / "result.json").write_text("{")  # half a file is none
     clock.look([run])

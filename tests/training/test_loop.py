@@ -13,7 +13,7 @@ from ballot.errors import TrialFailed, UserError
 from ballot.training.loop import predict, train_one_epoch
 from ballot.training.state import Goal, TrainState, make_ema
 from ballot.training.tensor_files import load_tensors
-from ballot.training.weights import read_checkpoint
+from ballot.training.weights import read_weights
 
 
 class Still:
@@ -206,7 +206,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
         load_tensors(tmp_path / "evil.pt")
 
 
-@pytest.mark.parametrize("read", [load_tensors, read_checkpoint])
+@pytest.mark.parametrize("read", [load_tensors, read_weights])
 def test_a_small_checkpoint_that_unpacks_to_a_lot_is_not_unpacked(tmp_path, read):
     torch.save({"model": {"weight": torch.zeros(8 << 20)}}, tmp_path / "stored.pt")
     with (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import socket
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ballot.config.schema import Config
 from ballot.engines.nni.config import uploaded
+from ballot.engines.nni.ports import is_free
 from ballot.installed import PYTHON_RANGE, PYTHONS
 from ballot.problems import Problem
 
@@ -58,25 +58,15 @@ def port_problems(port: int, platform: str) -> list[Problem]:
         return [Problem("port", f"{port} is no port", "take one from 1024 to 65499")]
     if platform == "local":
         return []
-    taken = [number for number in (port, port + 1) if not _is_free(number)]
+    taken = [number for number in (port, port + 1) if not is_free(number)]
     if not taken:
         return []
-    free = next((p for p in range(port + 2, 65500, 2) if _is_free(p) and _is_free(p + 1)), None)
+    free = next((p for p in range(port + 2, 65500, 2) if is_free(p) and is_free(p + 1)), None)
     what = (
         f"{' and '.join(map(str, taken))} {'is' if len(taken) == 1 else 'are'} taken; other "
         f"machines need {port} and {port + 1}"
     )
     return [Problem("port", what.replace(";", ","), f"choose with --port {free}")]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def count_gpus() -> int:

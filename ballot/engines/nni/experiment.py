@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil  # comes with NNI
 
-from ballot.engines.interface import Launch, Limits, Machines, MachineState, Plan, Status
+from ballot.engines.interface import WRITE_S, Launch, Limits, Machines, MachineState, Plan, Status
 from ballot.engines.nni import guard, logs, profile, remote
 from ballot.engines.nni.database import Records, database_of
 from ballot.engines.nni.portal import FAILURES, Portal
 from ballot.engines.nni.processes import (
-    WRITE_S,
     await_end,
     belonging,
     end_processes,
@@ -24,6 +22,7 @@ from ballot.engines.nni.processes import (
 )
 from ballot.engines.notes import Noted
 from ballot.errors import UserError
+from ballot.runs.files import json_or_empty
 from ballot.runs.trials import TrialRecord
 
 STOP_S = 90.0  # NNI gives itself 60 s to shut down
@@ -190,11 +189,7 @@ class NniSearch(Noted):
 
 def known_searches() -> list[NniSearch]:
     """Return every search in NNI's list of this user, the newest first."""
-    path = Path.home() / "nni-experiments" / ".experiment"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    entries = json_or_empty(Path.home() / "nni-experiments" / ".experiment")
     searches = [
         NniSearch(
             key,

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import psutil  # comes with NNI
 from ballot.engines.interface import Search
 from ballot.engines.nni import guard
 from ballot.engines.nni.experiment import NniSearch
+from ballot.engines.nni.ports import is_free
 from ballot.engines.nni.processes import end_processes
 from ballot.engines.nni.profile import read_profile
 from ballot.engines.nni.remote import REMOTE
@@ -32,13 +32,7 @@ def free_port(first: int, in_a_row: int = 1) -> int:
     """Return the first port from `first` on that nothing here listens on, nor on those after it."""
     free = 0
     for port in range(first, first + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                free += 1
-            except OSError:
-                free = 0
+        free = free + 1 if is_free(port) else 0
         if free == in_a_row:
             return port + 1 - in_a_row
     raise UserError(f"port: none of {first} to {first + 99} is free; choose another with --port")

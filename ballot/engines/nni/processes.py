@@ -9,8 +9,6 @@ from pathlib import Path
 
 import psutil  # comes with NNI
 
-WRITE_S = 20.0  # for a trial to write what it has, as in trials.js
-
 
 def is_manager(process: psutil.Process, search_id: str) -> bool:
     """Whether a process is the manager of a search."""

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.trial_command import option_of
-from ballot.engines.interface import Plan
+from ballot.engines.interface import WRITE_S, Plan
 from ballot.engines.nni import logs
 from ballot.engines.nni.machine_list import NO_KEY, machines_of
-from ballot.engines.nni.processes import WRITE_S
 from ballot.engines.nni.sent import on_machine
 from ballot.errors import UserError
 from ballot.machines.fetch import RUNNING, Collector, Script, Source

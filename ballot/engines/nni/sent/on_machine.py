@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-ENDED = ("done", "stopped", "failed")
+FINISHED = ("done", "stopped", "failed")
 WORDS = 64_000  # last bytes of what a trial said
 READ = 1 << 20
 

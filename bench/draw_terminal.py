@@ -1,4 +1,4 @@
-"""Draw what a terminal showed as an SVG: `python docs/draw_terminal.py < text > docs/search.svg`.
+"""Draw what a terminal showed as an SVG: `python bench/draw_terminal.py < text > docs/search.svg`.
 
 The pictures of the README are made by it from what the commands really printed.
 """
