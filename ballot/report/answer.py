@@ -110,6 +110,17 @@ def sentence_of_best(found: Found, run: Judged | None) -> str:
     return f"{what}: {estimate} (± is one standard error)."
 
 
+def about_later(found: Found, vote: Path) -> str:
+    """Say how many trials ended after the vote, and how they get a say; nothing without any."""
+    voted = (vote / "ensemble.json").stat().st_mtime
+    ended = [t for t in found.scored if t.status in ("done", "stopped") and t.ended]
+    later = sum((t.ended or 0.0) > voted for t in ended)
+    if not later:
+        return ""
+    again = f"python ensemble.py {shlex.quote(shown_path(found.outputs))}/*.csv"
+    return f"{plural(later, 'trial')} ended after this vote; {again} votes again."
+
+
 def labelled_test_rows(trial: Trial) -> int:
     """Count the test rows whose class a trial's `split.csv` knows."""
     rows = read_table_of(trial.folder / "split.csv")

@@ -243,6 +243,7 @@ def _add_answer(report: Report, vote_dir: Path) -> None:
         "answer": sentence,
         "best_command": "" if best is None else answer.command_of(best),
         "predict_command": predict,
+        "later": "" if told is None else answer.about_later(found, vote_dir),
     }
 
 

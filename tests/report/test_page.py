@@ -9,8 +9,12 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -32,6 +36,7 @@ from ballot.vote.tally import run_vote
 from bench.report import SEARCH, make_runs
 from report import diff_lines, main
 
+ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script>"
 
 
@@ -328,7 +333,7 @@ def test_stopped_trials_are_marked_at_their_ends(outputs):
     assert ends.count("stopped") == sum(n % 2 == 1 and n % 20 != 19 for n in range(24))
 
 
-def test_the_vote_shows_members_weights_and_agreement(outputs):
+def vote_of_three(outputs):
     rng = np.random.default_rng(0)
     for number in (0, 2, 4):
         probs = rng.dirichlet(np.ones(3), 30)
@@ -338,6 +343,10 @@ def test_the_vote_shows_members_weights_and_agreement(outputs):
         )
     folder = outputs.parent / "ensemble"
     run_vote(sorted(outputs.glob("*.csv")), VoteOptions(out_dir=str(folder)))
+
+
+def test_the_vote_shows_members_weights_and_agreement(outputs):
+    vote_of_three(outputs)
     page = page_of(outputs)
     assert "3 of 3 members vote by mean" in Tags(page).words
     assert len(figures_of(page)["agreement"]["data"]["values"]) == 9
@@ -454,6 +463,14 @@ def test_the_page_begins_with_the_answer_its_command_and_the_next_step(outputs):
     assert f"python predict.py {folder} photos/ --out new.csv" in Tags(page).words
 
 
+def test_trials_that_ended_after_the_vote_are_counted(outputs):
+    vote_of_three(outputs)
+    assert "after this vote" not in page_of(outputs)
+    change(folder_of(outputs, 0) / "result.json", ended="2999-01-01T00:00:00+00:00")
+    said = Tags(page_of(outputs)).words
+    assert f"1 trial ended after this vote; python ensemble.py {outputs}/*.csv" in said
+
+
 def test_losses_of_different_criteria_are_not_drawn_on_one_axis(outputs):
     for number in range(3):
         config = folder_of(outputs, number) / "config.json"
@@ -537,6 +554,18 @@ def test_the_served_page_is_made_anew_while_trials_run_and_then_no_more(tmp_path
         assert ask(server)[1] == "page 0"  # it is new
         old(page)
         assert [ask(server)[1] for _ in range(3)] == ["page 1", "page 2", "page 2"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_server_in_order(outputs):
+    words = [sys.executable, ROOT / "report.py", "outputs", "--no_pictures", "--serve"]
+    with subprocess.Popen(words, cwd=outputs.parent, stdout=subprocess.PIPE, text=True) as process:
+        line = next(line for line in process.stdout if line.startswith("serving"))
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
+        with urllib.request.urlopen(address, timeout=20) as answered:
+            assert "24 trials" in answered.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 def old(page):
