@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     from ballot.installed import require
@@ -18,6 +17,7 @@ from ballot.config.command_line import Parser
 from ballot.errors import UserError, script_main
 from ballot.prediction import soup_process
 from ballot.runs.folder import is_validation, run_of
+from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
 from ballot.vote.selection import VoteOptions, check_options
@@ -97,7 +97,7 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     return list(map(str, soup_process.ballots_of(soups, tested=tested)))
 
 
-def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
+def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
     from ballot.engines.choose import load_engine
     from ballot.search import finalize  # what a search takes, a vote of files does not

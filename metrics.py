@@ -19,6 +19,7 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.registry import Entry, Registry
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ STAGES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 class Metrics:
     """The metrics asked for: for each stage, each name with the arguments it is called with."""
 
-    stages: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    stages: Mapping[str, Mapping[str, Values]]
 
     def names(self, stage: str = "val") -> list[str]:
         """Return the names of the metrics of a stage."""
@@ -118,7 +119,7 @@ def _of_probs(function: str) -> Metric:
     return metric
 
 
-def _sklearn(function: str, args: Mapping[str, Any]) -> tuple[Callable, list[str]]:
+def _sklearn(function: str, args: Values) -> tuple[Callable, list[str]]:
     """Return the function of that name and its parameters; refuse `args` that it does not take."""
     import sklearn.metrics
 
@@ -196,7 +197,7 @@ def _read(spec: Any) -> Any:
     return words
 
 
-def _named(spec: Any) -> dict[str, dict[str, Any]]:
+def _named(spec: Any) -> dict[str, Json]:
     if isinstance(spec, str):
         spec = [spec]
     if isinstance(spec, Mapping):
@@ -214,7 +215,7 @@ def _named(spec: Any) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def _try(name: str, args: dict[str, Any]) -> None:
+def _try(name: str, args: Json) -> None:
     """Call a metric on made-up rows of two and of six classes; one of them must succeed."""
     METRICS.check_args(name, args, skip=2)
     reasons = []
@@ -231,7 +232,7 @@ def _try(name: str, args: dict[str, Any]) -> None:
     raise UserError(f"metrics: {name} with {args}: {reasons[0]}")
 
 
-def _call(name: str, probs: np.ndarray, targets: np.ndarray, args: Mapping[str, Any]) -> float:
+def _call(name: str, probs: np.ndarray, targets: np.ndarray, args: Values) -> float:
     value, why = math.nan, "these rows do not define it"
     try:
         with warnings.catch_warnings():

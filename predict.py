@@ -8,7 +8,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     from ballot.installed import require
@@ -31,6 +30,7 @@ from ballot.prediction.inputs import Images, find_images
 from ballot.prediction.predictor import Answers, Predictor, decoded, load_predictor, predict
 from ballot.registry import load_plugins
 from ballot.training import process
+from ballot.values import Json
 from ballot.vote.ballots import write_ballot
 from ballot.vote.combine import METRICS
 from ballot.wording import few
@@ -207,7 +207,7 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
     if images is not None:
         for rows, found, _ in decoded(images.paths[:CHECKED], [shape], CHECKED, asked.workers):
             sample = found[shape].numpy() if len(rows) > 1 else None
-    facts: dict[str, Any] = export(predictor, asked.export, out, str(asked.model), sample)
+    facts: Json = export(predictor, asked.export, out, str(asked.model), sample)
     checked = facts["checked"]
     say(
         f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "

@@ -6,12 +6,13 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError, suggest
+from ballot.values import Values
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Entry:
 
     name: str
     build: Callable[..., Any]
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Registry:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self.names())}")
         return found
 
-    def create(self, name: str, *given: Any, args: Mapping[str, Any] | None = None, **named: Any):
+    def create(self, name: str, *given: Any, args: Values | None = None, **named: Any):
         """Build `name` from what the caller gives and the user's `args`.
 
         The arguments are bound to the builder's signature before it runs, so that a misspelt one
@@ -116,7 +117,7 @@ class Registry:
         return entry.build(*given, **named, **args)
 
     def check_args(
-        self, name: str, args: Mapping[str, Any], *, taken: Iterable[str] = (), skip: int = 0
+        self, name: str, args: Values, *, taken: Iterable[str] = (), skip: int = 0
     ) -> None:
         """Refuse `args` that the builder of `name` does not take, or that are `taken` already."""
         parameters = inspect.signature(self.entry(name).build).parameters

@@ -13,6 +13,7 @@ from ballot.config.files import _literal, parse_json
 from ballot.config.layers import Layer
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
 from ballot.errors import UserError, script_main, suggest
+from ballot.values import Json
 from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
@@ -108,7 +109,7 @@ def build_parser(prog: str, description: str) -> Parser:
     parser.add_argument(
         "--probe", metavar="FILE", help=argparse.SUPPRESS
     )  # for ballot.preflight.examine
-    groups: dict[str, Any] = {}
+    groups: Json = {}
     for name, f in FIELDS.items():
         if name in FIRST:
             continue

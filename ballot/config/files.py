@@ -12,6 +12,7 @@ from ballot.config.layers import Layer
 from ballot.config.schema import _each_once, _Twice
 from ballot.config.templates import translate
 from ballot.errors import UserError
+from ballot.values import Json
 
 MANY = 100_000  # values in a YAML file
 
@@ -33,7 +34,7 @@ def read_config_file(path: str | Path) -> Layer:
 def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
     """Read files of options, ours or another template's; the parts of one project are one layer."""
     layers: list[Layer] = []
-    parts: list[tuple[str, dict[str, Any]]] = []
+    parts: list[tuple[str, Json]] = []
     place = 0
     for path in paths:
         values = _read_values(Path(path))
@@ -50,7 +51,7 @@ def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
     return layers
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> Json:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ballot.config.schema import COMPONENTS, DICT_FIELDS, OWN_FIELDS, Config, check_key, convert
 from ballot.errors import UserError
+from ballot.values import Json
 
 # What the machines of image competitions say by their environment (Amazon SageMaker's names);
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
@@ -97,7 +98,7 @@ def merge(layers: Iterable[Layer]) -> tuple[Config, dict[str, str]]:
     return Config(**values), origin
 
 
-def _forget(key: str, values: dict[str, Any], origin: dict[str, str]) -> None:
+def _forget(key: str, values: Json, origin: dict[str, str]) -> None:
     values[key] = {}
     for old in [k for k in origin if k.startswith(f"{key}.")]:
         del origin[old]

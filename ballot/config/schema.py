@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ballot.errors import UserError, suggest
+from ballot.values import Json
 
 # A component is chosen by name and made with `<component>_args`.
 COMPONENTS = ("dataset", "augmentation", "model", "criterion", "optimizer", "scheduler")
@@ -231,7 +232,7 @@ class _Twice(ValueError):
     """A key of JSON that stands twice in one object."""
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, Any]]) -> Json:
     """Make an object of JSON, in which Python lets the last of two keys win."""
     made = dict(pairs)
     if len(made) < len(pairs):

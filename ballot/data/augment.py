@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from ballot.data.images import Geometry, one_thread, sent
 from ballot.errors import UserError, suggest
+from ballot.values import Values
 
 Step = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
 # Mixing takes targets too: (images, targets [B] int64, rng) -> images, targets [B, C] float.
@@ -334,7 +335,7 @@ def _argument(key: str, value: Any, where: str) -> Any:
     return value
 
 
-def pipeline(spec: Mapping[str, Any], where: str, size: int, decode: int | None) -> Recipe:
+def pipeline(spec: Values, where: str, size: int, decode: int | None) -> Recipe:
     """Make the recipe of one stage from `{name: arguments}` in order.
 
     A centre crop and a resize at its head are done when images are decoded. Where chance comes

@@ -11,6 +11,7 @@ from typing import Any
 
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty, write_json
+from ballot.values import Json
 
 NOTE = "search.json"
 
@@ -21,7 +22,7 @@ class Noted:
     id: str
     folder: Path
 
-    def note(self) -> dict[str, Any]:
+    def note(self) -> Json:
         """Return what search.py wrote down of it; nothing where something else started it."""
         return json_or_empty(self.folder / NOTE)
 

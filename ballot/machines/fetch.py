@@ -27,6 +27,7 @@ from ballot.errors import CannotWrite, UserError
 from ballot.machines.ssh import Link, shell_word
 from ballot.runs.folder import read_result
 from ballot.runs.trials import TrialRecord
+from ballot.values import Values
 
 AGAIN_S = 30.0  # until a machine that did not answer is asked again
 LIST_S = 120.0  # to hash large checkpoints on a busy disk
@@ -225,7 +226,7 @@ class Collector:
             self._fetch(link, trial, here.get(self._run_of(trial)), trial.id in best)
 
     def _fetch(
-        self, link: Link, trial: TrialRecord, found: Mapping[str, Any] | None, checkpoint: bool
+        self, link: Link, trial: TrialRecord, found: Values | None, checkpoint: bool
     ) -> None:
         run, several = self._run_of(trial), len(links_of(trial, self.source.links)) > 1
         if found is None and several:

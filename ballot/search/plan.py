@@ -28,6 +28,7 @@ from ballot.training.packaged import packaged_file
 from ballot.training.recipes import Situation, look, with_recipe
 from ballot.tuning import portfolio
 from ballot.tuning.portfolio import LITE, Portfolio, Values
+from ballot.values import Json
 from ballot.wording import clock, span
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,9 +157,9 @@ def portfolio_of(prospect: Prospect, epochs: int) -> Portfolio:
     return Portfolio(_without(made.space, fixed), _distinct(first))
 
 
-def _without(values: Mapping[str, Any], fixed: set[str]) -> dict[str, Any]:
+def _without(values: Mapping[str, Any], fixed: set[str]) -> Json:
     """Take fixed options out of a search space or of a configuration, nested ones too."""
-    kept: dict[str, Any] = {}
+    kept: Json = {}
     for key, value in values.items():
         if key in fixed:
             continue

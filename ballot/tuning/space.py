@@ -16,13 +16,14 @@ from typing import Any
 from scipy.special import ndtr, ndtri
 
 from ballot.errors import UserError, suggest
+from ballot.values import Json
 
 DIGITS = 10  # of a number that a trial is given
 SMALLEST = 1e-12  # part of a range that the grid still divides
 
 Key = tuple[str | int, ...]
 Point = dict[Key, float]
-Values = dict[str, Any]  # as a trial gets them
+Values = Json  # as a trial gets them
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ballot.config.templates import vocabulary
 from ballot.errors import UserError
+from ballot.values import Json, Values
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Reading:
 
     source: str
     kind: str
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Json = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)  # old key and value, new words
     lost: dict[str, str] = field(default_factory=dict)  # old key -> why
     said: dict[str, str] = field(default_factory=dict)  # new key -> the old one that said it
@@ -69,7 +70,7 @@ def settle(reading: Reading) -> None:
         reading.put("out_dir", folder, " and ".join(old for old, _ in parts), folder)
 
 
-def _take(reading: Reading, what: str, table: Mapping[str, str | None]) -> dict[str, Any]:
+def _take(reading: Reading, what: str, table: Mapping[str, str | None]) -> Json:
     """Return a component's arguments in our words; what `table` has no word for is lost."""
     done = {}
     for key, (old, value) in reading.args.get(what, {}).items():
@@ -143,7 +144,7 @@ def squeezed_pair(head: str, model: str) -> bool:
     return vocabulary.squeezed(head) == vocabulary.squeezed(model)
 
 
-def _put_args(reading: Reading, what: str, args: Mapping[str, Any]) -> None:
+def _put_args(reading: Reading, what: str, args: Values) -> None:
     if args:
         olds = [
             old

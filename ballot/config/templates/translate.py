@@ -16,6 +16,7 @@ from typing import Any
 from ballot.config.templates import vocabulary
 from ballot.config.templates.reading import Reading, settle
 from ballot.errors import UserError, suggest
+from ballot.values import Json, Values
 
 TEMPLATES = {
     "parts": "a project of three parts (model, data, environment)",
@@ -80,7 +81,7 @@ LOOSE = {
 }
 
 
-def recognise(values: Mapping[str, Any]) -> str | None:
+def recognise(values: Values) -> str | None:
     """Name the template that a configuration is written for; None for our own words."""
     if any(re.fullmatch(r"[A-Z][A-Z0-9_]+", str(key)) for key in values):
         return "yaml"
@@ -93,9 +94,7 @@ def recognise(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def translate(
-    files: Sequence[tuple[str, Mapping[str, Any]]], kind: str
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def translate(files: Sequence[tuple[str, Values]], kind: str) -> tuple[Json, tuple[str, ...]]:
     """Read the files of one project; return values in our words, and the lines to be told."""
     reading = Reading(" + ".join(name for name, _ in files), kind)
     for _, values in files:
@@ -121,9 +120,7 @@ def notes(reading: Reading) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def walk(
-    reading: Reading, node: Mapping[str, Any], path: tuple[str, ...], owner: str | None
-) -> None:
+def walk(reading: Reading, node: Values, path: tuple[str, ...], owner: str | None) -> None:
     """Read a section: each key as a component, by its rule, as a field, or as an argument."""
     for key, value in node.items():
         here, leaf = (*path, str(key)), str(key).lower()

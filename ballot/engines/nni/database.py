@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ballot.runs.trials import ENDED, TrialRecord, TrialStatus
+from ballot.values import Json
 
 STATUSES: dict[str, TrialStatus] = {
     "WAITING": "waiting",
@@ -45,8 +46,8 @@ class Records:
         self._last = {"TrialJobEvent": 0, "MetricData": 0}  # numbers of the rows read last
         # In the order of the records: clocks of machines differ.
         self._trials: dict[str, TrialRecord] = {}
-        self._given: dict[str, dict[str, Any]] = {}  # first parameters, as they were recorded
-        self._same: dict[str, list[dict[str, Any]]] = {}  # the same by the number of the parameters
+        self._given: dict[str, Json] = {}  # first parameters, as they were recorded
+        self._same: dict[str, list[Json]] = {}  # the same by the number of the parameters
         self._reported: dict[str, str] = {}  # the number that came back with a trial's last score
         self._scores: dict[str, dict[int, float]] = {}
         self._odd: set[str] = set()  # trials that were recorded with other trials' parameters
@@ -106,7 +107,7 @@ class Records:
             self._scores.setdefault(trial_id, {})[sequence] = score
         return trial_id
 
-    def _really_given(self, trial_id: str) -> dict[str, Any]:
+    def _really_given(self, trial_id: str) -> Json:
         """Return a trial's parameters by the number that it reported.
 
         Without the guard NNI records trials with other trials' parameters (#5726), but the number
@@ -134,7 +135,7 @@ def _apply(trial: TrialRecord, event: str, seconds: float) -> None:
     trial.status = status
 
 
-def _unpack(data: str) -> dict[str, Any]:
+def _unpack(data: str) -> Json:
     with contextlib.suppress(ValueError):
         value = json.loads(data)
         return value if isinstance(value, dict) else {}

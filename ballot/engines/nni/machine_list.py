@@ -14,6 +14,7 @@ from typing import Any
 from ballot.engines.nni.config import plain
 from ballot.errors import UserError
 from ballot.machines.machine import Machine
+from ballot.values import Json, Values
 
 NNI_KEY = "~/.ssh/id_rsa"  # what NNI writes where a machine names no key
 NO_KEY = str(Path(__file__).resolve())  # a file, on which NNI insists, that stands for no key
@@ -82,7 +83,7 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
     )
 
 
-def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def filled_in(content: Values, folder: Path) -> Json:
     """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
     filled = copy.deepcopy(dict(content))
     service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)

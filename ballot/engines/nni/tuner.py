@@ -23,6 +23,7 @@ from nni.utils import extract_scalar_reward
 from ballot.engines.nni import dispatcher
 from ballot.tuning.space import Values
 from ballot.tuning.tpe import TPE, Exhausted
+from ballot.values import Json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Tuner(NniTuner):
         max_trials: int | None = None,
         defaults: bool = True,
         warm_start: list[str] | str | None = None,
-        tpe_args: dict[str, Any] | None = None,
+        tpe_args: Json | None = None,
         first: list[Values] | None = None,
     ) -> None:
         experiment = dispatcher.experiment_of(sys.argv)
