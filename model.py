@@ -307,7 +307,7 @@ def keep_statistics(model: nn.Module) -> None:
             module.register_forward_pre_hook(_rest)
 
 
-def _rest(norm: nn.Module, _inputs: Any) -> None:
+def _rest(norm: nn.Module, _inputs: object) -> None:
     norm.training = False
 
 
@@ -317,7 +317,7 @@ def unfreeze(model: nn.Module) -> None:
         parameter.requires_grad_(True)
 
 
-def _rest_if_frozen(norm: nn.Module, _inputs: Any) -> None:
+def _rest_if_frozen(norm: nn.Module, _inputs: object) -> None:
     """Use and keep the running statistics of a frozen batch norm, whatever `train()` said.
 
     A hook, because the loop calls `train()` on the whole network every epoch.
@@ -542,7 +542,7 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
         *,
         image_size: int | None = None,
         dropout: float | None = None,
-        **args: Any,
+        **args: object,
     ) -> nn.Module:
         state = published_weights(get_model_weights(name).DEFAULT.url) if pretrained else None
         if "aux_logits" in takes:  # inception_v3, googlenet: one output, and the weights' scaling
@@ -667,7 +667,7 @@ def _timm_builder(short: str, info: Values) -> Callable[..., nn.Module]:
 
 def _short_builder(full: str) -> Callable[..., nn.Module]:
     def build(
-        num_classes: int, pretrained: bool, *, dropout: float | None = None, **args: Any
+        num_classes: int, pretrained: bool, *, dropout: float | None = None, **args: object
     ) -> nn.Module:
         rate = {} if dropout is None else {"dropout": dropout}
         return MODELS.create(full, num_classes, pretrained, args={**rate, **args})
@@ -996,7 +996,7 @@ class EmptyOnMeta(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    ) -> object:
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             kwargs["device"] = "meta"

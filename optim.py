@@ -114,7 +114,7 @@ def _can_be_fused(groups: Iterable[Values]) -> bool:
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
 
 
-def _signature(cls: Callable[..., Any]) -> inspect.Signature:
+def _signature(cls: Callable[..., object]) -> inspect.Signature:
     """`(params, lr, weight_decay, *, ...)` with what a person may set of the class's arguments."""
     given = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -385,22 +385,22 @@ def _anneal(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
 
 
-def _number(name: str, value: Any, holds: bool, words: str) -> None:
+def _number(name: str, value: object, holds: bool, words: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds:
         raise UserError(f"scheduler_args: {name} is {value!r}; it must be {words}")
 
 
-def _positive(name: str, value: Any) -> None:
+def _positive(name: str, value: object) -> None:
     fits = isinstance(value, (int, float)) and 0 < value < math.inf
     _number(name, value, fits, "a number greater than 0")
 
 
-def _between(name: str, value: Any) -> None:
+def _between(name: str, value: object) -> None:
     fits = isinstance(value, (int, float)) and 0 <= value <= 1
     _number(name, value, fits, "a number from 0 to 1")
 
 
-def _numbers(name: str, values: Any) -> None:
+def _numbers(name: str, values: object) -> None:
     if not isinstance(values, (list, tuple)):
         raise UserError(f"scheduler_args: {name} is {values!r}; it must be a list of epochs")
     for value in values:

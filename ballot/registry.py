@@ -43,7 +43,7 @@ NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _other_type(annotation: Any, value: Any) -> str:
+def _other_type(annotation: object, value: object) -> str:
     """Return what an argument takes if `value` is none of it; other annotations take anything."""
     said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     kinds = [NUMBERS.get(part.strip()) for part in said.split("|")]
@@ -60,7 +60,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._families: list[Family] = []
 
-    def register(self, name: str, **info: Any) -> Callable[[Callable], Callable]:
+    def register(self, name: str, **info: object) -> Callable[[Callable], Callable]:
         """Add the decorated builder under `name`; a name that is taken is an error."""
 
         def add(build: Callable) -> Callable:
@@ -105,7 +105,7 @@ class Registry:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self.names())}")
         return found
 
-    def create(self, name: str, *given: Any, args: Values | None = None, **named: Any):
+    def create(self, name: str, *given: Any, args: Values | None = None, **named: Any) -> Any:
         """Build `name` from what the caller gives and the user's `args`.
 
         The arguments are bound to the builder's signature before it runs, so that a misspelt one

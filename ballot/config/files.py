@@ -17,7 +17,7 @@ from ballot.values import Json
 MANY = 100_000  # values in a YAML file
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except _Twice as error:
@@ -66,7 +66,7 @@ def _read_values(path: Path) -> Json:
     return values
 
 
-def _decoded(node: Any) -> Any:
+def _decoded(node: object) -> object:
     """Read what YAML leaves as text and people mean as numbers: 1e-3, and (32, 32)."""
     if isinstance(node, dict):
         return {key: _decoded(value) for key, value in node.items()}
@@ -79,7 +79,7 @@ def _decoded(node: Any) -> Any:
     return node
 
 
-def parse_json(text: str, path: str | Path) -> Any:
+def parse_json(text: str, path: str | Path) -> object:
     """Parse JSON; a mistake is a `UserError` with the line, and so is a key that stands twice."""
     try:
         return json.loads(text, object_pairs_hook=_each_once)

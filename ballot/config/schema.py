@@ -50,7 +50,7 @@ LIMITS = {
 }
 
 
-def option(default: Any, text: str, group: str, **limits: Any) -> Any:
+def option(default: object, text: str, group: str, **limits: object) -> Any:
     """Declare a field of `Config`: its default, its help and its limits.
 
     Limits are `choices`, `low` (>=), `above` (>), `high` (<=) and `below` (<).
@@ -189,7 +189,7 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _coerce(kind: Any, value: Any) -> Any:
+def _coerce(kind: Any, value: Any) -> object:
     if kind is Any:
         return tuple(value) if isinstance(value, list) else value
     if typing.get_origin(kind) is tuple:

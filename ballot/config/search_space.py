@@ -207,7 +207,7 @@ def _end_of(spec: Values, high: bool) -> Any:
     return end
 
 
-def _inner(value: Any, high: bool) -> Any:
+def _inner(value: object, high: bool) -> object:
     if not isinstance(value, Mapping) or "_name" not in value:
         return value
     rest = {key: spec for key, spec in value.items() if key != "_name"}

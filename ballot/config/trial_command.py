@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ballot.problems import Problem
 from ballot.values import Values
@@ -120,7 +119,7 @@ def typed_command(command: str, values: Values) -> str:
     return shlex.join(kept)
 
 
-def _flag(key: str, value: Any) -> list[str]:
+def _flag(key: str, value: object) -> list[str]:
     if isinstance(value, bool) and "." not in key:
         return [f"--{key}" if value else f"--no_{key}"]
     if isinstance(value, list) and "." not in key:

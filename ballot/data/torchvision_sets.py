@@ -46,7 +46,7 @@ def read_torchvision(kind: type, data_dir: Path | None, *, download: bool, args:
     )
 
 
-def _open(kind: type, root: Path, side: str, download: bool, args: Values) -> Any:
+def _open(kind: type, root: Path, side: str, download: bool, args: Values) -> object:
     """Make one side, or None where the data set has no such side."""
     takes = inspect.signature(kind).parameters
     for key in args:
@@ -91,7 +91,7 @@ def _labels(kind: type, part: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _classes(part: Any, labels: np.ndarray) -> list[str]:
+def _classes(part: object, labels: np.ndarray) -> list[str]:
     count = int(labels.max()) + 1
     names = getattr(part, "classes", None) or []
     names = [" ".join(n) if isinstance(n, tuple) else str(n) for n in names]
@@ -113,7 +113,7 @@ def _source(kind: type, parts: Values, root: Path, args: Values) -> tuple[Source
     ends = np.cumsum([len(part) for part in parts.values()])
     every = list(parts.values())
 
-    def get(row: int) -> Any:
+    def get(row: int) -> object:
         part = int(np.searchsorted(ends, row, side="right"))
         return every[part][row - (ends[part - 1] if part else 0)][0]
 

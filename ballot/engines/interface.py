@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from ballot.config.schema import Config
 from ballot.machines.machine import Machine
@@ -61,7 +61,7 @@ class Limits:
 class Plan:
     """A search that has been checked and can start, or one that was started earlier."""
 
-    settings: Any  # the engine's own form of it; None where the engine has it on record
+    settings: object  # the engine's own form of it; None where the engine has it on record
     command: str
     code: Path  # the folder that trials start in
     outputs: Path
@@ -190,7 +190,7 @@ class Search(Protocol):
     def note(self) -> Json:
         """Return what search.py wrote down of it; nothing where something else started it."""
 
-    def amend_note(self, **facts: Any) -> None:
+    def amend_note(self, **facts: object) -> None:
         """Write down something more."""
 
     def watched(self) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ class Script:
         """Return the program with a line that calls something of it."""
         return f"{self.path.read_text(encoding='utf-8')}\n{line}\n"
 
-    def ask(self, link: Link, function: str, *args: Any) -> Any:
+    def ask(self, link: Link, function: str, *args: object) -> Any:
         """Call a function of it on a machine."""
         program = self.with_line(f"print(json.dumps({function}(*args)))")
         return link.python(program, *args, timeout=LIST_S)
@@ -100,7 +100,7 @@ class Collector:
         if not self._over:
             self._keep_running(trials, now)
 
-    def _start(self, link: Link, what: Callable[..., None], *args: Any) -> None:
+    def _start(self, link: Link, what: Callable[..., None], *args: object) -> None:
         def visit() -> None:
             began = time.monotonic()
             try:

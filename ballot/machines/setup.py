@@ -176,7 +176,7 @@ def _send(pipe: IO[bytes], path: Path, name: str, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _program(link: Link, python: str, function: str, *args: Any) -> Iterator[subprocess.Popen]:
+def _program(link: Link, python: str, function: str, *args: object) -> Iterator[subprocess.Popen]:
     """Run a function of `landing` there, with pipes to and from it."""
     call = f"\n{function}(*json.loads({json.dumps(args)!r}))"
     command = f"exec {shell_word(python)} -c {shlex.quote(_source(receive) + call)}"

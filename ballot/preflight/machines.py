@@ -203,7 +203,7 @@ def _examine(link: Link, needs: Needs, check: MachineCheck) -> tuple[list[Proble
     return problems, said
 
 
-def ask(link: Link, interpreter: str, place: str, *args: Any) -> Json:
+def ask(link: Link, interpreter: str, place: str, *args: object) -> Json:
     """Return `facts(*args)` as an interpreter of a machine says; `place` is where it is named."""
     files = (walking.__file__, facts.__file__)
     texts = [Path(file).read_text(encoding="utf-8") for file in files]
@@ -277,7 +277,7 @@ def version_problems(
 
 
 def data_problems(
-    listings: Mapping[str, Sequence[Any] | None], path: str, local: str
+    listings: Mapping[str, Sequence[object] | None], path: str, local: str
 ) -> list[Problem]:
     """Compare the data of the machines, which must be the same, and ours, which may be others."""
     there = {name: found for name, found in listings.items() if found}

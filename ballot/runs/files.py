@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ballot.errors import CannotWrite, UserError
 from ballot.values import Json, Values
@@ -43,14 +43,14 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON; a number that is not finite becomes null, which is what JSON has for it."""
     with replacing(path) as file:
         json.dump(_finite(value), file, indent=2, ensure_ascii=False, default=str)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

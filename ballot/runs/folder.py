@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty, write_json
@@ -51,21 +50,21 @@ class Run:
         """The run's ballot: `outputs/<run>.csv`."""
         return self.folder.with_name(f"{self.name}.csv")
 
-    def begin(self, **facts: Any) -> None:
+    def begin(self, **facts: object) -> None:
         """Say that the run is under way; seconds of an earlier part of it are kept."""
         before = read_result(self.folder)
         self._seconds_before = float(before.get("seconds") or 0.0)
         self.result["started"] = before.get("started") or _now()
         self.update(**facts)
 
-    def update(self, **facts: Any) -> None:
+    def update(self, **facts: object) -> None:
         """Write `facts` and the time spent so far into `result.json`."""
         seconds = self._seconds_before + time.monotonic() - self._started
         self.result.update(facts, seconds=round(seconds, 3))
         if self.writes:
             write_json(self.folder / "result.json", self.result)
 
-    def finish(self, status: str, **facts: Any) -> None:
+    def finish(self, status: str, **facts: object) -> None:
         """Write the last word: `done`, `stopped` or `failed`."""
         self.update(status=status, ended=_now(), **facts)
 

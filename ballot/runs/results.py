@@ -276,7 +276,7 @@ def _line(columns: Sequence[str], row: Values) -> str:
     return ",".join([_cell(row.get(column)) for column in columns]) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Write a value so that it is read back the same, and text as text."""
     if value is None or value == "":
         return ""

@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ballot.config.files import parse_json
 from ballot.errors import UserError, suggest
@@ -102,7 +101,7 @@ def read_log_config(path: str | None) -> Json | None:
     return {"version": 1, **setup, "disable_existing_loggers": False}
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
     """Return every key of nested objects and lists with its value."""
     if isinstance(node, Mapping):
         pairs = [(str(key), value) for key, value in node.items()]

@@ -124,7 +124,7 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     return loaded
 
 
-def check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
+def check_tensors(path: Path, state: Mapping[Any, object]) -> None:
     """Refuse weights without a name, and those that are no plain arrays of numbers."""
     for name, value in state.items():
         if not isinstance(name, str):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ballot.config.schema import COMPONENTS, OWN_FIELDS
 from ballot.errors import UserError
@@ -55,7 +54,7 @@ def config_point(space: Space, config: Values, *, clip: bool = False) -> Point:
     return locate(space, lambda key: _look_up(key, config), clip=clip)
 
 
-def _look_up(key: Key, config: Values) -> Any:
+def _look_up(key: Key, config: Values) -> object:
     head, *inner = map(str, key)
     if inner:  # (component, number of the choice, option)
         name = inner[-1]
@@ -66,5 +65,5 @@ def _look_up(key: Key, config: Values) -> Any:
     return _argument(head, rest, config) if rest else config.get(head)
 
 
-def _argument(head: str, name: str, config: Values) -> Any:
+def _argument(head: str, name: str, config: Values) -> object:
     return (config.get(f"{head}_args" if head in COMPONENTS else head) or {}).get(name)

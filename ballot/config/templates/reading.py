@@ -25,7 +25,7 @@ class Reading:
     held: dict[str, tuple[str, Any]] = field(default_factory=dict)
     args: dict[str, dict[str, tuple[str, Any]]] = field(default_factory=dict)  # of each component
 
-    def put(self, new: str, ours: Any, old: str, value: Any) -> None:
+    def put(self, new: str, ours: object, old: str, value: object) -> None:
         """Set `new` as `old` says; two that disagree are a `UserError`."""
         if new in self.values and self.values[new] != ours:
             raise UserError(
@@ -35,7 +35,7 @@ class Reading:
         self.values[new], self.said[new] = ours, old
         self.told.append((f"{old} = {value!r}", f"{new} = {ours!r}"))
 
-    def hold(self, what: str, old: str, value: Any) -> None:
+    def hold(self, what: str, old: str, value: object) -> None:
         """Keep what is settled later."""
         if what in self.held and self.held[what][1] != value:
             raise UserError(
@@ -47,11 +47,11 @@ class Reading:
         """Name a key that has no counterpart."""
         self.lost[old] = why
 
-    def same(self, old: str, value: Any, phrase: str = "the same without it") -> None:
+    def same(self, old: str, value: object, phrase: str = "the same without it") -> None:
         """Tell of a key that asks for what is done anyway."""
         self.told.append((f"{old} = {value!r}", phrase))
 
-    def name(self, what: str) -> Any:
+    def name(self, what: str) -> object:
         """Return what is held, or None."""
         return self.held.get(what, ("", None))[1]
 

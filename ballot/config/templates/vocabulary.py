@@ -185,7 +185,7 @@ def _taken(args: Json, *keys: str) -> Json:
     return {key: args.pop(key) for key in keys if key in args}
 
 
-def schedule(name: str, args: Json, epochs: Any, lr: Any) -> tuple[str, Json, dict[str, str]]:
+def schedule(name: str, args: Json, epochs: object, lr: Any) -> tuple[str, Json, dict[str, str]]:
     """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
 
     Defaults that differ from PyTorch's are written out.
@@ -241,7 +241,7 @@ def pipeline(spec: Any, where: str) -> Json:
     return done
 
 
-def sized(steps: Values, where: str, size: Any) -> Json:
+def sized(steps: Values, where: str, size: object) -> Json:
     """Give transforms of the size of the images, and without arguments, that size."""
     done = dict(steps)
     for name in ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop"):
@@ -264,7 +264,7 @@ def without_chance(steps: Values) -> Json:
     return done
 
 
-def _step(step: Any, where: str) -> tuple[str, Json | None]:
+def _step(step: object, where: str) -> tuple[str, Json | None]:
     if isinstance(step, str):
         return step, None
     if (
@@ -289,7 +289,7 @@ def _lowered(args: Values | None) -> Json | None:
     return {str(key).lower(): value for key, value in args.items()} if args else None
 
 
-def metrics(spec: Any) -> Any:
+def metrics(spec: object) -> object:
     """Rename the metrics of a list, of an object with arguments, or of these for each stage."""
     if isinstance(spec, str):
         return METRICS.get(spec, spec)

@@ -144,7 +144,7 @@ def plain(key: object) -> str:
     return str(key).lower().replace("_", "")
 
 
-def _space(inline: Any, file: Any, path: Path) -> tuple[Json, str, list[Problem]]:
+def _space(inline: object, file: object, path: Path) -> tuple[Json, str, list[Problem]]:
     source = path if file is None else Path(path.parent, Path(str(file)).expanduser())
     if inline is None and file is None:
         wrong = Problem(

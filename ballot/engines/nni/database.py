@@ -7,7 +7,6 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ballot.runs.trials import ENDED, TrialRecord, TrialStatus
 from ballot.values import Json
@@ -78,7 +77,13 @@ class Records:
         return [row[1:] for row in rows]
 
     def _take_event(
-        self, stamp: Any, trial_id: Any, event: str, sequence: Any, data: Any, place: Any
+        self,
+        stamp: object,
+        trial_id: object,
+        event: str,
+        sequence: object,
+        data: object,
+        place: object,
     ) -> str | None:
         # What was posted or imported has no id before it is a trial; a damaged record has less.
         if not (trial_id and isinstance(trial_id, str) and isinstance(stamp, (int, float))):
@@ -95,7 +100,7 @@ class Records:
         return trial_id
 
     def _take_metric(
-        self, trial_id: Any, parameter_id: Any, kind: str, sequence: Any, data: str
+        self, trial_id: object, parameter_id: object, kind: str, sequence: object, data: str
     ) -> str | None:
         if trial_id not in self._trials or not isinstance(sequence, int):
             return None
@@ -143,7 +148,7 @@ def _unpack(data: str) -> Json:
 
 
 def _score(data: str) -> float | None:
-    value: Any = data
+    value: object = data
     for _ in range(2):  # JSON inside JSON
         if isinstance(value, str):
             with contextlib.suppress(ValueError):

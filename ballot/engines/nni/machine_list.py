@@ -51,7 +51,7 @@ def machines_of(config: Any, folder: Path | None = None) -> list[Machine]:
     return named
 
 
-def _machine(entry: Any, where: str, folder: Path) -> Machine:
+def _machine(entry: object, where: str, folder: Path) -> Machine:
     given = {plain(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {}
     for secret in ("password", "passwd", "sshpassphrase", "passphrase"):
         if given.get(secret) is not None:
@@ -87,7 +87,7 @@ def filled_in(content: Values, folder: Path) -> Json:
     """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
     filled = copy.deepcopy(dict(content))
     service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)
-    entries: Any = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
+    entries: object = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)
