@@ -632,8 +632,10 @@ def main(argv: list[str] | None = None) -> int:
     found = examine(config, find_table(config), AUGMENTATIONS)
     print(describe(found, config))
     if known.out:
-        draw_sheet(found, Path(known.out), config)
-        print(f"samples   {known.out}")
+        shown = draw_sheet(found, Path(known.out), config)
+        print(f"samples   {known.out}: training with {shown}")
+        if config.image_size is None and found.table.image_size is None:
+            print("note      a network that was made for another size is shown images of that size")
     return 2 if any(p.fatal or config.strict for p in found.problems) else 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ if __name__ == "__main__":
 
 from ballot.config.command_line import Parser
 from ballot.errors import UserError, script_main
-from ballot.report.page import Pictures, make_report, render, write_pngs
+from ballot.report.page import Pictures, Report, write_pngs, write_report
 from ballot.report.pictures import as_address, sheet_address
+from ballot.report.serve import PORT, open_server
 from ballot.report.statistics import differences
 from ballot.report.trials import Trial, find_trials
 
@@ -29,12 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.diff:
         print("\n".join(diff_lines(*map(Path, args.diff))))
         return 0
-    pictures = None if args.no_pictures else find_pictures
-    vote_dir = None if args.vote_dir is None else Path(args.vote_dir)
-    report = make_report(
-        Path(args.outputs), search=args.search, vote_dir=vote_dir, pictures=pictures
-    )
-    render(report, Path(args.out))
+    report = write(args, pictures=not args.no_pictures)
     size = Path(args.out).stat().st_size / 1e6
     print(f"report    {args.out}  ({len(report.found.trials)} trials, {size:.1f} MB)")
     for note in report.found.notes:
@@ -42,7 +40,35 @@ def main(argv: list[str] | None = None) -> int:
     if args.png:
         files = write_pngs(report, Path(args.png))
         print(f"figures   {len(files)} in {args.png}")
+    if args.serve is not None:
+        serve(args, live=bool(report.context["live"]))
     return 0
+
+
+def write(args: Namespace, *, pictures: bool) -> Report:
+    """Write the page as the command line says."""
+    return write_report(
+        Path(args.outputs),
+        Path(args.out),
+        search=args.search,
+        vote_dir=None if args.vote_dir is None else Path(args.vote_dir),
+        pictures=find_pictures if pictures else None,
+    )
+
+
+def serve(args: Namespace, *, live: bool) -> None:
+    """Show the page to the browsers of this machine until Ctrl-C."""
+
+    def renew() -> bool:
+        running = bool(write(args, pictures=False).context["live"])
+        if not running and not args.no_pictures:
+            write(args, pictures=True)  # the last one, with all that belongs to it
+        return running
+
+    with open_server(args.serve or None, Path(args.out), renew, live) as server:
+        print(f"serving   {server.address}  to this machine alone; Ctrl-C ends it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def build_parser() -> Parser:
@@ -55,6 +81,14 @@ def build_parser() -> Parser:
     add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble beside outputs)")
     add("--no_pictures", action="store_true", help="no images of the data")
     add("--png", metavar="DIR", help="write each figure as a PNG file as well")
+    add(
+        "--serve",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="PORT",
+        help=f"show the page on 127.0.0.1 as well, until Ctrl-C (default: {PORT} or the next)",
+    )
     add(
         "--diff",
         nargs=2,

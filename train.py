@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,9 @@ def fit_start(job: Job, fold: Fold, state: TrainState) -> None:
         log.warning("classifier_start: this network has no linear classifier; it starts fresh")
         return
     batches = fold.train.batches(job.config.batch_size, device=job.device)
+    if job.config.augmentation_args.get("flip"):  # fitted to what training shows
+        again = fold.train.batches(job.config.batch_size, device=job.device)
+        batches = chain(batches, ((images.flip(-1), labels) for images, labels in again))
     weights = job.data.class_weights(fold)
     weights = None if weights is None else weights.to(job.device)
     fit_classifier(state.model, layer, shaped(state, batches), job.amp, weights)
@@ -528,16 +532,16 @@ def predict(
     state: TrainState,
     subset: Subset,
     criterion: torch.nn.Module | None = None,
-    view: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> loop.Predictions:
     """Predict a subset's rows in their order, as they are or in another view."""
     group = job.group
-    if state.features is not None:
+    if state.features is not None and view is None:
         batches = state.features.batches(subset, job.config.batch_size)
         return loop.predict(state.scored, batches, job.amp, criterion)
     part = (group.rank, group.size)
     read = subset.batches(job.config.batch_size, device=job.device, part=part)
-    batches = ((view(images), labels) for images, labels in read)
+    batches = read if view is None else ((view(images), labels) for images, labels in read)
     return loop.predict(state.scored, shaped(state, batches), job.amp, criterion, group)
 
 
@@ -634,8 +638,9 @@ def predict_views(job: Job, state: TrainState, subset: Subset, names: Sequence[s
     def look(number: int, images: torch.Tensor) -> torch.Tensor:
         return tta.views(images, names)[number]
 
-    numbers = range(tta.number_of_views(names))
-    parts = [predict(job, state, subset, view=partial(look, k)).probs for k in numbers]
+    numbers = range(1, tta.number_of_views(names))  # the first one is the image as it is
+    parts = [predict(job, state, subset).probs]
+    parts += [predict(job, state, subset, view=partial(look, k)).probs for k in numbers]
     return tta.mean_of(parts)
 
 

@@ -398,6 +398,16 @@ def test_the_script_says_what_a_folder_is(folders, capsys, monkeypatch, tmp_path
     assert "removed: files were added or removed" in capsys.readouterr().out
 
 
+def test_the_sheet_shows_what_a_trial_would_train_on(folders, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = [str(folders), "--out", str(tmp_path / "sheet.png"), "--device", "cpu"]
+    assert main([*words, "--model", "resnet18", "--pretrained", "no"]) == 0
+    assert "training with TrivialAugment at 160x160" in capsys.readouterr().out  # the recipe's
+    assert main([*words, "--recipe", "none"]) == 0
+    said = capsys.readouterr().out
+    assert "training with BaseAugmentation at 224x224" in said and "another size" in said
+
+
 def test_the_script_lists_every_problem_and_fails(folders, capsys):
     shutil.copy(folders / "train/cat/cat-0.jpg", folders / "test/dog/copy.jpg")
     photo(1).save(folders / "train/cat/cut.jpg")

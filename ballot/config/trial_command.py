@@ -115,11 +115,11 @@ def typed_command(command: str, values: Values) -> str:
         if not dropping:
             kept.append(word)
     for key, value in values.items():
-        kept += _flag(key, value)
+        kept += flag(key, value)
     return shlex.join(kept)
 
 
-def _flag(key: str, value: object) -> list[str]:
+def flag(key: str, value: object) -> list[str]:
     if isinstance(value, bool) and "." not in key:
         return [f"--{key}" if value else f"--no_{key}"]
     if isinstance(value, list) and "." not in key:

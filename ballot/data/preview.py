@@ -90,10 +90,11 @@ def _split(found: Examined, config: Config) -> str:
     return text
 
 
-def draw_sheet(found: Examined, path: Path, config: Config) -> None:
+def draw_sheet(found: Examined, path: Path, config: Config) -> str:
     """Draw samples as PNG, a class a row: as validation sees one, then as training draws it.
 
-    Where training changes nothing, other images of the class are shown instead.
+    Where training changes nothing, other images of the class are shown instead. Returns what is
+    done to training images.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -105,7 +106,8 @@ def draw_sheet(found: Examined, path: Path, config: Config) -> None:
     sheet = Image.new("RGB", (left + COLUMNS * step, top + len(labels) * step), "white")
     pen = ImageDraw.Draw(sheet)
     what = "pipeline" if "train" in config.pipeline else config.augmentation
-    title = f"training: {what}" + ("" if changes else ", which changes nothing; more images")
+    shown = f"{what} at {found.size}x{found.size}"
+    title = f"training: {shown}" + ("" if changes else ", which changes nothing; more images")
     pen.text((left, 6), "validation", "black", font)
     pen.text((left + step, 6), title, "black", font)
     for line, name in enumerate(names):
@@ -119,6 +121,7 @@ def draw_sheet(found: Examined, path: Path, config: Config) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     sheet.save(partial, format="PNG")
     os.replace(partial, path)  # noqa: PTH105
+    return shown
 
 
 def _samples(found: Examined, seed: int, changes: bool) -> tuple[list[int], list[torch.Tensor]]:

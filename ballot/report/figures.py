@@ -28,7 +28,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK = (
 )
 GREY, INK, LINE = "#8a8f98", "#1b1f24", "#d8dce2"
 LIGHT = "#ffffff"
-FIRST = 5  # trials whose curves have colours of their own
+PALETTE = (BLUE, ORANGE, GREEN, RED, PINK)  # of the best trials
+FIRST = len(PALETTE)  # trials whose curves have colours of their own
 MOST_POINTS = 100  # of one curve
 MOST_IN_ALL = 2400  # of all curves in grey, but not below 8 each
 MOST_CURVES = 300
@@ -101,22 +102,29 @@ EARLY_ENDS = ["stopped", "failed"]
 APART = {"legend": {"shape": "independent"}}
 
 
-def curves(found: Found, metric: str) -> Spec | None:
-    """Draw a line a trial over epochs; the first few in colour, early ends marked."""
-    known = sorted((t for t in found.trials if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
+def curves(found: Found, metric: str, of: Sequence[Trial] | None = None) -> Spec | None:
+    """Draw a line a trial over epochs; the first few in colour, early ends marked.
+
+    `of` are the trials that may be drawn on one axis; all of them unless said.
+    """
+    shown = found.trials if of is None else of
+    known = sorted((t for t in shown if t.curve), key=lambda t: not 0 < t.rank <= FIRST)
     trials = [*known[:FIRST], *evenly(known[FIRST:], MOST_CURVES)]
     few = min(MOST_POINTS, max(8, MOST_IN_ALL // max(len(trials), 1)))
     limits = [MOST_POINTS if 0 < trial.rank <= FIRST else few for trial in trials]
     rows = [row for trial, most in zip(trials, limits) for row in _curve(trial, metric, most)]
     if not rows:
         return None
-    return plot(rows, 300, layer=_curve_layers(found, metric, rows), resolve=APART)
+    return plot(rows, 300, layer=_curve_layers(found, metric, known, rows), resolve=APART)
 
 
-def _curve_layers(found: Found, metric: str, rows: Sequence[Mapping[str, Any]]) -> list[Spec]:
+def _curve_layers(
+    found: Found, metric: str, known: Sequence[Trial], rows: Sequence[Mapping[str, Any]]
+) -> list[Spec]:
     """Return the other trials' lines in grey, the first ones' in colour, and marks at ends."""
     ends = [row for row in rows if "end" in row]
-    top = [t.label for t in found.scored[:FIRST]]
+    colours = {t.label: colour for t, colour in zip(found.scored, PALETTE) if t in known}
+    top = list(colours)
     cut = _without_outliers([row["v"] for row in rows])
     base = {
         "x": {"field": "e", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1}},
@@ -124,7 +132,8 @@ def _curve_layers(found: Found, metric: str, rows: Sequence[Mapping[str, Any]]) 
         "detail": {"field": "t"},
         "tooltip": say("t=run", "e=epoch=n", f"v={metric}=n"),
     }
-    coloured = {**base, "color": {"field": "t", "type": "nominal", "scale": {"domain": top}}}
+    hues = {"domain": top, "range": list(colours.values())}  # the same in every figure
+    coloured = {**base, "color": {"field": "t", "type": "nominal", "scale": hues}}
     lines = {"type": "line", "clip": bool(cut)}
     first = {"filter": {"field": "t", "oneOf": top}}
     others = {"filter": {"not": first["filter"]}}
@@ -133,7 +142,7 @@ def _curve_layers(found: Found, metric: str, rows: Sequence[Mapping[str, Any]]) 
     above = {"transform": [first], "mark": {**lines, "strokeWidth": 2}, "encoding": coloured}
     layers: list[Spec] = [below, above]
     if len(found.scored) <= FIRST:
-        layers = [above, below] if len(found.trials) > len(top) else [above]
+        layers = [above, below] if len(known) > len(top) else [above]
     if any(row["e"] == 1 for row in ends) or len(rows) == len(ends):
         dots = {"type": "point", "filled": True}
         layers.append({"transform": [first], "mark": dots, "encoding": coloured})

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError
-from ballot.report import figures, statistics
+from ballot.report import answer, figures, statistics
 from ballot.report.parallel_coordinates import parallel
-from ballot.report.trials import Found, Trial, find_trials
+from ballot.report.trials import Found, Trial, find_trials, same_losses
 from ballot.runs.files import replacing
-from ballot.wording import compact
+from ballot.runs.folder import being_written
+from ballot.wording import compact, plural
 
 log = logging.getLogger(__name__)
 
 TEMPLATE = "page.html.j2"
 PNG_WIDTH = 760  # pixels of a figure in a file, before it is drawn twice as fine
 MOST_ROWS = 1000  # of the table at once: a browser lays out each, seconds for ten thousand
+MOST_LOSSES = 4  # criteria whose losses are drawn, each on axes of its own
+REFRESH_S = 20  # after which the page of a search that runs loads itself anew
 NARROW_PNG = 480  # of squares and single hyperparameters
 
 
@@ -57,12 +60,17 @@ def write_report(
     search: str | None = None,
     vote_dir: Path | None = None,
     pictures: FindPictures | None = None,
-) -> None:
+    live: str | None = None,
+) -> Report:
     """Write the page about the runs below `outputs`; what is missing is said on it.
 
     Files may be written to meanwhile. No runs and a page that cannot be written are a `UserError`.
+    `live` says how a search stands that runs, and lets the page refresh itself; without it, the
+    runs that a process of this machine writes are counted.
     """
-    render(make_report(outputs, search=search, vote_dir=vote_dir, pictures=pictures), out)
+    report = make_report(outputs, search=search, vote_dir=vote_dir, pictures=pictures, live=live)
+    render(report, out)
+    return report
 
 
 def try_report(outputs: Path, out: Path, **options: Any) -> bool:
@@ -84,14 +92,18 @@ def make_report(
     search: str | None = None,
     vote_dir: Path | None = None,
     pictures: FindPictures | None = None,
+    live: str | None = None,
 ) -> Report:
     """Read the runs and draw what they allow."""
     found = find_trials(outputs, search)
     report = Report(found, {}, {}, {})
+    report.context["live"] = how_it_runs(found) if live is None else live
+    vote_dir = vote_dir or outputs.parent / "ensemble"
     _add_course(report)
     _add_hyperparameters(report)
-    _add_vote(report, vote_dir or outputs.parent / "ensemble")
+    _add_vote(report, vote_dir)
     _add_best_run(report, pictures)
+    _add_answer(report, vote_dir)
     if counts := statistics.data_counts(found):
         report.figures["counts"] = figures.class_counts(counts)
     else:
@@ -121,13 +133,46 @@ def _add_course(report: Report) -> None:
     for against in ("trial", "minutes"):
         if spec := figures.best_so_far(rows, found.monitor, against):
             report.figures[f"best_{against}"] = spec
-    for name, metric in (("curves", found.monitor), ("losses", "val_loss")):
-        if metric == found.monitor and name == "losses":
-            continue
-        if spec := figures.curves(found, metric):
-            report.figures[name] = spec
-    if "curves" not in report.figures:
+    drawn = report.context["curves"] = []  # (name of the figure, what stands above it)
+    places = {found.monitor: "curves"}
+    places.setdefault("val_loss", "losses")
+    for metric, place in places.items():
+        kinds = same_losses(found.trials) if metric.endswith("_loss") else []
+        if len(kinds) < 2:
+            kinds = [("", found.trials)]
+        for number, (loss, trials) in enumerate(kinds[:MOST_LOSSES]):
+            name = place + (f"_{number + 1}" if loss else "")
+            if spec := figures.curves(found, metric, trials):
+                report.figures[name] = spec
+                drawn.append((name, f"{metric} of {loss}" if loss else metric))
+    report.context["losses"] = _about_losses(found)
+    if not drawn:
         report.missing["curves"] = "No trial has finished an epoch."
+
+
+def _about_losses(found: Found) -> str:
+    """Say why losses are drawn apart; nothing where all trials have the same."""
+    kinds = same_losses(found.trials)
+    if len(kinds) < 2:
+        return ""
+    said = "Losses of different criteria, or of one with other arguments, cannot be compared: "
+    said += "each is drawn on axes of its own."
+    if left := sum(len(trials) for _, trials in kinds[MOST_LOSSES:]):
+        said += (
+            f" Those of {plural(left, 'trial')} with {len(kinds) - MOST_LOSSES} more are left out."
+        )
+    if found.monitor.endswith("_loss"):
+        said += (
+            f" The trials are ranked by {found.monitor} all the same, which favours a criterion."
+        )
+    return said
+
+
+def how_it_runs(found: Found) -> str:
+    """Say how many trials a process of this machine is writing; nothing where there is none."""
+    running = [t.folder for t in found.trials if t.status == "running"]
+    count = len(being_written(running)) if running else 0
+    return f"{plural(count, 'trial')} in training" if count else ""
 
 
 def _add_hyperparameters(report: Report) -> None:
@@ -182,6 +227,25 @@ def _add_best_run(report: Report, pictures: FindPictures | None) -> None:
     }
 
 
+def _add_answer(report: Report, vote_dir: Path) -> None:
+    """Put what a reader came for at the top: the answer, its best configuration, what to do."""
+    found, told = report.found, report.context["vote"]
+    if told is None:
+        sentence = answer.sentence_of_best(found, report.context["judged"])
+        predict = answer.predict_command(found, None, [])
+    else:
+        sentence = answer.sentence_of_vote(told["record"], told["labels"])
+        predict = answer.predict_command(found, vote_dir, told["members"])
+    best = next(iter(found.scored), None)
+    if report.context["live"]:
+        sentence = f"So far: {sentence[0].lower()}{sentence[1:]}"
+    report.context |= {
+        "answer": sentence,
+        "best_command": "" if best is None else answer.command_of(best),
+        "predict_command": predict,
+    }
+
+
 def _to_show(found: Found, run: statistics.Judged | None) -> Trial | None:
     if run is not None:
         return run.trial
@@ -210,6 +274,8 @@ def render(report: Report, out: Path) -> None:
         missing=report.missing,
         vega=_vega() if report.figures else "",
         made=time.strftime("%Y-%m-%d %H:%M"),
+        made_at=round(time.time()),
+        refresh=REFRESH_S,
         most_rows=MOST_ROWS,
         **report.context,
     )

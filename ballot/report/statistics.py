@@ -256,6 +256,8 @@ def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
     rows.sort(key=lambda row: (-row["weight"], natural(row["label"])))
     columns = sorted({f"{stage} {k}" for r in rows for stage in ("val", "test") for k in r[stage]})
     return {
+        "record": record,
+        "labels": labels,
         "members": rows,
         "columns": [tuple(c.split(" ", 1)) for c in reversed(columns)],
         "tested": not any(is_validation(file) for row in rows for file in row["files"]),

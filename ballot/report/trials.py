@@ -14,7 +14,7 @@ from typing import Any
 from ballot.errors import UserError, suggest
 from ballot.runs.files import json_or_empty, read_rows
 from ballot.runs.results import FACTS, read_table, spread
-from ballot.wording import natural
+from ballot.wording import compact, natural
 
 # What differs between trials and is no hyperparameter.
 NO_HYPERPARAMETER = (
@@ -47,6 +47,7 @@ class Trial:
     result: dict[str, Any] = field(repr=False, default_factory=dict)
     values: dict[str, Any] = field(repr=False, default_factory=dict)
     tuned: set[str] = field(repr=False, default_factory=set)
+    given: set[str] = field(repr=False, default_factory=set)  # by a person, a file or the tuner
     curve: list[dict[str, float]] = field(repr=False, default_factory=list)
     label: str = ""  # the name without what all names begin with
     number: int = 0  # in the order of their start, from 1
@@ -138,6 +139,30 @@ def find_trials(outputs: Path, search: str | None = None, *, only: str | None = 
     return Found(outputs, trials, monitor, maximize, data, _hyperparameters(trials), notes)
 
 
+def same_losses(trials: Iterable[Trial]) -> list[tuple[str, list[Trial]]]:
+    """Part the trials with curves by what their loss is; the most trials first.
+
+    A loss of another criterion, or of one with other arguments, is another quantity.
+    """
+    kinds: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.curve:
+            kinds.setdefault(loss_of(trial), []).append(trial)
+    return sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+
+
+def loss_of(trial: Trial) -> str:
+    """Name the loss of a trial by the options that it depends on."""
+    values = trial.values
+    words = [str(values.get("criterion", "loss"))]
+    for key in sorted(values):
+        if key.startswith("criterion_args.") and values[key] not in (None, {}):
+            words.append(f"{key.partition('.')[2]} {compact(values[key])}")
+    if values.get("class_weights") not in (None, "none"):
+        words.append(f"class weights {values['class_weights']}")
+    return ", ".join(words)
+
+
 def finite(value: Any) -> float | None:
     """Return a number as a float, and None for everything that is no finite number."""
     try:
@@ -190,14 +215,25 @@ def _trial(folder: Path, told: Mapping[str, str] | None) -> Trial:
             "device": told["device"],
         } | result
     origin = config.get("origin")
-    tuned = {k for k, v in origin.items() if v == "tuner"} if isinstance(origin, dict) else set()
+    origin = origin if isinstance(origin, dict) else {}
+    tuned = {key for key, layer in origin.items() if layer == "tuner"}
+    given = {key for key, layer in origin.items() if layer not in ("default", "recipe")}
     curve = [
         {k: n for k, v in row.items() if (n := finite(v)) is not None}
         for row in read_table_of(folder / "history.csv")
     ]
     score = None if status == "failed" else finite(result.get("score"))
     return Trial(
-        folder.name, folder, status or "unknown", reason, score, result, values, tuned, curve
+        folder.name,
+        folder,
+        status or "unknown",
+        reason,
+        score,
+        result=result,
+        values=values,
+        tuned=tuned,
+        given=given,
+        curve=curve,
     )
 
 

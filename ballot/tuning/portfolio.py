@@ -41,23 +41,9 @@ def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[st
     `base` and `probe` are what the recipes `auto` and `probe` make of the data; `networks` are
     those whose weights can be had, the recipe's own first; `epochs` are what the time allows.
     """
-    size, lr = base.image_size or 160, base.lr
-    sizes = (size, _stepped(1.2 * size))
-    recipe = {
-        "_name": "auto",
-        "model": choice(*networks),
-        "epochs": choice(epochs),
-        "image_size": choice(*sizes),
-        "lr": loguniform(lr / 3, 5 * lr),
-        "augmentation": choice("BaseAugmentation", "TrivialAugment", "RandAugment"),
-        "augmentation_args.flip": choice(0.5),
-        "criterion_args.label_smoothing": choice(0.1, 0.0),
-        "layer_decay": choice(1.0, 0.8, 0.65),
-        "classifier_start": choice("fitted", "fresh"),
-    }
-    frozen_size = probe.image_size or size
-    frozen_sizes = choice(frozen_size, _stepped(1.25 * frozen_size))
-    frozen = {"_name": "probe", "model": choice(*networks), "image_size": frozen_sizes}
+    size, frozen_size = base.image_size or 160, probe.image_size or base.image_size or 160
+    larger, lr = _stepped(1.2 * size), base.lr
+    frozen = {"_name": "probe", "model": networks[0], "image_size": frozen_size}
     usual: Values = {
         "_name": "auto",
         "model": networks[0],
@@ -70,25 +56,37 @@ def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[st
         "layer_decay": 1.0,
         "classifier_start": base.classifier_start,
     }
-    easiest = {"_name": "probe", "model": networks[0], "image_size": frozen_size}
-    first = [{"recipe": easiest}, *_tuned(usual, networks, larger=sizes[1])]
-    return Portfolio({"recipe": {"_type": "choice", "_value": [recipe, frozen]}}, first)
-
-
-def _tuned(usual: Values, networks: Sequence[str], *, larger: int) -> list[Values]:
-    """Return the usual configuration of fine-tuning, with other networks, and others of it."""
-
-    def tuned(**values: object) -> Values:
-        return {"recipe": {**usual, **values}}
-
-    lr = usual["lr"]
-    return [
-        tuned(),
-        *(tuned(model=network) for network in reversed(networks[1:])),
-        tuned(augmentation="TrivialAugment", lr=2 * lr, layer_decay=0.8),
-        tuned(image_size=larger, lr=1.5 * lr, **{"criterion_args.label_smoothing": 0.0}),
-        tuned(augmentation="RandAugment", lr=3 * lr, layer_decay=0.65, classifier_start="fresh"),
+    changes: list[Values] = [
+        {},
+        *({"model": network} for network in networks[1:]),
+        {"augmentation": "TrivialAugment", "lr": 2 * lr, "layer_decay": 0.8},
+        {"image_size": larger, "lr": 1.5 * lr, "criterion_args.label_smoothing": 0.0},
+        {"augmentation": "RandAugment", "lr": 3 * lr, "layer_decay": 0.65},
     ]
+    first = [{"recipe": frozen}, *({"recipe": {**usual, **change}} for change in changes)]
+    tuned = _space_around(usual, networks, (size, larger))
+    fixed = {
+        "_name": "probe",
+        "model": choice(*networks),
+        "image_size": choice(frozen_size, _stepped(1.25 * frozen_size)),
+    }
+    return Portfolio({"recipe": {"_type": "choice", "_value": [tuned, fixed]}}, first)
+
+
+def _space_around(usual: Values, networks: Sequence[str], sizes: Sequence[int]) -> Values:
+    """Return the space in which the tuner goes on from the usual fine-tuning."""
+    return {
+        "_name": "auto",
+        "model": choice(*networks),
+        "epochs": choice(usual["epochs"]),
+        "image_size": choice(*sizes),
+        "lr": loguniform(usual["lr"] / 3, 5 * usual["lr"]),
+        "augmentation": choice("BaseAugmentation", "TrivialAugment", "RandAugment"),
+        "augmentation_args.flip": choice(0.5),
+        "criterion_args.label_smoothing": choice(0.1, 0.0),
+        "layer_decay": choice(1.0, 0.8, 0.65),
+        "classifier_start": choice("fitted", "fresh"),
+    }
 
 
 def from_scratch(base: Config, *, epochs: int) -> Portfolio:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +19,14 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import replacing
-from ballot.runs.folder import read_result
+from ballot.runs.folder import read_result, run_of
 from ballot.wording import few, natural, short
 
 EXPECTED = "expected id,<class>,<class>,... with one row of probabilities an image"
 ANSWERS = ("ans", "answer", "pred", "prediction", "target")
 ID_WORDS = ("id", "imageid", "image_id", "image", "filename", "file", "name", "path", "index")
+
+OF_SEARCH = re.compile(r"(\w+)-\d{3,}-\w+$")  # a run of a search: its number, the trial's id
 
 EXACT = 1e-5  # float32 rounding of a row's sum: nothing to do, nothing to say
 CHUNK = 2**18  # numbers parsed at once
@@ -387,7 +390,17 @@ def check_same_classes(ballot: Ballot, other: Ballot) -> None:
     raise UserError(
         f"{ballot.path}: its classes are not those of {other.path}: it {' and '.join(words)}; "
         "members of one vote have the same classes, name by name"
+        f"{which_search(ballot.path, other.path)}"
     )
+
+
+def which_search(one: Path, other: Path) -> str:
+    """Return the pattern that names one search alone, where two files are of different ones."""
+    searches = [OF_SEARCH.match(run_of(path).name) for path in (one, other)]
+    names = [found[1] for found in searches if found]
+    if len(set(names)) < 2:
+        return ""
+    return f"; these are of two searches: vote over one, as in {other.parent}/{names[1]}-*.csv"
 
 
 def rows_like(ballot: Ballot, ids: Sequence[str], other: Path) -> np.ndarray | None:
@@ -403,6 +416,7 @@ def rows_like(ballot: Ballot, ids: Sequence[str], other: Path) -> np.ndarray | N
         raise UserError(
             f"{ballot.path}: its {len(ballot.ids)} rows are not the {len(ids)} of {other}: it "
             f"{' and '.join(words)}; members of one vote predict the same images"
+            f"{which_search(ballot.path, other)}"
         )
     return np.fromiter((index[name] for name in ids), dtype=np.intp, count=len(ids))
 

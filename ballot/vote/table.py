@@ -98,6 +98,9 @@ def score_table(report: VoteReport, width: int) -> list[str]:
     columns = score_columns(report, width)
     rows = [(row.name, cells(row, columns)) for row in members[: len(members) - hidden]]
     last = [("vote, not taken" if report.alone else "vote", cells(the_vote(report), columns))]
+    if report.alone and any(row.weight and not row.val for row in report.members):
+        whole = MemberReport("answer", [], None, test=report.test)  # with the runs on all rows
+        last.append(("answer", cells(whole, columns)))
     if report.best_single is not None:
         single = replace(report.best_single, weight=None, temperature=None)
         last.insert(0, (f"best single: {single.name}", cells(single, columns)))

@@ -292,7 +292,7 @@ def score_validation(
     if judged := [i for i, row in enumerate(rows) if row.val]:
         order = combine.ranking(options.metric, [rows[i].val[options.metric] for i in judged])
         report.best_single = rows[judged[order[0]]]
-    voters = {i for i, row in enumerate(rows) if row.weight}
+    voters = {i for i, weight in enumerate(recipe.weights) if weight}
     if poll is None or not voters <= set(poll.members):
         return
     if rehearsal is None:

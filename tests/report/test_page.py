@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import http.client
 import json
+import os
 import re
 import shutil
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,9 +20,12 @@ from chromium_for_tests import Browser
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from ballot.errors import UserError
-from ballot.report import statistics
-from ballot.report.page import try_report, write_report
+from ballot.report import answer, statistics
+from ballot.report import page as page_module
+from ballot.report.page import how_it_runs, try_report, write_report
+from ballot.report.serve import open_server
 from ballot.report.trials import Trial, best_and_others, evenly, find_trials
+from ballot.runs.folder import open_run
 from ballot.vote.ballots import write_ballot
 from ballot.vote.selection import VoteOptions
 from ballot.vote.tally import run_vote
@@ -400,6 +407,142 @@ LACKS = {
 }
 
 
+@pytest.mark.parametrize(
+    "scores, sentence",
+    [
+        (
+            {"test": {"acc": 0.9}, "test_rows": 96, "val": {"acc": 0.99}, "val_rows": 10},
+            "the vote of 2 of 3 trials: accuracy 0.900 ± 0.032 on 96 test images",
+        ),
+        (
+            {"answer": "vote", "held_out": {"metric": "acc", "vote": 1.0, "rows": 96}},
+            "the vote of 2 of 3 trials: accuracy 1.000 ± 0.014 on 96 validation images held out",
+        ),
+        (
+            {"held_out": {"metric": "f1_macro", "vote": 0.5, "rows": 96}},
+            "the vote of 2 of 3 trials: macro F1 0.500 on 96 validation images held out",
+        ),
+        ({}, "the vote of 2 of 3 trials; how good it is, no labelled rows tell."),
+    ],
+)
+def test_the_answer_is_a_sentence_with_its_error(scores, sentence):
+    metric = scores.get("held_out", {}).get("metric", "acc")
+    members = [{"name": "a", "weight": 0.5}, {"name": "b", "weight": 0.5}, {"name": "c"}]
+    record = {"members": members, "scores": scores, "options": {"metric": metric}}
+    assert f"The answer is {sentence}" in answer.sentence_of_vote(record)
+
+
+def test_the_single_trial_answers_with_its_own_score_where_the_vote_is_worse():
+    held = {"metric": "acc", "vote": 0.5, "best_single": 0.75, "rows": 46}
+    members = [{"name": "a", "weight": 1.0}, {"name": "b", "weight": 0.0}]
+    record = {"members": members, "scores": {"answer": "best_single", "held_out": held}}
+    said = answer.sentence_of_vote(record, {"a": "001"})
+    assert "the single trial 001, the best of 2, which did better than their vote" in said
+    assert "accuracy 0.750 ± 0.063 on 46" in said
+
+
+def test_the_page_begins_with_the_answer_its_command_and_the_next_step(outputs):
+    words = " ".join(Tags(page_of(outputs)).words.split())
+    best = find_trials(outputs).scored[0]
+    before, _, rest = words.partition(f"The best of 24 trials is {best.label}: accuracy ")
+    assert before.endswith("24 trials ") and "± is one standard error" in rest[:200]
+    typed = re.search(r"Best configuration ?(python train.py .*?) ?(Next|val_acc,)", words)[1]
+    assert f"--lr {best.values['lr']}" in typed and "--out_dir" not in typed
+    folder = best.folder
+    (folder / "best.pt").write_text("weights")
+    page = page_of(outputs)
+    assert f"python predict.py {folder} photos/ --out new.csv" in Tags(page).words
+
+
+def test_losses_of_different_criteria_are_not_drawn_on_one_axis(outputs):
+    for number in range(3):
+        config = folder_of(outputs, number) / "config.json"
+        values = json.loads(config.read_text())["values"]
+        change(config, values=values | {"criterion": "focal", "criterion_args": {"gamma": 2.0}})
+    for number in range(24):
+        history = folder_of(outputs, number) / "history.csv"
+        history.write_text(history.read_text().replace("val_acc", "val_loss"))
+        change(folder_of(outputs, number) / "result.json", monitor="val_loss")
+    page = page_of(outputs)
+    drawn = figures_of(page)
+    shown = {name: drawn[f"curves_{name}"]["data"]["values"] for name in "12"}
+    lines = {name: len({row["t"] for row in rows}) for name, rows in shown.items()}
+    assert lines == {"1": 21, "2": 3}
+    words = " ".join(Tags(page).words.split())
+    assert "val_loss of focal, gamma 2" in words and "cannot be compared" in words
+
+
+def test_a_page_refreshes_itself_only_while_the_search_runs(outputs):
+    assert "location.reload" not in page_of(outputs)
+    live = page_of(outputs, live="3 of 40 trials, 12 min left")
+    assert "location.reload" in live
+    assert "The search is running: 3 of 40 trials, 12 min left." in Tags(live).words
+
+
+def test_a_trial_runs_as_long_as_a_process_holds_its_folder(outputs):
+    folder = folder_of(outputs, 0)
+    change(folder / "result.json", status="running")
+    assert how_it_runs(find_trials(outputs)) == ""  # it was killed, and could not say so
+    with open_run(folder, resume=True, facts={}):
+        assert how_it_runs(find_trials(outputs)) == "1 trial in training"
+
+
+@contextlib.contextmanager
+def served(page, renew=lambda: False, live=False):
+    with open_server(0, page, renew, live) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(server, path="/", host=None):
+    """Return the status and the text of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection.request("GET", path, headers={"Host": host} if host else {})
+    answered = connection.getresponse()
+    return answered.status, answered.read().decode()
+
+
+def test_one_page_is_served_and_nothing_else_to_nobody_else(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("the page")
+    (tmp_path / "secret").write_text("no")
+    with served(page) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        assert ask(server) == ask(server, "/report.html?x=1") == (200, "the page")
+        for path in ("/secret", "/../secret", "/.", "/report.html/"):
+            assert ask(server, path)[0] == 404
+        assert ask(server, host="evil.example")[0] == 421
+        assert ask(server, host=f"localhost:{server.server_port}")[0] == 200
+        with pytest.raises(UserError, match="--serve: port"):
+            open_server(server.server_port, page, bool, False)
+
+
+def test_the_served_page_is_made_anew_while_trials_run_and_then_no_more(tmp_path):
+    page = tmp_path / "report.html"
+    calls = []
+
+    def renew():
+        calls.append(1)
+        page.write_text(f"page {len(calls)}")
+        old(page)
+        return len(calls) < 2
+
+    page.write_text("page 0")
+    with served(page, renew, live=True) as server:
+        assert ask(server)[1] == "page 0"  # it is new
+        old(page)
+        assert [ask(server)[1] for _ in range(3)] == ["page 1", "page 2", "page 2"]
+
+
+def old(page):
+    os.utime(page, (0, 0))
+
+
 @pytest.mark.parametrize("spoil", LACKS, ids=lambda f: f.__name__.strip("_"))
 def test_what_is_missing_is_a_sentence_and_not_an_error(outputs, spoil):
     spoil(outputs)
@@ -528,3 +671,20 @@ def test_a_page_is_no_wider_than_a_phone(tmp_path):
         browser.size(390)
         browser.open(page)
         assert browser.run("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+def test_a_page_of_a_search_that_runs_loads_itself_until_it_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "REFRESH_S", 0.5)
+    make_runs(tmp_path / "outputs", 4, epochs=2)
+    page = tmp_path / "report.html"
+    write_report(tmp_path / "outputs", page, live="1 trial in training")
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        assert browser.run("document.getElementById('live').textContent").count("running") == 1
+        write_report(tmp_path / "outputs", page)
+        browser.wait("document.readyState === 'complete' && !document.getElementById('live')")
+        browser.run("document.title = 'stays'")
+        time.sleep(1.5)
+        assert browser.run("document.title") == "stays"
+        assert browser.problems == []

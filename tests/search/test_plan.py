@@ -1,0 +1,88 @@
+"""A search planned from a folder and a time: what is decided, and what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from images_for_tests import class_folders
+
+from ballot.config.layers import Layer, merge
+from ballot.config.search_space import find_problems
+from ballot.data.survey import check_folder
+from ballot.errors import UserError
+from ballot.search import plan
+from ballot.search.plan import Prospect, Request, read_request, schedule_of, write_files
+from ballot.tuning.tpe import TPE
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return class_folders(tmp_path / "photos", {"cat": 12, "dog": 6})
+
+
+def prospect(request, trial_s=60.0):
+    return Prospect(read_request(request), trial_s, concurrency=2, mode="max")
+
+
+def configured(photos, tmp_path, **more):
+    request = Request(photos, max_seconds=7200.0, **more)
+    found = prospect(request)
+    file = write_files(request, found, schedule_of(found, request), tmp_path / "place")
+    return yaml.safe_load(file.read_text()), json.loads(
+        (file.parent / "search_space.json").read_text()
+    )
+
+
+def test_each_first_configuration_is_one_of_the_space_and_train_takes_it(photos, tmp_path):
+    config, space = configured(photos, tmp_path)
+    assert find_problems(space, "space") == []
+    first = config["tuner"]["classArgs"]["first"]
+    assert first[0]["recipe"]["_name"] == "probe" and len(first) >= 4
+    tuner = TPE(space, first=first, seed=1)
+    for wanted in first:
+        values = tuner.ask()
+        assert values["recipe"].items() >= wanted["recipe"].items()
+        merged, origin = merge([Layer("tuner", values)])
+        assert merged.recipe == wanted["recipe"]["_name"] and origin["image_size"] == "tuner"
+
+
+def test_what_the_command_line_fixes_is_not_searched(photos, tmp_path):
+    options = ["--lr", "0.01", "--model", "simple_cnn"]
+    config, space = configured(photos, tmp_path, options=options)
+    assert "lr" not in json.dumps(space) and "model" not in json.dumps(space)
+    assert "--lr 0.01 --model simple_cnn" in config["trialCommand"]
+    assert all("lr" not in each for each in config["tuner"]["classArgs"]["first"])
+
+
+def test_a_short_time_cuts_epochs_and_a_shorter_one_is_refused(photos):
+    request = Request(photos, max_seconds=600.0)
+    usual, slow = (schedule_of(prospect(request, trial_s=s), request) for s in (20.0, 200.0))
+    assert usual.epochs > slow.epochs >= plan.LEAST_EPOCHS
+    assert usual.trials + usual.refit < 600 and usual.refit > 0
+    assert schedule_of(prospect(request, 20.0), Request(photos, max_seconds=120.0)).refit == 0
+    with pytest.raises(UserError, match="are too short: an epoch of one trial takes"):
+        schedule_of(prospect(request, trial_s=20_000.0), request)
+
+
+def test_without_a_time_a_sensible_one_is_proposed(photos):
+    request = Request(photos)
+    short, long = (schedule_of(prospect(request, trial_s=s), request).total for s in (10.0, 1000.0))
+    assert short == 600 and long > 3600
+
+
+def test_each_search_has_a_folder_of_its_own(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = plan.new_place(photos)
+    first.mkdir(parents=True)
+    assert first == Path("searches/photos-1") and plan.new_place(photos) != first
+
+
+def test_a_folder_too_high_and_a_class_of_one_image_are_named(photos, tmp_path):
+    config, _ = merge([])
+    check_folder(photos, config)
+    with pytest.raises(UserError, match=r"holds data sets \(photos\), not classes; name one"):
+        check_folder(tmp_path, config)
+    class_folders(photos, {"emu": 1}, start=50)
+    with pytest.raises(UserError, match="class 'emu' has one image"):
+        check_folder(photos, config)
