@@ -425,7 +425,9 @@ def test_on_another_machine_trials_divide_its_cores(place, plain):
 
 
 def test_a_trial_knows_whether_nni_chose_its_gpus(place):
-    path = script(place, "from ballot.gpus import assigned_by_nni\nprint(assigned_by_nni())")
+    path = script(
+        place, "from ballot.engines.nni.trial import gpus_are_assigned\nprint(gpus_are_assigned())"
+    )
     for parent, wanted in (("0", "False"), ("1", "True")):
         words = [
             "sh",
