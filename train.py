@@ -122,10 +122,12 @@ class Outcome:
 @lasting_main
 def main(argv: list[str] | None = None) -> int:
     """Run one trial and return its exit status."""
+    # First of all, and by one of several processes: an engine hands parameters out once.
+    trial = current_trial() if launched()[0] == 0 else Trial()
     process.setup_logging()
     run_log.keep_early()
-    # Before all that can fail, and by one of several processes: parameters are handed out once.
-    trial = current_trial() if launched()[0] == 0 else Trial()
+    if trial.warning:
+        log.warning(trial.warning)
     with joined() as group:
         trial = group.share(trial)
         return run_alone_or_together(argv, trial if group.is_main else trial.mute(), group)

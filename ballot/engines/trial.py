@@ -44,6 +44,7 @@ class Trial:
     searched: tuple[str, ...] | None = None  # keys of the search space, where they are known
     has_gpus: bool = False  # the engine assigned it some
     reporter: Reporter | None = None
+    warning: str = ""  # what is wrong with how it was started, for its log
 
     @property
     def in_search(self) -> bool:
