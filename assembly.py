@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +30,7 @@ from ballot.training.blocks import arrange, ordered
 from ballot.training.group import Group
 from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState, make_ema, sample_of
+from ballot.values import Json
 from dataset import AUGMENTATIONS, DATASETS, load_data
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better
@@ -240,7 +240,7 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
     return 0
 
 
-def try_steps(config: Config, loaded: dict[str, Data]) -> dict[str, Any]:
+def try_steps(config: Config, loaded: dict[str, Data]) -> Json:
     """Take a few steps, and say how long an epoch would be; data that were loaded are kept."""
     device = process.pick_device(config.device)
     began = time.monotonic()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     from ballot.installed import require
@@ -497,14 +497,14 @@ def _torchvision_names() -> list[str]:
 
 
 @DATASETS.family("", _torchvision_names)
-def torchvision_dataset(name: str) -> Any:
+def torchvision_dataset(name: str) -> object:
     """Any classification data set of torchvision, by the name of its class."""
     from torchvision import datasets
 
     from ballot.data.torchvision_sets import read_torchvision
     from ballot.registry import Entry
 
-    def build(data_dir: Path | None, *, download: bool = False, **args: Any) -> Table:
+    def build(data_dir: Path | None, *, download: bool = False, **args: object) -> Table:
         return read_torchvision(getattr(datasets, name), data_dir, download=download, args=args)
 
     return Entry(name, build)

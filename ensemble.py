@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     from ballot.installed import require
@@ -18,6 +17,7 @@ from ballot.config.command_line import Parser
 from ballot.errors import UserError, script_main
 from ballot.prediction import soup_process
 from ballot.runs.folder import is_validation, run_of
+from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
 from ballot.vote.selection import VoteOptions, check_options
@@ -30,41 +30,44 @@ def build_parser() -> Parser:
     parser = Parser(prog="ensemble.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     methods, metrics = "|".join(METHODS), "|".join(METRICS)
-    # fmt: off
-    add("csv", nargs="*", metavar="CSV",
-        help="predictions of runs: outputs/*.csv, without test rows outputs/*/val.csv")
-    add("--out_dir", default="ensemble", metavar="DIR",
-        help="folder of soft.csv, submission.csv and ensemble.json (default: ensemble)")
-    add("--method", default="mean", metavar=methods,
-        help="how probabilities are combined (default: mean)")
-    add("--weights", nargs="+", type=number, metavar="X",
-        help="weight of each file, in their order")
-    add("--select", metavar="auto|greedy|best:N|all",
-        help="choose and weigh members by their validation predictions; auto is what a search does")
-    add("--bag", type=int, default=1, metavar="N",
-        help="greedy: rounds, each over a random half of the members (default: 1, over all)")
+    files = "predictions of runs: outputs/*.csv, without test rows outputs/*/val.csv"
+    add("csv", nargs="*", metavar="CSV", help=files)
+    out_dir = "folder of soft.csv, submission.csv and ensemble.json (default: ensemble)"
+    add("--out_dir", default="ensemble", metavar="DIR", help=out_dir)
+    method = "how probabilities are combined (default: mean)"
+    add("--method", default="mean", metavar=methods, help=method)
+    weights = "weight of each file, in their order"
+    add("--weights", nargs="+", type=number, metavar="X", help=weights)
+    select = "choose and weigh members by their validation predictions; auto is what a search does"
+    add("--select", metavar="auto|greedy|best:N|all", help=select)
+    bag = "greedy: rounds, each over a random half of the members (default: 1, over all)"
+    add("--bag", type=int, default=1, metavar="N", help=bag)
     add("--stack", metavar="logistic", help="learn the combination on validation predictions")
-    add("--calibrate", action="store_true",
-        help="give each member a temperature, fitted on validation, before the vote")
+    calibrate = "give each member a temperature, fitted on validation, before the vote"
+    add("--calibrate", action="store_true", help=calibrate)
     add("--truth", metavar="FILE", help="CSV of id and true class of test rows, for scores")
-    add("--group_folds", action="store_true",
-        help="average folds and seeds of one configuration to one member first")
-    add("--metric", default="acc", metavar=metrics,
-        help="score by which members are judged and chosen (default: acc)")
-    add("--seed", type=int, default=0, metavar="N",
-        help="seed of bags and of the parts for choice and score (default: 0)")
-    add("--soup", action="store_true",
-        help="also average the weights of runs of one start, and let the mean vote where it gains")
-    add("--data_dir", metavar="DIR",
-        help="--soup: the runs' data, where they are not as they were")
-    add("--finalize", type=int, metavar="N",
-        help="train a search's N best configurations again on folds, and vote with these alone")
-    add("--folds", type=int, default=5, metavar="K", help="--finalize: folds (default: 5)")
-    add("--search", metavar="ID",
-        help="--finalize: the search (default: that of the CSVs, or the newest of this folder)")
-    add("--port", type=int, default=8080, help="--finalize: first port to try for NNI")
-    # fmt: on
+    group_folds = "average folds and seeds of one configuration to one member first"
+    add("--group_folds", action="store_true", help=group_folds)
+    metric = "score by which members are judged and chosen (default: acc)"
+    add("--metric", default="acc", metavar=metrics, help=metric)
+    seed = "seed of bags and of the parts for choice and score (default: 0)"
+    add("--seed", type=int, default=0, metavar="N", help=seed)
+    add_other_options(parser)
     return parser
+
+
+def add_other_options(parser: Parser) -> None:
+    """Add what averages weights, and what trains the best again."""
+    add = parser.add_argument
+    soup = "also average the weights of runs of one start, and let the mean vote where it gains"
+    add("--soup", action="store_true", help=soup)
+    add("--data_dir", metavar="DIR", help="--soup: the runs' data, where they are not as they were")
+    finalize = "train a search's N best configurations again on folds, and vote with these alone"
+    add("--finalize", type=int, metavar="N", help=finalize)
+    add("--folds", type=int, default=5, metavar="K", help="--finalize: folds (default: 5)")
+    search = "--finalize: the search (default: that of the CSVs, or the newest of this folder)"
+    add("--search", metavar="ID", help=search)
+    add("--port", type=int, default=8080, help="--finalize: first port to try for NNI")
 
 
 def number(text: str) -> float:
@@ -97,7 +100,7 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     return list(map(str, soup_process.ballots_of(soups, tested=tested)))
 
 
-def vote_of_finalists(asked: dict[str, Any], options: VoteOptions) -> int:
+def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
     from ballot.engines.choose import load_engine
     from ballot.search import finalize  # what a search takes, a vote of files does not

@@ -19,6 +19,7 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.registry import Entry, Registry
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ STAGES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 class Metrics:
     """The metrics asked for: for each stage, each name with the arguments it is called with."""
 
-    stages: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    stages: Mapping[str, Mapping[str, Values]]
 
     def names(self, stage: str = "val") -> list[str]:
         """Return the names of the metrics of a stage."""
@@ -48,7 +49,7 @@ class Metrics:
         return {name: _call(name, probs, targets, args) for name, args in chosen.items()}
 
 
-def create_metrics(spec: Any) -> Metrics:
+def create_metrics(spec: object) -> Metrics:
     """Make sense of `spec`: a name, names, `{name: args}`, or `{stage: any of these}`.
 
     A stage is train, val (or validation) or test; without one the metrics are for all. Arguments
@@ -88,7 +89,7 @@ def _averaged(function: str, average: str) -> Metric:
 def _of_labels(function: str) -> Metric:
     """Call scikit-learn's `function(y_true, y_pred)` on the most probable classes."""
 
-    def metric(probs: np.ndarray, targets: np.ndarray, **args: Any) -> float:
+    def metric(probs: np.ndarray, targets: np.ndarray, **args: object) -> float:
         call, known = _sklearn(function, args)
         if "average" in known and probs.shape[1] > 2:
             args.setdefault("average", "macro")  # scikit-learn's own default is for two classes
@@ -103,7 +104,7 @@ def _of_labels(function: str) -> Metric:
 def _of_probs(function: str) -> Metric:
     """Call scikit-learn's `function(y_true, y_score, labels=)` on the probabilities."""
 
-    def metric(probs: np.ndarray, targets: np.ndarray, **args: Any) -> float:
+    def metric(probs: np.ndarray, targets: np.ndarray, **args: object) -> float:
         call, known = _sklearn(function, args)
         # float32 rows sum to one only to 1e-7, which scikit-learn would warn about.
         scores = probs / probs.sum(axis=1, keepdims=True)
@@ -118,7 +119,7 @@ def _of_probs(function: str) -> Metric:
     return metric
 
 
-def _sklearn(function: str, args: Mapping[str, Any]) -> tuple[Callable, list[str]]:
+def _sklearn(function: str, args: Values) -> tuple[Callable, list[str]]:
     """Return the function of that name and its parameters; refuse `args` that it does not take."""
     import sklearn.metrics
 
@@ -185,7 +186,7 @@ def _top(name: str) -> Entry:
     return Entry(name, metric)
 
 
-def _read(spec: Any) -> Any:
+def _read(spec: object) -> object:
     """A whole specification may be one word of JSON on the command line."""
     words = [spec] if isinstance(spec, str) else spec
     if isinstance(words, (list, tuple)) and len(words) == 1 and str(words[0]).startswith("{"):
@@ -196,11 +197,11 @@ def _read(spec: Any) -> Any:
     return words
 
 
-def _named(spec: Any) -> dict[str, dict[str, Any]]:
+def _named(spec: object) -> dict[str, Json]:
     if isinstance(spec, str):
         spec = [spec]
     if isinstance(spec, Mapping):
-        pairs: Iterable[tuple[Any, Any]] = spec.items()
+        pairs: Iterable[tuple[Any, object]] = spec.items()
     elif isinstance(spec, (list, tuple)) and all(isinstance(name, str) for name in spec):
         pairs = [(name, None) for name in spec]
     else:
@@ -214,7 +215,7 @@ def _named(spec: Any) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def _try(name: str, args: dict[str, Any]) -> None:
+def _try(name: str, args: Json) -> None:
     """Call a metric on made-up rows of two and of six classes; one of them must succeed."""
     METRICS.check_args(name, args, skip=2)
     reasons = []
@@ -231,7 +232,7 @@ def _try(name: str, args: dict[str, Any]) -> None:
     raise UserError(f"metrics: {name} with {args}: {reasons[0]}")
 
 
-def _call(name: str, probs: np.ndarray, targets: np.ndarray, args: Mapping[str, Any]) -> float:
+def _call(name: str, probs: np.ndarray, targets: np.ndarray, args: Values) -> float:
     value, why = math.nan, "these rows do not define it"
     try:
         with warnings.catch_warnings():

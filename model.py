@@ -46,6 +46,7 @@ from ballot.training.weights import (
     published_weights,
     read_weights,
 )
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class ModelSpec:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-def model_spec(name: str, args: Mapping[str, Any] | None = None) -> ModelSpec:
+def model_spec(name: str, args: Values | None = None) -> ModelSpec:
     """Return the native input size and normalisation of `name`, without building it."""
     facts = _facts(name, args or {})
     return ModelSpec(**{k: facts[k] for k in ("input_size", "mean", "std") if k in facts})
@@ -76,7 +77,7 @@ def create_model(
     num_classes: int,
     *,
     pretrained: str = "auto",
-    args: Mapping[str, Any] | None = None,
+    args: Values | None = None,
     init_from: str | Path | None = None,
     image_size: int | None = None,
 ) -> tuple[nn.Module, bool]:
@@ -107,7 +108,7 @@ def _build(
     num_classes: int,
     *,
     pretrained: bool,
-    args: Mapping[str, Any],
+    args: Values,
     image_size: int | None,
 ) -> nn.Module:
     parameters = inspect.signature(MODELS.entry(name).build).parameters
@@ -117,7 +118,7 @@ def _build(
 
 
 def _build_pretrained(
-    name: str, build: Callable[..., nn.Module], args: Mapping[str, Any], pretrained: str
+    name: str, build: Callable[..., nn.Module], args: Values, pretrained: str
 ) -> tuple[nn.Module, bool]:
     published = bool(_facts(name, args).get("weights"))
     if pretrained == "yes" and not published:
@@ -135,7 +136,7 @@ def _build_pretrained(
     return build(pretrained=False), False
 
 
-def _facts(name: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
+def _facts(name: str, args: Values) -> Values:
     """Return what is registered beside `name`; of a composed network, what its backbone has."""
     entry = MODELS.entry(name)
     if "like" not in entry.info:
@@ -306,7 +307,7 @@ def keep_statistics(model: nn.Module) -> None:
             module.register_forward_pre_hook(_rest)
 
 
-def _rest(norm: nn.Module, _inputs: Any) -> None:
+def _rest(norm: nn.Module, _inputs: object) -> None:
     norm.training = False
 
 
@@ -316,7 +317,7 @@ def unfreeze(model: nn.Module) -> None:
         parameter.requires_grad_(True)
 
 
-def _rest_if_frozen(norm: nn.Module, _inputs: Any) -> None:
+def _rest_if_frozen(norm: nn.Module, _inputs: object) -> None:
     """Use and keep the running statistics of a frozen batch norm, whatever `train()` said.
 
     A hook, because the loop calls `train()` on the whole network every epoch.
@@ -541,7 +542,7 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
         *,
         image_size: int | None = None,
         dropout: float | None = None,
-        **args: Any,
+        **args: object,
     ) -> nn.Module:
         state = published_weights(get_model_weights(name).DEFAULT.url) if pretrained else None
         if "aux_logits" in takes:  # inception_v3, googlenet: one output, and the weights' scaling
@@ -613,7 +614,7 @@ def _timm_model(name: str) -> Entry:
 
     short = name.removeprefix("timm:")
     cfg = timm.get_pretrained_cfg(short)
-    info: dict[str, Any] = {}
+    info: Json = {}
     if cfg is not None:
         info = {
             "input_size": max(cfg.input_size[1:]),
@@ -626,7 +627,7 @@ def _timm_model(name: str) -> Entry:
     return Entry(name, _timm_builder(short, info), info)
 
 
-def _timm_builder(short: str, info: Mapping[str, Any]) -> Callable[..., nn.Module]:
+def _timm_builder(short: str, info: Values) -> Callable[..., nn.Module]:
     def build(
         num_classes: int,
         pretrained: bool,
@@ -666,7 +667,7 @@ def _timm_builder(short: str, info: Mapping[str, Any]) -> Callable[..., nn.Modul
 
 def _short_builder(full: str) -> Callable[..., nn.Module]:
     def build(
-        num_classes: int, pretrained: bool, *, dropout: float | None = None, **args: Any
+        num_classes: int, pretrained: bool, *, dropout: float | None = None, **args: object
     ) -> nn.Module:
         rate = {} if dropout is None else {"dropout": dropout}
         return MODELS.create(full, num_classes, pretrained, args={**rate, **args})
@@ -728,9 +729,9 @@ def backbone_head(
     *,
     image_size: int | None = None,
     backbone: str = "resnet50",
-    backbone_args: Mapping[str, Any] | None = None,
+    backbone_args: Values | None = None,
     head: str = "linear",
-    head_args: Mapping[str, Any] | None = None,
+    head_args: Values | None = None,
 ) -> nn.Module:
     """Any architecture by name, its classifier replaced by a `head` by name (linear, mlp, cosine).
 
@@ -977,9 +978,7 @@ def weights_here(name: str) -> Path | None:
     return Path(held) if isinstance(held, str) else None
 
 
-def _on_meta(
-    name: str, num_classes: int = 1000, args: Mapping[str, Any] | None = None
-) -> nn.Module:
+def _on_meta(name: str, num_classes: int = 1000, args: Values | None = None) -> nn.Module:
     """Build a network without memory for its weights, from which shapes can be had."""
     build = functools.partial(
         _build, name, num_classes, pretrained=False, args=args or {}, image_size=None
@@ -997,7 +996,7 @@ class EmptyOnMeta(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    ) -> object:
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             kwargs["device"] = "meta"

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from ballot.errors import UserError
 from ballot.registry import Entry, Registry
 from ballot.training.blocks import blocks
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def create_optimizer(
     *,
     lr: float,
     weight_decay: float,
-    args: Mapping[str, Any] | None = None,
+    args: Values | None = None,
     no_decay_norm: bool = False,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
@@ -61,7 +62,7 @@ def param_groups(
     weight_decay: float,
     no_decay_norm: bool = False,
     layer_decay: float = 1.0,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Group the parameters that are trained by learning rate and weight decay, in order of depth.
 
     Norms and biases are the parameters of one dimension, and those that the model itself names in
@@ -73,7 +74,7 @@ def param_groups(
     spared = set(getattr(model, "no_weight_decay", set)()) if no_decay_norm else set()
     depth = {name: i for i, block in enumerate(blocks(model)) for name in block}
     last = max(depth.values())
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float], Json] = {}
     for name, p in sorted(named.items(), key=lambda item: depth[item[0]]):
         bare = no_decay_norm and (p.ndim <= 1 or name in spared)
         rate, decay = lr * layer_decay ** (last - depth[name]), 0.0 if bare else weight_decay
@@ -107,13 +108,13 @@ def _torch_builder(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.opti
     return build
 
 
-def _can_be_fused(groups: Iterable[Mapping[str, Any]]) -> bool:
+def _can_be_fused(groups: Iterable[Values]) -> bool:
     """Tell whether PyTorch has one kernel for a step of all these parameters."""
     params = [p for group in groups for p in group["params"]]
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
 
 
-def _signature(cls: Callable[..., Any]) -> inspect.Signature:
+def _signature(cls: Callable[..., object]) -> inspect.Signature:
     """`(params, lr, weight_decay, *, ...)` with what a person may set of the class's arguments."""
     given = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -129,7 +130,7 @@ def _signature(cls: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature(given + own)
 
 
-def _without_decay(name: str, params: Any, weight_decay: float) -> list[dict[str, Any]]:
+def _without_decay(name: str, params: Any, weight_decay: float) -> list[Json]:
     if weight_decay:
         log.warning("optimizer %s has no weight decay: %g has no effect", name, weight_decay)
     return [{k: v for k, v in group.items() if k != "weight_decay"} for group in params]
@@ -179,7 +180,7 @@ def create_scheduler(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: float = 0.0,
-    args: Mapping[str, Any] | None = None,
+    args: Values | None = None,
 ) -> Schedule:
     """Build the schedule `name` for `optimizer`, whose learning rate of now is its highest.
 
@@ -248,12 +249,12 @@ class Schedule:
             self.curve.observe(score)
         self._apply()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return plain values only, for a checkpoint."""
         observed = dict(vars(self.curve)) if hasattr(self.curve, "observe") else {}
         return {"epoch": self.epoch, "step": self.step, "curve": observed}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Values) -> None:
         """Continue where `state_dict` was taken."""
         self.epoch, self.step = state["epoch"], state["step"]
         if hasattr(self.curve, "observe"):
@@ -384,22 +385,22 @@ def _anneal(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
 
 
-def _number(name: str, value: Any, holds: bool, words: str) -> None:
+def _number(name: str, value: object, holds: bool, words: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds:
         raise UserError(f"scheduler_args: {name} is {value!r}; it must be {words}")
 
 
-def _positive(name: str, value: Any) -> None:
+def _positive(name: str, value: object) -> None:
     fits = isinstance(value, (int, float)) and 0 < value < math.inf
     _number(name, value, fits, "a number greater than 0")
 
 
-def _between(name: str, value: Any) -> None:
+def _between(name: str, value: object) -> None:
     fits = isinstance(value, (int, float)) and 0 <= value <= 1
     _number(name, value, fits, "a number from 0 to 1")
 
 
-def _numbers(name: str, values: Any) -> None:
+def _numbers(name: str, values: object) -> None:
     if not isinstance(values, (list, tuple)):
         raise UserError(f"scheduler_args: {name} is {values!r}; it must be a list of epochs")
     for value in values:

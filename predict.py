@@ -8,7 +8,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     from ballot.installed import require
@@ -31,6 +30,7 @@ from ballot.prediction.inputs import Images, find_images
 from ballot.prediction.predictor import Answers, Predictor, decoded, load_predictor, predict
 from ballot.registry import load_plugins
 from ballot.training import process
+from ballot.values import Json
 from ballot.vote.ballots import write_ballot
 from ballot.vote.combine import METRICS
 from ballot.wording import few
@@ -44,39 +44,45 @@ def build_parser() -> Parser:
     """Declare the command line."""
     parser = Parser(prog="predict.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    # fmt: off
-    add("model", metavar="RUN_OR_ENSEMBLE",
-        help="run folder, best.pt, or folder of a vote (with ensemble.json); more runs for --soup")
-    add("input", nargs="*", metavar="INPUT",
-        help="images, folders of images, or CSVs with a path (and an id) a row")
-    add("--out", metavar="FILE",
-        help="CSV of id and a probability for each class, or the file that --export makes")
-    add("--top", type=count, metavar="K",
-        help="print the K likeliest classes of each image (without --out: 1)")
-    add("--tta", metavar="NAMES",
-        help="average over views of each image, as in hflip,crops, or off (default: as the run "
-             f"did): {', '.join(tta.VIEWS)}")
+    model = "run folder, best.pt, or folder of a vote (with ensemble.json); more runs for --soup"
+    add("model", metavar="RUN_OR_ENSEMBLE", help=model)
+    inputs = "images, folders of images, or CSVs with a path (and an id) a row"
+    add("input", nargs="*", metavar="INPUT", help=inputs)
+    out = "CSV of id and a probability for each class, or the file that --export makes"
+    add("--out", metavar="FILE", help=out)
+    top = "print the K likeliest classes of each image (without --out: 1)"
+    add("--top", type=count, metavar="K", help=top)
+    views = (
+        "average over views of each image, as in hflip,crops, or off (default: as the run "
+        f"did): {', '.join(tta.VIEWS)}"
+    )
+    add("--tta", metavar="NAMES", help=views)
     add("--batch_size", type=count, default=64, metavar="N", help="images at once (default: 64)")
-    add("--workers", type=count, default=cpu_count(), metavar="N",
-        help="threads that decode images (default: one for each processor)")
+    workers = "threads that decode images (default: one for each processor)"
+    add("--workers", type=count, default=cpu_count(), metavar="N", help=workers)
     add("--device", default="auto", help="cpu, cuda, cuda:N, mps, or auto for the best there is")
-    add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"),
-        help="mixed precision, as in training (default: auto)")
+    amp = "mixed precision, as in training (default: auto)"
+    add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help=amp)
     add("--root", metavar="DIR", type=Path, help="where a CSV's paths start (default: its folder)")
-    add("--allow_missing", action="store_true",
-        help="vote without the members whose checkpoints are not there")
-    add("--plugins", nargs="+", default=[], metavar="FILE",
-        help="Python files with models of your own; those that a checkpoint names are not run")
-    add("--export", metavar="onnx|torch",
-        help="write the model as one file, checked to give the same probabilities")
-    add("--soup", action="store_true",
-        help="average the weights of runs of one start into --out DIR, where that gains")
+    allow_missing = "vote without the members whose checkpoints are not there"
+    add("--allow_missing", action="store_true", help=allow_missing)
+    plugins = "Python files with models of your own; those that a checkpoint names are not run"
+    add("--plugins", nargs="+", default=[], metavar="FILE", help=plugins)
+    add_soup_options(parser)
+    return parser
+
+
+def add_soup_options(parser: Parser) -> None:
+    """Add what makes one file of a model or of several runs."""
+    add = parser.add_argument
+    export = "write the model as one file, checked to give the same probabilities"
+    add("--export", metavar="onnx|torch", help=export)
+    soup = "average the weights of runs of one start into --out DIR, where that gains"
+    add("--soup", action="store_true", help=soup)
     add("--metric", default="acc", choices=METRICS, help="--soup: what has to gain (default: acc)")
     add("--data_dir", metavar="DIR", help="--soup: the runs' data, where they are not as they were")
-    add("--seed", type=int, default=0, metavar="N",
-        help="--soup: seed of the rows for choice and score (default: 0)")
-    # fmt: on
-    return parser
+    seed = "--soup: seed of the rows for choice and score (default: 0)"
+    add("--seed", type=int, default=0, metavar="N", help=seed)
 
 
 def count(text: str) -> int:
@@ -207,7 +213,7 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
     if images is not None:
         for rows, found, _ in decoded(images.paths[:CHECKED], [shape], CHECKED, asked.workers):
             sample = found[shape].numpy() if len(rows) > 1 else None
-    facts: dict[str, Any] = export(predictor, asked.export, out, str(asked.model), sample)
+    facts: Json = export(predictor, asked.export, out, str(asked.model), sample)
     checked = facts["checked"]
     say(
         f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "

@@ -144,7 +144,7 @@ def find_pictures(trial: Trial, ids: Sequence[str]) -> Pictures:
     return shown
 
 
-def _examine(trial: Trial) -> tuple[Any, Any]:
+def _examine(trial: Trial) -> tuple[Any, object]:
     """Return the run's data, examined, and its configuration."""
     import dataclasses
 

@@ -55,6 +55,7 @@ from ballot.training.provenance import machine_facts
 from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState
 from ballot.training.trackers import TensorBoard, log_best, sending
+from ballot.values import Json
 from ballot.vote.ballots import write_answers as write_submission
 from ballot.vote.ballots import write_ballot
 from dataset import load_data
@@ -114,7 +115,7 @@ class Outcome:
     scores: dict[str, float] = field(default_factory=dict)
     val: Any = None  # float32 array [N, C], where an epoch has ended
     test: Any = None  # [M, C]
-    tta: dict[str, Any] = field(default_factory=dict)  # the views that `val` and `test` are of
+    tta: Json = field(default_factory=dict)  # the views that `val` and `test` are of
     signum: int = 0
 
 
@@ -125,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     trial = current_trial() if launched()[0] == 0 else Trial()
     process.setup_logging()
     run_log.keep_early()
+    if trial.warning:
+        log.warning(trial.warning)
     with joined() as group:
         trial = group.share(trial)
         return run_alone_or_together(argv, trial if group.is_main else trial.mute(), group)
@@ -402,7 +405,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     Returns why it ended before the last epoch, if it did.
     """
     config, goal = job.config, job.goal
-    history: list[dict[str, Any]]
+    history: list[Json]
     history = [row for row in read_rows(folder / "history.csv") if int(row["epoch"]) <= state.epoch]
     for row in () if config.all_rows else history:  # an engine forgets an interrupted trial's
         job.trial.report_epoch(float(row[goal.name]))
@@ -444,7 +447,7 @@ def known_scores(config: Config, scores: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if not name.startswith("val_")}
 
 
-def why_stop(job: Job, history: list[dict[str, Any]], state: TrainState) -> str | None:
+def why_stop(job: Job, history: list[Json], state: TrainState) -> str | None:
     """Return why no further epoch is begun, if one is not."""
     if job.group.share(out_of_time(job, history)):
         log.info("time limit: no epoch is begun after %d of them", state.epoch)
@@ -460,7 +463,7 @@ def keep(
     job: Job,
     folder: Path,
     state: TrainState,
-    history: list[dict[str, Any]],
+    history: list[Json],
     scores: dict[str, float],
     *,
     is_best: bool,
@@ -477,7 +480,7 @@ def keep(
     state.save(folder / "last.pt")  # last: a resumed run starts from what this says
 
 
-def out_of_time(job: Job, history: list[dict[str, Any]]) -> bool:
+def out_of_time(job: Job, history: list[Json]) -> bool:
     """Tell whether another epoch, as long as the past ones, would end after the time limit."""
     if not job.config.time_limit or not history:
         return False
@@ -509,7 +512,7 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
     config, group = job.config, job.group
     # Dropout of several processes is not the same one repeated.
     process.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
-    drawn: dict[str, Any] = {"epoch": state.epoch, "train": True, "seed": config.seed}
+    drawn: Json = {"epoch": state.epoch, "train": True, "seed": config.seed}
     batches: Iterable[Batch]
     if state.features is not None:
         batches = state.features.batches(fold.train, config.batch_size, **drawn)
@@ -589,7 +592,7 @@ def save_weights(job: Job, path: Path, state: TrainState, scores: dict[str, floa
     )
 
 
-def epoch_line(config: Config, row: dict[str, Any], scores: dict[str, float], best: bool) -> str:
+def epoch_line(config: Config, row: Json, scores: dict[str, float], best: bool) -> str:
     """Return an epoch in one line."""
     shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
     return (
@@ -626,7 +629,7 @@ def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Ou
     return outcome
 
 
-def keep_views(job: Job, path: Path, saved: dict[str, Any], names: list[str]) -> bool:
+def keep_views(job: Job, path: Path, saved: Json, names: list[str]) -> bool:
     """Write the views into `best.pt`, so that predict.py takes them too; False without room."""
     kept = True
     if job.run.writes:
@@ -657,7 +660,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     if not job.run.writes:
         return 1 if last.status == "failed" and not job.trial.in_search else 0
     whole = [o for o in outcomes if o.val is not None]
-    facts: dict[str, Any] = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
+    facts: Json = {"reason": last.reason, "epochs": sum(o.epochs for o in outcomes)}
     if whole:
         facts |= summary(whole)
         if job.config.all_rows:  # its validation rows were training rows
@@ -678,7 +681,7 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     return 1 if last.status == "failed" and not job.trial.in_search else 0
 
 
-def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+def summary(outcomes: list[Outcome]) -> Json:
     """Return the mean score over the folds, and each one's best epoch (counted from 1)."""
     names = outcomes[0].scores
     best, views = [o.best_epoch + 1 for o in outcomes], [o.tta for o in outcomes]

@@ -6,12 +6,13 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError, suggest
+from ballot.values import Values
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Entry:
 
     name: str
     build: Callable[..., Any]
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _other_type(annotation: Any, value: Any) -> str:
+def _other_type(annotation: object, value: object) -> str:
     """Return what an argument takes if `value` is none of it; other annotations take anything."""
     said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     kinds = [NUMBERS.get(part.strip()) for part in said.split("|")]
@@ -59,7 +60,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._families: list[Family] = []
 
-    def register(self, name: str, **info: Any) -> Callable[[Callable], Callable]:
+    def register(self, name: str, **info: object) -> Callable[[Callable], Callable]:
         """Add the decorated builder under `name`; a name that is taken is an error."""
 
         def add(build: Callable) -> Callable:
@@ -104,7 +105,7 @@ class Registry:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self.names())}")
         return found
 
-    def create(self, name: str, *given: Any, args: Mapping[str, Any] | None = None, **named: Any):
+    def create(self, name: str, *given: Any, args: Values | None = None, **named: Any) -> Any:
         """Build `name` from what the caller gives and the user's `args`.
 
         The arguments are bound to the builder's signature before it runs, so that a misspelt one
@@ -116,7 +117,7 @@ class Registry:
         return entry.build(*given, **named, **args)
 
     def check_args(
-        self, name: str, args: Mapping[str, Any], *, taken: Iterable[str] = (), skip: int = 0
+        self, name: str, args: Values, *, taken: Iterable[str] = (), skip: int = 0
     ) -> None:
         """Refuse `args` that the builder of `name` does not take, or that are `taken` already."""
         parameters = inspect.signature(self.entry(name).build).parameters

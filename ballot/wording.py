@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ballot.errors import UserError
 
@@ -43,12 +42,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def short_value(value: Any) -> str:
+def short_value(value: object) -> str:
     """Write a value in few digits."""
     return format(value, ".3g") if isinstance(value, float) else str(value)
 
 
-def compact(value: Any, digits: int = 4) -> str:
+def compact(value: object, digits: int = 4) -> str:
     """Write a value for a person: four digits of a number are enough to compare."""
     if value is None:
         return ""

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.style import LONG, circle_in, functions_in, graph_of, imports, module_of, sources
+from bench.style import (
+    LONG,
+    circle_in,
+    formatter_comments,
+    functions_in,
+    graph_of,
+    imports,
+    module_of,
+    sources,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"train", "search", "collect", "ensemble", "predict", "report"}
@@ -174,6 +183,12 @@ def test_functions_fit_on_a_screen(name):
     assert {f for f, lines in functions_in(ROOT / name) if lines > LONG} <= TOO_LONG.get(
         name, set()
     )
+
+
+@every_file
+def test_the_formatter_is_only_kept_from_the_table_of_options(name):
+    kept = {"fmt: off": 1} if name == "ballot/config/schema.py" else {}
+    assert formatter_comments(ROOT / name) == kept
 
 
 @every_file

@@ -99,7 +99,11 @@ def test_after_a_kill_of_the_manager_its_orphans_are_ended_and_the_trials_go_on(
         manager.kill()
     said = process.communicate(timeout=90)[0]
     assert time.monotonic() - began < 60
-    assert process.returncode == 1 and "manager has died" in said and "--resume" in said
+    assert (
+        process.returncode == 1
+        and "the manager of the trials has died" in said
+        and "--resume" in said
+    )
     assert managers_and_trials(home) == []
     before = results(home)
     finish(home)

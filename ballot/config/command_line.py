@@ -7,12 +7,14 @@ import dataclasses
 import sys
 import textwrap
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from ballot.config.files import _literal, parse_json
 from ballot.config.layers import Layer
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
 from ballot.errors import UserError, script_main, suggest
+from ballot.values import Json
 from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
@@ -51,7 +53,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"command line: {message}; {self.prog} --help lists what there is")
 
-    def parse_args(self, argv=None, namespace=None):
+    def parse_args(  # type: ignore[override]
+        self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Parse `argv`; an unknown flag is a `UserError` with the nearest valid one."""
         known, unknown = self.parse_known_args(argv, namespace)
         if unknown:
@@ -70,7 +74,9 @@ class Parser(argparse.ArgumentParser):
             hint = suggest(f"--{name}", flags)
         raise UserError(f"command line: unknown flag {word!r}{hint}")
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Spell flags with underscores before argparse sees them; values stay as they are."""
         words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([_snake(word) for word in words], namespace)
@@ -108,7 +114,7 @@ def build_parser(prog: str, description: str) -> Parser:
     parser.add_argument(
         "--probe", metavar="FILE", help=argparse.SUPPRESS
     )  # for ballot.preflight.examine
-    groups: dict[str, Any] = {}
+    groups: Json = {}
     for name, f in FIELDS.items():
         if name in FIRST:
             continue
@@ -172,9 +178,10 @@ def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, a
         if "." not in flag:
             parser.refuse(word)
         if not equals:
-            value = next(words, None)
-            if value is None:
+            following = next(words, None)
+            if following is None:
                 raise UserError(f"command line: {flag} needs a value")
+            value = following
         values[flag[2:]] = _literal(value)
     return Layer("command line", values), known
 

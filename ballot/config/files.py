@@ -12,11 +12,12 @@ from ballot.config.layers import Layer
 from ballot.config.schema import _each_once, _Twice
 from ballot.config.templates import translate
 from ballot.errors import UserError
+from ballot.values import Json
 
 MANY = 100_000  # values in a YAML file
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except _Twice as error:
@@ -33,7 +34,7 @@ def read_config_file(path: str | Path) -> Layer:
 def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
     """Read files of options, ours or another template's; the parts of one project are one layer."""
     layers: list[Layer] = []
-    parts: list[tuple[str, dict[str, Any]]] = []
+    parts: list[tuple[str, Json]] = []
     place = 0
     for path in paths:
         values = _read_values(Path(path))
@@ -50,7 +51,7 @@ def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
     return layers
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> Json:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +66,7 @@ def _read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _decoded(node: Any) -> Any:
+def _decoded(node: object) -> object:
     """Read what YAML leaves as text and people mean as numbers: 1e-3, and (32, 32)."""
     if isinstance(node, dict):
         return {key: _decoded(value) for key, value in node.items()}
@@ -78,7 +79,7 @@ def _decoded(node: Any) -> Any:
     return node
 
 
-def parse_json(text: str, path: str | Path) -> Any:
+def parse_json(text: str, path: str | Path) -> object:
     """Parse JSON; a mistake is a `UserError` with the line, and so is a key that stands twice."""
     try:
         return json.loads(text, object_pairs_hook=_each_once)

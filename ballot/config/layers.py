@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ballot.config.schema import COMPONENTS, DICT_FIELDS, OWN_FIELDS, Config, check_key, convert
 from ballot.errors import UserError
+from ballot.values import Json
 
 # What the machines of image competitions say by their environment (Amazon SageMaker's names);
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
@@ -20,7 +20,7 @@ class Layer:
     """Values from one source, not yet checked; keys may be nested, dotted or in kebab-case."""
 
     name: str
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     notes: tuple[str, ...] = ()  # what became of another template's words, for people
 
 
@@ -30,9 +30,9 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
     return Layer("environment", values)
 
 
-def flatten(layer: Layer) -> list[tuple[str, Any]]:
+def flatten(layer: Layer) -> list[tuple[str, object]]:
     """Turn nested components into `(key, value)` pairs; dotted keys go to their arguments."""
-    pairs: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, object]] = []
     for key, value in layer.values.items():
         head, _, rest = str(key).replace("-", "_").partition(".")
         if rest:
@@ -56,7 +56,7 @@ def _dotted(head: str, rest: str, source: str) -> str:
     return f"{head}.{rest}"
 
 
-def _component(key: str, value: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
+def _component(key: str, value: Mapping[str, object], source: str) -> list[tuple[str, object]]:
     """`{"type": "Adam", "args": {"lr": 0.1}}`, and NNI's `{"_name": "Adam", "lr": 0.1}`."""
     rest = dict(value)
     names = [rest.pop(word) for word in ("_name", "type", "name") if word in rest]
@@ -101,7 +101,7 @@ def merge(layers: Iterable[Layer]) -> tuple[Config, dict[str, str]]:
     return Config(**values), origin
 
 
-def _forget(key: str, values: dict[str, Any], origin: dict[str, str]) -> None:
+def _forget(key: str, values: Json, origin: dict[str, str]) -> None:
     values[key] = {}
     for old in [k for k in origin if k.startswith(f"{key}.")]:
         del origin[old]

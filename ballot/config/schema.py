@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ballot.errors import UserError, suggest
+from ballot.values import Json
 
 # A component is chosen by name and made with `<component>_args`.
 COMPONENTS = ("dataset", "augmentation", "model", "criterion", "optimizer", "scheduler")
@@ -49,7 +50,7 @@ LIMITS = {
 }
 
 
-def option(default: Any, text: str, group: str, **limits: Any) -> Any:
+def option(default: object, text: str, group: str, **limits: object) -> Any:
     """Declare a field of `Config`: its default, its help and its limits.
 
     Limits are `choices`, `low` (>=), `above` (>), `high` (<=) and `below` (<).
@@ -188,7 +189,7 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _coerce(kind: Any, value: Any) -> Any:
+def _coerce(kind: Any, value: Any) -> object:
     if kind is Any:
         return tuple(value) if isinstance(value, list) else value
     if typing.get_origin(kind) is tuple:
@@ -231,7 +232,7 @@ class _Twice(ValueError):
     """A key of JSON that stands twice in one object."""
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, Any]]) -> Json:
     """Make an object of JSON, in which Python lets the last of two keys win."""
     made = dict(pairs)
     if len(made) < len(pairs):

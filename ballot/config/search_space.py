@@ -10,6 +10,7 @@ from typing import Any
 from ballot.config.layers import Layer, flatten
 from ballot.config.schema import COMPONENTS, OWN_FIELDS, convert
 from ballot.errors import UserError, suggest
+from ballot.values import Json, Values
 
 # How many numbers each type of a search space takes.
 SPACE_TYPES = {
@@ -42,7 +43,7 @@ FIXED = {
 ROWS = ("dataset", "data_dir", "val_ratio", "folds", "fold", "split_column", "group_column")
 
 
-def find_problems(space: Mapping[str, Any], source: str, *, ours: bool = True) -> list[UserError]:
+def find_problems(space: Values, source: str, *, ours: bool = True) -> list[UserError]:
     """Return everything that is wrong with a search space, nested choices included.
 
     `ours` says that its keys are options of train.py, and not those of a script of another.
@@ -134,12 +135,12 @@ def is_spec(value: Any) -> bool:
     return isinstance(value, Mapping) and "_type" in value and "_value" in value
 
 
-def count(space: Mapping[str, Any]) -> float:
+def count(space: Values) -> float:
     """Return how many configurations a valid search space holds; `inf` where one is continuous."""
     return math.prod(_count_of(spec) for key, spec in space.items() if key != "_name")
 
 
-def _count_of(spec: Mapping[str, Any]) -> float:
+def _count_of(spec: Values) -> float:
     kind, values = spec["_type"], spec["_value"]
     if kind == "choice":
         return sum(count(v) if isinstance(v, Mapping) and "_name" in v else 1 for v in values)
@@ -156,7 +157,7 @@ def _count_of(spec: Mapping[str, Any]) -> float:
     return math.inf
 
 
-def corners(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+def corners(space: Values) -> list[Json]:
     """Return the smallest configuration, then the largest one for each choice of `model`.
 
     In a tuner's own form. Every number is at its low or its high end, where one more part of a
@@ -172,7 +173,7 @@ def corners(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_at_end(space, high=False), *largest]
 
 
-def each_component(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+def each_component(space: Values) -> list[Json]:
     """Return configurations in which every choice of a component stands once, low and high."""
     base, found = _at_end(space, high=False), []
     for key in COMPONENTS:
@@ -185,11 +186,11 @@ def each_component(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _at_end(space: Mapping[str, Any], *, high: bool) -> dict[str, Any]:
+def _at_end(space: Values, *, high: bool) -> Json:
     return {key: _end_of(spec, high != (key == "accum_steps")) for key, spec in space.items()}
 
 
-def _end_of(spec: Mapping[str, Any], high: bool) -> Any:
+def _end_of(spec: Values, high: bool) -> Any:
     kind, values = spec["_type"], spec["_value"]
     if kind == "choice":
         numbers = all(isinstance(v, (int, float)) for v in values)
@@ -206,14 +207,14 @@ def _end_of(spec: Mapping[str, Any], high: bool) -> Any:
     return end
 
 
-def _inner(value: Any, high: bool) -> Any:
+def _inner(value: object, high: bool) -> object:
     if not isinstance(value, Mapping) or "_name" not in value:
         return value
     rest = {key: spec for key, spec in value.items() if key != "_name"}
     return {"_name": value["_name"], **_at_end(rest, high=high)}
 
 
-def keys_of(space: Mapping[str, Any]) -> Iterator[str]:
+def keys_of(space: Values) -> Iterator[str]:
     """Yield every option that the search space sets, those of nested choices too."""
     for key, spec in space.items():
         yield key

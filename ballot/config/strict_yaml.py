@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -37,7 +35,7 @@ def _shown(key: yaml.Node) -> str:
     return key.value if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
 
 
-def load(text: str) -> Any:
+def load(text: str) -> object:
     """Load the one document of a text; raises `yaml.YAMLError`."""
     loader = StrictLoader(text)
     try:

@@ -7,13 +7,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ballot.problems import Problem
+from ballot.values import Values
 
 SCRIPT = "train.py"
 PRELOAD = "ballot.preload"
@@ -97,7 +96,7 @@ def option_of(command: str, flag: str, default: str) -> str:
     return found
 
 
-def typed_command(command: str, values: Mapping[str, Any]) -> str:
+def typed_command(command: str, values: Values) -> str:
     """Return a command that trains by hand what a trial of `command` trained with `values`."""
     dropped = {
         "--resume",
@@ -120,7 +119,7 @@ def typed_command(command: str, values: Mapping[str, Any]) -> str:
     return shlex.join(kept)
 
 
-def flag(key: str, value: Any) -> list[str]:
+def flag(key: str, value: object) -> list[str]:
     if isinstance(value, bool) and "." not in key:
         return [f"--{key}" if value else f"--no_{key}"]
     if isinstance(value, list) and "." not in key:

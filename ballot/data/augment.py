@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from ballot.data.images import Geometry, one_thread, sent
 from ballot.errors import UserError, suggest
+from ballot.values import Values
 
 Step = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
 # Mixing takes targets too: (images, targets [B] int64, rng) -> images, targets [B, C] float.
@@ -189,7 +190,7 @@ def each(transform: Callable[[torch.Tensor], torch.Tensor], name: str = "transfo
 
 
 @contextlib.contextmanager
-def _own_chance(device: torch.device) -> Iterator[Callable[[int], Any]]:
+def _own_chance(device: torch.device) -> Iterator[Callable[[int], object]]:
     """Lend torch's global generators, which transforms draw from, and put them back."""
     host = torch.get_rng_state()
     there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -295,7 +296,7 @@ def transforms_by_name() -> dict[str, type]:
     return {n: c for n, c in found.items() if issubclass(c, torch.nn.Module) and n != "Transform"}
 
 
-def make_transform(name: str, args: Any, where: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def make_transform(name: str, args: object, where: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Make the transform `name` with its `args` (an object, or null for none)."""
     known = transforms_by_name()
     if name in ELSEWHERE:
@@ -315,7 +316,7 @@ def make_transform(name: str, args: Any, where: str) -> Callable[[torch.Tensor],
         raise UserError(f"{where}: {name} cannot be made: {error}") from None
 
 
-def _argument(key: str, value: Any, where: str) -> Any:
+def _argument(key: str, value: object, where: str) -> object:
     """Turn what JSON can say into what torchvision takes."""
     from torchvision.transforms import InterpolationMode
 
@@ -334,7 +335,7 @@ def _argument(key: str, value: Any, where: str) -> Any:
     return value
 
 
-def pipeline(spec: Mapping[str, Any], where: str, size: int, decode: int | None) -> Recipe:
+def pipeline(spec: Values, where: str, size: int, decode: int | None) -> Recipe:
     """Make the recipe of one stage from `{name: arguments}` in order.
 
     A centre crop and a resize at its head are done when images are decoded. Where chance comes

@@ -38,6 +38,7 @@ from ballot.data.images import (
     is_image,
 )
 from ballot.errors import UserError
+from ballot.values import Json
 from ballot.walking import walk
 
 log = logging.getLogger(__name__)
@@ -324,7 +325,7 @@ def list_caches(folder: Path) -> list[Cached]:
     return found
 
 
-def _info(path: Path) -> dict[str, Any] | None:
+def _info(path: Path) -> Json | None:
     try:
         info = json.loads((path / "info.json").read_text())
         return info if {"label", "method", "count", "created"} <= info.keys() else None
@@ -332,7 +333,7 @@ def _info(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _staleness(path: Path, info: dict[str, Any]) -> str:
+def _staleness(path: Path, info: Json) -> str:
     for line in (path / "files.txt").read_text().split("\n"):
         kind, _, rest = line.partition("\t")
         if kind == "file":

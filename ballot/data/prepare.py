@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ballot.data.splits import natural_groups, split_folds, split_single
 from ballot.data.tables import Problem, Table
 from ballot.errors import UserError, suggest
 from ballot.registry import Registry
+from ballot.values import Values
 
 if TYPE_CHECKING:
     from ballot.config.schema import Config
@@ -209,7 +210,7 @@ def make_recipes(
     return recipes, mixing_args
 
 
-def _pipelines(spec: Mapping[str, Any], recipes: dict[str, Recipe], size: int) -> dict[str, Recipe]:
+def _pipelines(spec: Values, recipes: dict[str, Recipe], size: int) -> dict[str, Recipe]:
     """Put the pipelines of `spec` in the place of the augmentation's recipes."""
     known = (*STAGES, "decode")
     for key in spec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ import numpy as np
 from ballot.data.images import ArraySource, ItemSource, Source
 from ballot.data.tables import Table
 from ballot.errors import UserError
+from ballot.values import Values
 
 log = logging.getLogger(__name__)
 
 SIDES = ("train", "val", "test")
 
 
-def read_torchvision(
-    kind: type, data_dir: Path | None, *, download: bool, args: Mapping[str, Any]
-) -> Table:
+def read_torchvision(kind: type, data_dir: Path | None, *, download: bool, args: Values) -> Table:
     """Read every side of the torchvision data set `kind` below `data_dir` (`data` by default)."""
     root = data_dir or Path("data")
     parts = {side: _open(kind, root, side, download, args) for side in SIDES}
@@ -48,7 +46,7 @@ def read_torchvision(
     )
 
 
-def _open(kind: type, root: Path, side: str, download: bool, args: Mapping[str, Any]) -> Any:
+def _open(kind: type, root: Path, side: str, download: bool, args: Values) -> object:
     """Make one side, or None where the data set has no such side."""
     takes = inspect.signature(kind).parameters
     for key in args:
@@ -93,7 +91,7 @@ def _labels(kind: type, part: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _classes(part: Any, labels: np.ndarray) -> list[str]:
+def _classes(part: object, labels: np.ndarray) -> list[str]:
     count = int(labels.max()) + 1
     names = getattr(part, "classes", None) or []
     names = [" ".join(n) if isinstance(n, tuple) else str(n) for n in names]
@@ -102,9 +100,7 @@ def _classes(part: Any, labels: np.ndarray) -> list[str]:
     return names
 
 
-def _source(
-    kind: type, parts: Mapping[str, Any], root: Path, args: Mapping[str, Any]
-) -> tuple[Source, int | None]:
+def _source(kind: type, parts: Values, root: Path, args: Values) -> tuple[Source, int | None]:
     """Take the arrays that a small data set holds in memory, else ask for image after image."""
     arrays = [np.asarray(getattr(part, "data", ())) for part in parts.values()]
     shapes = {array.shape[1:] for array in arrays}
@@ -117,7 +113,7 @@ def _source(
     ends = np.cumsum([len(part) for part in parts.values()])
     every = list(parts.values())
 
-    def get(row: int) -> Any:
+    def get(row: int) -> object:
         part = int(np.searchsorted(ends, row, side="right"))
         return every[part][row - (ends[part - 1] if part else 0)][0]
 

@@ -7,17 +7,18 @@ statuses, files and addresses stays in its own package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from ballot.config.schema import Config
 from ballot.machines.machine import Machine
 from ballot.machines.ssh import Link
 from ballot.problems import Problem
 from ballot.runs.trials import TrialRecord
+from ballot.values import Json, Values
 
 WRITE_S = 20.0  # that a trial which is ended has to write what it has (nni/node/trials.js)
 
@@ -60,7 +61,7 @@ class Limits:
 class Plan:
     """A search that has been checked and can start, or one that was started earlier."""
 
-    settings: Any  # the engine's own form of it; None where the engine has it on record
+    settings: object  # the engine's own form of it; None where the engine has it on record
     command: str
     code: Path  # the folder that trials start in
     outputs: Path
@@ -186,10 +187,10 @@ class Search(Protocol):
     def kill(self) -> None:
         """End it at once; what the trials have not written is lost."""
 
-    def note(self) -> dict[str, Any]:
+    def note(self) -> Json:
         """Return what search.py wrote down of it; nothing where something else started it."""
 
-    def amend_note(self, **facts: Any) -> None:
+    def amend_note(self, **facts: object) -> None:
         """Write down something more."""
 
     def watched(self) -> AbstractContextManager[None]:
@@ -201,12 +202,12 @@ class Outline:
     """What can be said of a search's configuration before the engine has read all of it."""
 
     version: int
-    content: Mapping[str, Any]
+    content: Values
     platform: str  # local, or where else the trials run
     command: str
     code: Path  # the folder that trials run in
     concurrency: int
-    space: Mapping[str, Any]
+    space: Values
     space_source: str
 
     @property
@@ -232,7 +233,7 @@ class MachineCheck(Protocol):
     def link_problems(self, link: Link) -> list[Problem]:
         """Return what is wrong with the way to a machine."""
 
-    def package_problems(self, name: str, facts: Mapping[str, Any]) -> list[Problem]:
+    def package_problems(self, name: str, facts: Values) -> list[Problem]:
         """Return which packages are there, and do not work; all of them are installed."""
 
 
@@ -284,7 +285,7 @@ class Draft(Protocol):
     def startup_notes(self) -> list[Problem]:
         """Say where the tuner's settings waste a small search."""
 
-    def draw(self, number: int) -> list[dict[str, Any]]:
+    def draw(self, number: int) -> list[Json]:
         """Let the tuner draw configurations, as the search would begin."""
 
     def tuner_name(self) -> str:
@@ -309,7 +310,7 @@ class Sketch:
     max_trials: int | None
     concurrency: int
     maximize: bool
-    first: Sequence[Mapping[str, Any]]  # configurations that are tried before all others
+    first: Sequence[Values]  # configurations that are tried before all others
     stops_early: bool
 
 
@@ -330,7 +331,7 @@ class Engine(Protocol):
     def known_searches(self) -> Sequence[Search]:
         """Return every search that it has records of, the newest first."""
 
-    def start(self, plan: Plan, launch: Launch, note: Mapping[str, Any]) -> Search:
+    def start(self, plan: Plan, launch: Launch, note: Values) -> Search:
         """Start a new search, and write down what it takes to go on with it."""
 
     def resume(self, search: Search, plan: Plan, launch: Launch) -> Search:
@@ -341,7 +342,7 @@ class Engine(Protocol):
         search: Search,
         plan: Plan,
         launch: Launch,
-        parameters: Sequence[Mapping[str, Any]],
+        parameters: Sequence[Values],
         again: Sequence[str],
     ) -> Search:
         """Run trials of these parameters, and trials that had begun; no tuner is asked."""

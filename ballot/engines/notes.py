@@ -7,10 +7,10 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty, write_json
+from ballot.values import Json
 
 NOTE = "search.json"
 
@@ -21,15 +21,15 @@ class Noted:
     id: str
     folder: Path
 
-    def note(self) -> dict[str, Any]:
+    def note(self) -> Json:
         """Return what search.py wrote down of it; nothing where something else started it."""
         return json_or_empty(self.folder / NOTE)
 
-    def write_note(self, **facts: Any) -> None:
+    def write_note(self, **facts: object) -> None:
         """Write down what `--resume` has to know."""
         write_json(self.folder / NOTE, facts)
 
-    def amend_note(self, **facts: Any) -> None:
+    def amend_note(self, **facts: object) -> None:
         """Write down something more."""
         self.write_note(**{**self.note(), **facts})
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from ballot.config.layers import Layer, flatten
 from ballot.config.search_space import FIXED
 from ballot.errors import UserError
+from ballot.values import Json
 
 FINAL = (
     "fold",
@@ -36,13 +37,14 @@ class Reporter(Protocol):
 class Trial:
     """What the engine says of this process; alone, nothing is asked and nothing is reported."""
 
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Json = field(default_factory=dict)
     id: str | None = None
     experiment: str | None = None
     sequence: int | None = None
     searched: tuple[str, ...] | None = None  # keys of the search space, where they are known
     has_gpus: bool = False  # the engine assigned it some
     reporter: Reporter | None = None
+    warning: str = ""  # what is wrong with how it was started, for its log
 
     @property
     def in_search(self) -> bool:

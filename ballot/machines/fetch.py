@@ -27,6 +27,7 @@ from ballot.errors import CannotWrite, UserError
 from ballot.machines.ssh import Link, shell_word
 from ballot.runs.folder import read_result
 from ballot.runs.trials import TrialRecord
+from ballot.values import Values
 
 AGAIN_S = 30.0  # until a machine that did not answer is asked again
 LIST_S = 120.0  # to hash large checkpoints on a busy disk
@@ -54,7 +55,7 @@ class Script:
         """Return the program with a line that calls something of it."""
         return f"{self.path.read_text(encoding='utf-8')}\n{line}\n"
 
-    def ask(self, link: Link, function: str, *args: Any) -> Any:
+    def ask(self, link: Link, function: str, *args: object) -> Any:
         """Call a function of it on a machine."""
         program = self.with_line(f"print(json.dumps({function}(*args)))")
         return link.python(program, *args, timeout=LIST_S)
@@ -99,7 +100,7 @@ class Collector:
         if not self._over:
             self._keep_running(trials, now)
 
-    def _start(self, link: Link, what: Callable[..., None], *args: Any) -> None:
+    def _start(self, link: Link, what: Callable[..., None], *args: object) -> None:
         def visit() -> None:
             began = time.monotonic()
             try:
@@ -225,7 +226,7 @@ class Collector:
             self._fetch(link, trial, here.get(self._run_of(trial)), trial.id in best)
 
     def _fetch(
-        self, link: Link, trial: TrialRecord, found: Mapping[str, Any] | None, checkpoint: bool
+        self, link: Link, trial: TrialRecord, found: Values | None, checkpoint: bool
     ) -> None:
         run, several = self._run_of(trial), len(links_of(trial, self.source.links)) > 1
         if found is None and several:

@@ -21,6 +21,7 @@ from ballot.installed import PYTHON_NAMES, PYTHON_RANGE, PYTHONS
 from ballot.machines.sent import facts, receive
 from ballot.machines.ssh import Link, on_all, pipes_of, shell_word
 from ballot.problems import Problem, as_problem
+from ballot.values import Json
 from ballot.wording import size, span
 
 VENV = "$HOME/.ballot/venv"  # where the configuration names no other
@@ -175,7 +176,7 @@ def _send(pipe: IO[bytes], path: Path, name: str, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _program(link: Link, python: str, function: str, *args: Any) -> Iterator[subprocess.Popen]:
+def _program(link: Link, python: str, function: str, *args: object) -> Iterator[subprocess.Popen]:
     """Run a function of `landing` there, with pipes to and from it."""
     call = f"\n{function}(*json.loads({json.dumps(args)!r}))"
     command = f"exec {shell_word(python)} -c {shlex.quote(_source(receive) + call)}"
@@ -195,7 +196,7 @@ def _program(link: Link, python: str, function: str, *args: Any) -> Iterator[sub
 
 def _answer(
     link: Link, process: subprocess.Popen, hear: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+) -> Json:
     """Return what a program tells as its result; pass on what it says before."""
     said, wrong = "the connection ended", ""
     for line in pipes_of(process)[1]:

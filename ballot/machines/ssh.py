@@ -296,7 +296,7 @@ class Link:
         control("cancel")
 
     def python(
-        self, source: str, *args: Any, interpreter: str | None = None, timeout: float = 60.0
+        self, source: str, *args: object, interpreter: str | None = None, timeout: float = 60.0
     ) -> Any:
         """Run a program in an interpreter there; return the JSON that is its last line.
 
@@ -315,7 +315,7 @@ class Link:
         raise UserError(f"{self.name}: {wanted} failed: {done.last_word}")
 
 
-def on_all(links: Sequence[Link], work: Callable[[Link], Any]) -> list[Any]:
+def on_all(links: Sequence[Link], work: Callable[[Link], object]) -> list[Any]:
     """Do something on all machines at once; an interrupt disconnects them, which ends it."""
     with ThreadPoolExecutor(max(1, len(links))) as pool:
         try:

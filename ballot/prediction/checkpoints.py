@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ballot.prediction import tta
 from ballot.runs.folder import read_result, run_of
 from ballot.training.tensor_files import load_tensors
 from ballot.training.weights import check_tensors
+from ballot.values import Json
 from ballot.vote.combine import METHODS, Recipe, Stack
 from ballot.wording import few, natural
 
@@ -196,7 +196,7 @@ def _missing(
     return f"{text}; collect their run folders, or --allow_missing votes without them"
 
 
-def _recipe(said: dict[str, Any]) -> Recipe:
+def _recipe(said: Json) -> Recipe:
     """Return the recipe that a record tells."""
     members, stack = said["members"], said.get("stack")
     warmth = [m.get("temperature") for m in members]

@@ -17,7 +17,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from ballot.errors import UserError, suggest
 from ballot.prediction import tta
 from ballot.prediction.predictor import Predictor, answer
 from ballot.runs.files import write_json
+from ballot.values import Json
 from ballot.vote.combine import TINY
 
 FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}  # and what each needs
@@ -123,7 +123,7 @@ def _worded(shape: Geometry) -> str:
 
 def export(
     predictor: Predictor, kind: str, out: Path, source: str, sample: np.ndarray | None = None
-) -> dict[str, Any]:
+) -> Json:
     """Write the file and the JSON beside it, once it has given the same probabilities to 1e-4.
 
     `sample` is uint8 [N, 3, S, S] to compare on; random images otherwise. The networks have to be
@@ -160,7 +160,7 @@ def export(
     return facts
 
 
-def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> dict[str, Any]:
+def describe(predictor: Predictor, kind: str, shape: Geometry, source: str) -> Json:
     """Say all that is needed to use the file without this project."""
     networks = [n.checkpoint for n in predictor.flat]
     before = ["decode to 8-bit RGB, turned upright by EXIF, on white where it is clear"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config, parse_monitor
@@ -22,6 +21,7 @@ from ballot.preflight.machines import Reach
 from ballot.preflight.tryout import Answers, Tryout
 from ballot.problems import Problem, as_problem
 from ballot.training.options import Options, own_problems, read_options
+from ballot.values import Values
 
 DRAWN = 16  # configurations that the tuner draws to see whether trials take them
 
@@ -259,7 +259,7 @@ def draw_problems(draft: Draft, options: Options) -> list[Problem]:
     return [as_problem(text) for text in _refused(drawn, options.layers, source)]
 
 
-def _refused(drawn: Iterable[Mapping[str, Any]], layers: list[Layer], source: str) -> list[str]:
+def _refused(drawn: Iterable[Values], layers: list[Layer], source: str) -> list[str]:
     found: dict[str, None] = {}
     for values in drawn:
         try:

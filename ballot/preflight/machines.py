@@ -25,6 +25,7 @@ from ballot.machines.sent import facts
 from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
 from ballot.training.options import read_options
+from ballot.values import Json, Values
 from ballot.wording import size
 
 FOR_TRIALS = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
@@ -168,7 +169,7 @@ def command_problems(draft: Draft, config: Config, where: str) -> list[Problem]:
 
 def examine_machines(
     links: Sequence[Link], needs: Needs, check: MachineCheck, local_data: str = ""
-) -> tuple[list[Problem], dict[str, Mapping[str, Any]]]:
+) -> tuple[list[Problem], dict[str, Values]]:
     """Check all machines at once; return problems, and what each machine said of itself."""
     answers = on_all(links, lambda link: _examine(link, needs, check))
     problems = [problem for found, _ in answers for problem in found]
@@ -179,13 +180,11 @@ def examine_machines(
     return problems + differences(known), known
 
 
-def _examine(
-    link: Link, needs: Needs, check: MachineCheck
-) -> tuple[list[Problem], Mapping[str, Any]]:
+def _examine(link: Link, needs: Needs, check: MachineCheck) -> tuple[list[Problem], Values]:
     engines = link.machine.interpreter
     trials = check.interpreter_of_trials(link.machine, needs.interpreter)
     problems: list[Problem] = []
-    said: Mapping[str, Any] = {}
+    said: Values = {}
     wanted = [*check.packages, *FOR_TRIALS]
     modules, paths = list(check.modules), list(needs.paths.values())
     try:
@@ -204,7 +203,7 @@ def _examine(
     return problems, said
 
 
-def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
+def ask(link: Link, interpreter: str, place: str, *args: object) -> Json:
     """Return `facts(*args)` as an interpreter of a machine says; `place` is where it is named."""
     files = (walking.__file__, facts.__file__)
     texts = [Path(file).read_text(encoding="utf-8") for file in files]
@@ -221,7 +220,7 @@ def ask(link: Link, interpreter: str, place: str, *args: Any) -> dict[str, Any]:
 
 
 def facts_problems(
-    name: str, said: Mapping[str, Any], needs: Needs, check: MachineCheck, now: float
+    name: str, said: Values, needs: Needs, check: MachineCheck, now: float
 ) -> list[Problem]:
     """Turn what a machine said of itself into problems; `now` is our clock as it answered."""
     found = version_problems(name, said, [*check.packages, *FOR_TRIALS], check)
@@ -248,7 +247,7 @@ def facts_problems(
     return found + _gpu_problems(name, said)
 
 
-def _gpu_problems(name: str, said: Mapping[str, Any]) -> list[Problem]:
+def _gpu_problems(name: str, said: Values) -> list[Problem]:
     gpus = said["gpus"]
     if gpus and said["cuda"] is False:
         what = (
@@ -263,7 +262,7 @@ def _gpu_problems(name: str, said: Mapping[str, Any]) -> list[Problem]:
 
 
 def version_problems(
-    name: str, said: Mapping[str, Any], wanted: Sequence[str], check: MachineCheck
+    name: str, said: Values, wanted: Sequence[str], check: MachineCheck
 ) -> list[Problem]:
     """Return what an interpreter lacks."""
     have, python = said["packages"], tuple(said["python"][:2])
@@ -278,7 +277,7 @@ def version_problems(
 
 
 def data_problems(
-    listings: Mapping[str, Sequence[Any] | None], path: str, local: str
+    listings: Mapping[str, Sequence[object] | None], path: str, local: str
 ) -> list[Problem]:
     """Compare the data of the machines, which must be the same, and ours, which may be others."""
     there = {name: found for name, found in listings.items() if found}
@@ -309,7 +308,7 @@ def _told(one: Sequence[Any], other: Sequence[Any]) -> str:
     return f"{one[0]:,} files ({one[1]:,} bytes) instead of {other[0]:,} ({other[1]:,})"
 
 
-def differences(known: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+def differences(known: Mapping[str, Values]) -> list[Problem]:
     """Say where machines have different versions of what computes."""
     found = []
     for package in ("torch", "torchvision", "numpy"):
@@ -322,7 +321,7 @@ def differences(known: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
     return found
 
 
-def summary(name: str, said: Mapping[str, Any]) -> str:
+def summary(name: str, said: Values) -> str:
     """Say in a line what a machine has."""
     gpus = Counter(gpu[0] for gpu in said["gpus"])
     least = min((total - used for _, total, used in said["gpus"]), default=0)

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ballot.config.search_space import corners, each_component
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
@@ -25,6 +24,7 @@ from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.search.time_budget import USEFUL, seconds_for_trials
 from ballot.training.options import read_options
+from ballot.values import Json, Values
 from ballot.wording import size, span
 
 PATIENCE = 180.0  # seconds until a tryout is ended: a first look at many images takes its time
@@ -40,7 +40,7 @@ class Item:
     """
 
     name: str
-    values: dict[str, Any]
+    values: Json
     steps: bool
     run: str | None = None
 
@@ -62,7 +62,7 @@ class Tryout:
         except subprocess.TimeoutExpired:
             late = True
         self.end()
-        answers: dict[int, dict[str, Any]] = {}
+        answers: dict[int, Json] = {}
         for line in Path(self.folder.name, "out").read_text(errors="replace").splitlines():
             if line.startswith('{"probe": '):
                 answer = json.loads(line)
@@ -83,13 +83,13 @@ class Answers:
     """What was found out about each configuration, and how the process ended."""
 
     items: list[Item]
-    facts: Mapping[int, Mapping[str, Any]]
+    facts: Mapping[int, Values]
     status: int
     last_words: list[str]
     late: bool
 
     @property
-    def measured(self) -> list[Mapping[str, Any]]:
+    def measured(self) -> list[Values]:
         """The answers with times."""
         return [facts for facts in self.facts.values() if "step" in facts]
 
@@ -105,7 +105,7 @@ class Answers:
         return max((facts["gpus"] for facts in self.measured), default=0)
 
 
-def what_to_try(space: Mapping[str, Any], *, train: bool) -> list[Item]:
+def what_to_try(space: Values, *, train: bool) -> list[Item]:
     """Return the corners of a valid search space, and each component that it names."""
     smallest, *largest = corners(space)
     items = [Item("the smallest configuration", smallest, train)]
@@ -141,12 +141,12 @@ def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int
     return Tryout(list(items), process, folder)
 
 
-def _for_probe(item: Item) -> dict[str, Any]:
+def _for_probe(item: Item) -> Json:
     wish = {"values": item.values, "steps": item.steps}
     return wish if item.run is None else {**wish, "run": item.run}
 
 
-def check_data(command: str, code: Path, run: Path, values: dict[str, Any]) -> None:
+def check_data(command: str, code: Path, run: Path, values: Json) -> None:
     """Refuse to resume a search whose trials find other data than `run`, one of them, began with.
 
     `values` are the tuner's for that run. What takes too long or is not ours is left to the trials.
@@ -184,9 +184,7 @@ def problems_of(found: Answers, where: str, source: str) -> list[Problem]:
     return [problem for problem in problems.values() if problem.what]
 
 
-def _problems_of(
-    facts: Mapping[str, Any], number: int, item: Item, where: str, source: str
-) -> list[Problem]:
+def _problems_of(facts: Values, number: int, item: Item, where: str, source: str) -> list[Problem]:
     if "error" in facts:
         return [_placed(facts["error"], where, source)]
     if "failed" in facts:  # the search goes on without such a one: it is reported with a floor
@@ -255,7 +253,7 @@ def estimate(found: Answers, trials: int | None, at_once: int, limit: float | No
     )
 
 
-def seconds_of_trial(facts: Mapping[str, Any]) -> float:
+def seconds_of_trial(facts: Values) -> float:
     """Return how long a trial takes: its start, its epochs and the prediction of its answers."""
     batches, predict = facts["batches"], facts["predict"]
     epoch = batches["train"] * facts["step"] + batches["val"] * predict

@@ -26,6 +26,7 @@ from typing import Any
 from ballot.cpus import threads_each, threads_told
 from ballot.errors import UserError, script_main
 from ballot.gpus import lock_folder
+from ballot.values import Json
 
 ANSWER_S = 20.0  # a preloader that is well forks within milliseconds
 START_S = 120.0  # for the imports, on a machine that is busy
@@ -145,7 +146,7 @@ def begin(words: list[str]) -> tuple[socket.socket, int]:
     if sys.platform != "linux":
         raise NotPreloaded("works on Linux only")
     script = Path(words[0]).resolve()
-    settings: dict[str, Any] = {"script": str(script), "path": search_path(script), "idle": idle}
+    settings: Json = {"script": str(script), "path": search_path(script), "idle": idle}
     try:
         place = lock_folder() / f"preload-{identity(settings)}"
     except UserError as error:
@@ -162,7 +163,7 @@ def search_path(script: Path) -> list[str]:
     return [str(script.parent), *(str(Path(entry).absolute()) for entry in sys.path[1:])]
 
 
-def identity(settings: dict[str, Any]) -> str:
+def identity(settings: Json) -> str:
     """Return a name for all that trials must have in common to be forked from one process."""
     status = Path("/proc/self/status").read_text().splitlines()
     rights = ("Uid", "Gid", "Groups", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
@@ -207,7 +208,7 @@ def interpreter_flags() -> list[str]:
     return [*flags, *unbuffered]
 
 
-def request(words: list[str], path: list[str]) -> dict[str, Any]:
+def request(words: list[str], path: list[str]) -> Json:
     """Return all of this process that a trial takes over."""
     ignored = [
         number
@@ -265,7 +266,7 @@ def peer(link: socket.socket) -> int:
     return struct.unpack("3i", found)[1]
 
 
-def ask(link: socket.socket, wanted: dict[str, Any]) -> tuple[socket.socket, int]:
+def ask(link: socket.socket, wanted: Json) -> tuple[socket.socket, int]:
     """Ask for a trial on this process's streams; `ConnectionError` where another must be asked."""
     text = json.dumps(wanted).encode()
     with contextlib.ExitStack() as stack:
@@ -290,7 +291,7 @@ def _stream(number: int, stack: contextlib.ExitStack) -> int:
         return stack.enter_context(Path(os.devnull).open("r+b", buffering=0)).fileno()
 
 
-def receive(link: socket.socket) -> dict[str, Any] | None:
+def receive(link: socket.socket) -> Json | None:
     """Return what the preloader says next, None where it is gone."""
     text = b""
     with contextlib.suppress(ConnectionError):
@@ -303,7 +304,7 @@ def receive(link: socket.socket) -> dict[str, Any] | None:
     return None
 
 
-def start(place: Path, settings: dict[str, Any], deadline: float) -> None:
+def start(place: Path, settings: Json, deadline: float) -> None:
     """Start a preloader unless another command does so, and wait until it listens."""
     refusal = place.with_suffix(".refused")
     with locked(place.with_suffix(".lock"), deadline):
@@ -336,7 +337,7 @@ def locked(path: Path, deadline: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def launch(place: Path, settings: dict[str, Any], deadline: float) -> str:
+def launch(place: Path, settings: Json, deadline: float) -> str:
     """Start a preloader away from this session; return `ready`, or why it does not serve."""
     import subprocess
 

@@ -26,10 +26,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ballot.cpus import threads_told
 from ballot.preload.command import RELAYED, address, interpreter_flags, peer
+from ballot.values import Json
 
 TICK_S = 2.0  # between two looks whether anybody still needs this
 GRACE_S = 60.0  # after the end of the search, for the next one
@@ -65,7 +66,7 @@ LATER = (
 class Wanted:
     """A trial to be run in a fork: what its command is and has, and its standard streams."""
 
-    facts: dict[str, Any]
+    facts: Json
     streams: list[int]
 
 
@@ -212,7 +213,7 @@ class Preloader:
         self._answer(link, {"pid": pid})
         return None
 
-    def _answer(self, link: socket.socket, what: dict[str, Any]) -> None:
+    def _answer(self, link: socket.socket, what: Json) -> None:
         with contextlib.suppress(OSError):  # who asked is gone
             link.sendall(json.dumps(what).encode() + b"\n")
 

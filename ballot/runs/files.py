@@ -11,9 +11,10 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ballot.errors import CannotWrite, UserError
+from ballot.values import Json, Values
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
 
     A folder that is not there is made; what cannot be written is a `CannotWrite`.
     """
-    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text: Json = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,14 +43,14 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON; a number that is not finite becomes null, which is what JSON has for it."""
     with replacing(path) as file:
         json.dump(_finite(value), file, indent=2, ensure_ascii=False, default=str)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -57,7 +58,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Values]) -> None:
     """Write dictionaries as CSV; the columns are those of the first row, then any later ones."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as file:
@@ -98,7 +99,7 @@ def stamp(path: str | Path) -> tuple[int, ...] | None:
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """Read a JSON object; a missing file is an empty one, a damaged one a `UserError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -111,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def json_or_empty(path: Path) -> dict[str, Any]:
+def json_or_empty(path: Path) -> Json:
     """Read a JSON object; one that is missing, damaged or no object is an empty one."""
     try:
         return read_json(path)

@@ -15,13 +15,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty, write_json
+from ballot.values import Json, Values
 
 FINISHED = ("done", "stopped", "failed")  # statuses of a run that nothing works on any more
 
@@ -32,11 +32,11 @@ class Run:
     `writes` is false in a process that leaves writing to another one of the same trial.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], writes: bool = True) -> None:
+    def __init__(self, folder: Path, facts: Values, writes: bool = True) -> None:
         self.folder = folder
         self.writes = writes
         self.name = folder.name
-        self.result: dict[str, Any] = {
+        self.result: Json = {
             "run": self.name,
             "status": "running",
             "reason": None,
@@ -50,26 +50,26 @@ class Run:
         """The run's ballot: `outputs/<run>.csv`."""
         return self.folder.with_name(f"{self.name}.csv")
 
-    def begin(self, **facts: Any) -> None:
+    def begin(self, **facts: object) -> None:
         """Say that the run is under way; seconds of an earlier part of it are kept."""
         before = read_result(self.folder)
         self._seconds_before = float(before.get("seconds") or 0.0)
         self.result["started"] = before.get("started") or _now()
         self.update(**facts)
 
-    def update(self, **facts: Any) -> None:
+    def update(self, **facts: object) -> None:
         """Write `facts` and the time spent so far into `result.json`."""
         seconds = self._seconds_before + time.monotonic() - self._started
         self.result.update(facts, seconds=round(seconds, 3))
         if self.writes:
             write_json(self.folder / "result.json", self.result)
 
-    def finish(self, status: str, **facts: Any) -> None:
+    def finish(self, status: str, **facts: object) -> None:
         """Write the last word: `done`, `stopped` or `failed`."""
         self.update(status=status, ended=_now(), **facts)
 
 
-def read_result(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> Json:
     """Read a run's `result.json`; without a readable one the answer is empty."""
     return json_or_empty(folder / "result.json")
 
@@ -88,7 +88,7 @@ def run_to_resume(path: Path) -> Path:
     return folder.parent if inner else folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """Read the values that the run in `folder` had, or say that it is no run folder."""
     path = folder / "config.json"
     try:
@@ -102,9 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_run(
-    folder: Path, *, resume: bool, facts: Mapping[str, Any], writes: bool = True
-) -> Iterator[Run]:
+def open_run(folder: Path, *, resume: bool, facts: Values, writes: bool = True) -> Iterator[Run]:
     """Make the run's folder and hold it against a second process until the run ends.
 
     Without `writes` it is another process of the same trial that does so.

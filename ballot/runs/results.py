@@ -23,13 +23,14 @@ from ballot.errors import CannotWrite, UserError
 from ballot.runs.files import json_or_empty, replacing, stamp, write_json
 from ballot.runs.folder import read_result
 from ballot.runs.trials import NO_WORD, TrialRecord
+from ballot.values import Json, Values
 
 FACTS = ("run", "status", "reason", "score", "epochs", "seconds", "machine", "device")
 
 EARLY = "early stopping"  # the reason of a trial that the assessor stopped
 SIGNALS = ("SIGINT", "SIGTERM")  # all that a trial itself can know of why it was stopped
 
-Row = dict[str, Any]
+Row = Json
 
 
 class Results:
@@ -79,11 +80,11 @@ class Results:
             folder = self._folders[name] = self.outputs / name
         return folder
 
-    def result_of(self, trial: TrialRecord) -> dict[str, Any]:
+    def result_of(self, trial: TrialRecord) -> Json:
         """Return a trial's `result.json`; empty where there is none."""
         return read_result(self.folder_of(trial))
 
-    def values_of(self, trial: TrialRecord) -> dict[str, Any]:
+    def values_of(self, trial: TrialRecord) -> Json:
         """Return every value that a trial had, by the names of flags."""
         config = json_or_empty(self.folder_of(trial) / "config.json").get("values")
         return spread(config) if config else searched_values(trial)
@@ -179,7 +180,7 @@ class Lines:
         self._stamp: tuple[int, ...] | None = None  # of the file as it was left here
         self._others: list[dict[str, str]] = []
         self._columns: list[str] = []
-        self._lines: dict[int, tuple[Mapping[str, Any], str]] = {}  # a row and its line, by id()
+        self._lines: dict[int, tuple[Values, str]] = {}  # a row and its line, by id()
 
     def others(self, prefix: str) -> list[dict[str, str]]:
         """Return the rows of runs that do not begin so; read only where the file is another one."""
@@ -189,7 +190,7 @@ class Lines:
             ]
         return self._others
 
-    def write(self, columns: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, columns: list[str], rows: Sequence[Values]) -> None:
         """Write the table; a row that is the same object as before is the same line."""
         if columns != self._columns:
             self._columns, self._lines = columns, {}
@@ -202,9 +203,7 @@ class Lines:
         self._stamp = stamp(self.path)
 
 
-def how_it_goes(
-    trial: TrialRecord, result: Mapping[str, Any], over: bool
-) -> tuple[str, str | None]:
+def how_it_goes(trial: TrialRecord, result: Values, over: bool) -> tuple[str, str | None]:
     """Return a trial's status (waiting, running, done, stopped or failed) and the reason."""
     said, reason = result.get("status"), result.get("reason")
     if trial.status == "early_stopped":
@@ -231,7 +230,7 @@ def explain_early_stop(folder: Path) -> None:
             write_json(folder / "result.json", result | {"reason": EARLY})
 
 
-def searched_values(trial: TrialRecord) -> dict[str, Any]:
+def searched_values(trial: TrialRecord) -> Json:
     """Return what the tuner gave to a trial, by the names of flags."""
     try:
         return dict(flatten(Layer("tuner", trial.parameters)))
@@ -239,9 +238,9 @@ def searched_values(trial: TrialRecord) -> dict[str, Any]:
         return {str(key): value for key, value in trial.parameters.items()}
 
 
-def spread(values: Mapping[str, Any]) -> dict[str, Any]:
+def spread(values: Values) -> Json:
     """Spread the arguments of components: `optimizer_args.momentum` is a column of its own."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for key, value in values.items():
         if key.endswith("_args") and isinstance(value, Mapping):
             flat.update({sys.intern(f"{key}.{name}"): part for name, part in value.items()})
@@ -250,7 +249,7 @@ def spread(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Values]) -> None:
     """Write a CSV whose text is quoted and whose numbers are not; nothing is lost of either."""
     with replacing(path) as file:
         file.write(_heading(columns))
@@ -273,11 +272,11 @@ def _heading(columns: Sequence[str]) -> str:
     return ",".join(map(_cell, columns)) + "\n"
 
 
-def _line(columns: Sequence[str], row: Mapping[str, Any]) -> str:
+def _line(columns: Sequence[str], row: Values) -> str:
     return ",".join([_cell(row.get(column)) for column in columns]) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Write a value so that it is read back the same, and text as text."""
     if value is None or value == "":
         return ""

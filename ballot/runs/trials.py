@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from ballot.values import Json
 
 TrialStatus = Literal["waiting", "running", "succeeded", "failed", "cancelled", "early_stopped"]
 ENDED: tuple[TrialStatus, ...] = ("succeeded", "failed", "cancelled", "early_stopped")
@@ -22,7 +24,7 @@ class TrialRecord:
     ended: float | None = None
     scores: list[float] = field(default_factory=list)  # intermediate results, in order
     final: float | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)  # as the tuner gave them
+    parameters: Json = field(default_factory=dict)  # as the tuner gave them
     machine: str | None = None  # another one that it runs on, or ran on last
 
     @property

@@ -11,10 +11,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ballot.engines.choose import find_search, newest_search
 from ballot.engines.interface import Engine, Launch, Plan, Search
@@ -27,6 +26,7 @@ from ballot.search.status import table_of
 from ballot.search.supervise import End, follow
 from ballot.search.time_budget import Budget, usual_seconds
 from ballot.search.trouble import Trouble
+from ballot.values import Json, Values
 from ballot.wording import clock, short_value
 
 MARKS = {"fold", "folds", "split_seed"}  # no tuner gives all of them
@@ -38,12 +38,12 @@ class Finalist:
 
     name: str
     score: float
-    parameters: dict[str, Any]  # as the tuner gave them
+    parameters: Json  # as the tuner gave them
     words: str  # the same for people
     seed: int
     split_seed: int
 
-    def on_fold(self, fold: int, folds: int) -> dict[str, Any]:
+    def on_fold(self, fold: int, folds: int) -> Json:
         """Return the parameters of a trial: the same split for all folds, another seed for each."""
         return {
             **self.parameters,
@@ -139,13 +139,11 @@ def choose(
 class Work:
     """What is to be done: parameters that no trial has had, and trials that are to go on."""
 
-    missing: list[dict[str, Any]]
+    missing: list[Json]
     again: list[str]
 
 
-def find_work(
-    results: Results, trials: Sequence[TrialRecord], wanted: Sequence[Mapping[str, Any]]
-) -> Work:
+def find_work(results: Results, trials: Sequence[TrialRecord], wanted: Sequence[Values]) -> Work:
     """Compare what is wanted with the trials that there are; one that failed is tried anew."""
     work, voted = Work([], []), _voted(results, trials)
     for parameters in wanted:

@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.layers import Layer, flatten, merge
@@ -28,6 +27,7 @@ from ballot.training.packaged import packaged_file
 from ballot.training.recipes import Situation, look, with_recipe
 from ballot.tuning import portfolio
 from ballot.tuning.portfolio import LITE, Portfolio, Values
+from ballot.values import Json
 from ballot.wording import clock, span
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,9 +156,9 @@ def portfolio_of(prospect: Prospect, epochs: int) -> Portfolio:
     return Portfolio(_without(made.space, fixed), _distinct(first))
 
 
-def _without(values: Mapping[str, Any], fixed: set[str]) -> dict[str, Any]:
+def _without(values: Mapping[str, object], fixed: set[str]) -> Json:
     """Take fixed options out of a search space or of a configuration, nested ones too."""
-    kept: dict[str, Any] = {}
+    kept: Json = {}
     for key, value in values.items():
         if key in fixed:
             continue
@@ -171,7 +171,7 @@ def _without(values: Mapping[str, Any], fixed: set[str]) -> dict[str, Any]:
     return kept
 
 
-def _stripped(value: Any, fixed: set[str]) -> Any:
+def _stripped(value: object, fixed: set[str]) -> object:
     return _without(value, fixed) if isinstance(value, Mapping) else value
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.runs.results import Results
@@ -20,6 +19,7 @@ from ballot.runs.trials import TrialRecord
 from ballot.search.finalize import is_final
 from ballot.search.supervise import End, follow
 from ballot.search.time_budget import BEGIN_S, Budget
+from ballot.values import Json, Values
 from ballot.vote.selection import Refit
 from ballot.wording import clock, plural
 
@@ -63,9 +63,7 @@ def candidates(results: Results, trials: Sequence[TrialRecord]) -> list[Candidat
     return sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
 
 
-def runs_to_make(
-    ranked: Sequence[Candidate], seconds: float, concurrency: int
-) -> list[dict[str, Any]]:
+def runs_to_make(ranked: Sequence[Candidate], seconds: float, concurrency: int) -> list[Json]:
     """Return the parameters of as many runs as fit into the time, the best in turn."""
     room, made = SAFE * seconds * concurrency, []
     best = list(ranked[:BEST])
@@ -82,7 +80,7 @@ def runs_to_make(
     return made
 
 
-def on_all_rows(candidate: Candidate, turn: int) -> dict[str, Any]:
+def on_all_rows(candidate: Candidate, turn: int) -> Json:
     """Return the parameters of a configuration on all rows, with a seed of its own."""
     return {
         **candidate.trial.parameters,
@@ -144,6 +142,6 @@ def _ballot_of(run: Path) -> Path:
     return tested if tested.exists() else run / "val.csv"
 
 
-def _key(parameters: Mapping[str, Any]) -> str:
+def _key(parameters: Values) -> str:
     own = ("all_rows", "split_seed", "seed", "fold", "folds")
     return json.dumps({k: v for k, v in parameters.items() if k not in own}, sort_keys=True)

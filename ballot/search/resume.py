@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ballot.engines.interface import Limits, Plan, SearchState
 from ballot.errors import UserError
 from ballot.runs.trials import TrialRecord
 from ballot.search.finalize import is_final
 from ballot.search.time_budget import BEGIN_S, Budget, time_before
+from ballot.values import Values
 
 NO_CHANGE = Limits()
 
@@ -21,7 +22,7 @@ class Record:
     """What is known of a search that is to go on."""
 
     plan: Plan
-    note: Mapping[str, Any]
+    note: Values
     trials: Sequence[TrialRecord]
     state: SearchState
     is_running: bool

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ballot.engines.interface import Plan, Search
 from ballot.errors import UserError
 from ballot.runs.results import Results, searched_values
 from ballot.runs.trials import TrialRecord
+from ballot.values import Values
 from ballot.wording import clock, short_value
 
 
 def count_line(
-    trials: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]], max_trials: int | None
+    trials: Sequence[TrialRecord], rows: Sequence[Values], max_trials: int | None
 ) -> str:
     """Return how many trials have ended, how, and how many run."""
     counts = Counter(row["status"] for row in rows)
@@ -30,7 +30,7 @@ def count_line(
     )
 
 
-def best_score(rows: Sequence[Mapping[str, Any]], maximize: bool) -> str:
+def best_score(rows: Sequence[Values], maximize: bool) -> str:
     """Return the best score so far, of trials that still run too."""
     scores = [row["score"] for row in rows if row["score"] is not None]
     best = (max if maximize else min)(scores, default=None)

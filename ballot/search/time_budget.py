@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ballot.errors import UserError
 from ballot.prediction import soup_process
 from ballot.runs.files import read_json, read_rows, stamp
 from ballot.runs.trials import TrialRecord
+from ballot.values import Values
 
 OVER = "the time of the search was over"
 USEFUL = 0.5  # of the usual time of a trial: one that would be cut before is not begun
@@ -101,7 +102,7 @@ class Budget:
         return usual is not None and self.left_for_trials(now) < USEFUL * usual
 
 
-def time_before(note: Mapping[str, Any], counted: float, *, runs: bool, now: float) -> float:
+def time_before(note: Values, counted: float, *, runs: bool, now: float) -> float:
     """Return the seconds that a search took before this command.
 
     `note` is what search.py wrote down, `counted` what NNI counted; of a search that `runs` on
@@ -147,7 +148,7 @@ def seconds_for_trials(limit: float) -> float:
     return max(0.0, limit - BEGIN_S - Budget(limit, 0.0).ending)
 
 
-def how_time_cut(rows: Sequence[Mapping[str, Any]]) -> str:
+def how_time_cut(rows: Sequence[Values]) -> str:
     """Say what the end of the time did to the trials; nothing where it did nothing."""
     cut = [row for row in rows if row["reason"] == OVER]
     if not cut:

@@ -66,7 +66,9 @@ class SharedNorm(TorchFunctionMode):
         super().__init__()
         self._group = group
 
-    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, _types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -119,7 +121,7 @@ class _Norm(torch.autograd.Function):
         return y, mean, var, total
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: torch.Tensor, *_: object) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, scale, total = ctx.saved_tensors
         shape = (1, -1, *[1] * (x.ndim - 2))
         change = dy.to(ctx.exact)

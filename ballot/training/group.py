@@ -44,7 +44,7 @@ class Group:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: object) -> Any:
         """Return what the first process hands in."""
         if self.size == 1:
             return value

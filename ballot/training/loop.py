@@ -44,7 +44,7 @@ class Predictions:
     loss: float
 
 
-def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: Any = None) -> Epoch:
+def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: object = None) -> Epoch:
     """Take one step a batch; nothing waits for the device before the epoch ends.
 
     Among several processes the images are this one's, the targets those of the whole batch.

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,15 +23,16 @@ from ballot.data.batches import Batch
 from ballot.errors import TrialFailed, UserError
 from ballot.training import loop
 from ballot.training.state import TrainState
+from ballot.values import Json
 
 SECONDS = 0.4  # of steps that are timed, one at least and `STEPS` at most
 STEPS = 16
 
 
 @contextlib.contextmanager
-def answer(number: int) -> Iterator[dict[str, Any]]:
+def answer(number: int) -> Iterator[Json]:
     """Print what is found out about a configuration, also what a trial would die of."""
-    facts: dict[str, Any] = {"probe": number}
+    facts: Json = {"probe": number}
     heard = _Warnings()
     logging.getLogger().addHandler(heard)
     try:
@@ -74,7 +74,7 @@ def measure(
     train: Callable[[int], Iterable[Batch]],
     val: Callable[[], Iterable[Batch]],
     device: torch.device,
-) -> dict[str, Any]:
+) -> Json:
     """Time the first step, those after it and the prediction of a batch, in seconds.
 
     `train(epoch)` and `val()` begin to yield batches. `peak` is the most memory in bytes: of the
@@ -118,7 +118,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def device_facts(device: torch.device) -> dict[str, Any]:
+def device_facts(device: torch.device) -> Json:
     """Say what kind of device it is, how many of it there are and how much memory one has."""
     if device.type != "cuda":
         return {"device": device.type, "gpus": 0}

@@ -11,14 +11,14 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ballot.data.images import cpu_count
+from ballot.values import Json
 
 PACKAGES = ("torch", "torchvision", "numpy", "nni", "timm", "efficientnet-pytorch", "scikit-learn")
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_facts() -> Json:
     """Return what it takes, beside the configuration and the data, to make a run again."""
     return {
         "machine": socket.gethostname(),
@@ -61,7 +61,7 @@ def commit(folder: Path) -> str | None:
     return None
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Json:
     """Return the processor, the cores that this process may use and the memory in GiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"processor": _processor(), "cores": cpu_count(), "memory_gib": round(memory / 2**30, 1)}

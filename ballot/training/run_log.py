@@ -10,10 +10,10 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ballot.config.files import parse_json
 from ballot.errors import UserError, suggest
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def keep_early() -> None:
     logging.getLogger().addHandler(logging.handlers.MemoryHandler(EARLY, flushLevel=100))
 
 
-def log_to(folder: Path, setup: Mapping[str, Any] | None = None) -> None:
+def log_to(folder: Path, setup: Values | None = None) -> None:
     """Log into `run.log` of a run's folder from now on, and as `setup` says, if it says anything.
 
     What `keep_early` has kept comes first; a resumed run goes on in the same file.
@@ -77,7 +77,7 @@ class RunLog(logging.FileHandler):
             super().close()
 
 
-def read_log_config(path: str | None) -> dict[str, Any] | None:
+def read_log_config(path: str | None) -> Json | None:
     """Read a file for `logging.config.dictConfig`; whatever would run code in it is refused."""
     if path is None:
         return None
@@ -101,7 +101,7 @@ def read_log_config(path: str | None) -> dict[str, Any] | None:
     return {"version": 1, **setup, "disable_existing_loggers": False}
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
     """Return every key of nested objects and lists with its value."""
     if isinstance(node, Mapping):
         pairs = [(str(key), value) for key, value in node.items()]
@@ -115,7 +115,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, here)
 
 
-def _inside(setup: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _inside(setup: Values, folder: Path) -> Json:
     """Put the files of handlers into the run's folder."""
     handlers = {}
     for name, handler in setup.get("handlers", {}).items():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import torch
 
 from ballot.errors import UserError
 from ballot.runs.files import replacing
 from ballot.training.weights import refuse_bomb
+from ballot.values import Json
 
 
-def save_tensors(path: Path, value: dict[str, Any]) -> None:
+def save_tensors(path: Path, value: Json) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` reads: it can run no code."""
     with replacing(path, "wb") as file:
         target = _Witness(file)
@@ -42,7 +43,7 @@ class _Witness:
         self._file.flush()
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> Json:
     """Read a checkpoint; a damaged or foreign one is a `UserError`."""
     try:
         refuse_bomb(path)

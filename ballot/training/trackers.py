@@ -22,6 +22,7 @@ import numpy as np
 
 from ballot.runs.files import json_or_empty, read_rows, write_json
 from ballot.runs.folder import read_config, read_result
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ CELL, BLUE = 26, (0, 114, 178)  # pixels of a cell, and its colour where all row
 class TensorBoard:
     """One event file a run: scalars by step and by epoch, and the hyperparameters beside them."""
 
-    def __init__(
-        self, folder: Path, start_step: int, values: Mapping[str, Any], monitor: str
-    ) -> None:
+    def __init__(self, folder: Path, start_step: int, values: Values, monitor: str) -> None:
         # Imported here: a run that does not track need not load it.
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
@@ -121,9 +120,9 @@ def confusion_picture(probs: np.ndarray, labels: np.ndarray, classes: Sequence[s
     return np.asarray(picture)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: Values) -> Json:
     """Make each value a number, a text or a truth value, as the HParams page wants them."""
-    plain: dict[str, Any] = {}
+    plain: Json = {}
     for key, value in values.items():
         if isinstance(value, (bool, int, float, str)):
             plain[key] = value
@@ -194,7 +193,7 @@ class Sender:
             self._warn(f"does not answer; what is missing there is in {self.folder}")
 
 
-def read_state(folder: Path, name: str) -> dict[str, Any]:
+def read_state(folder: Path, name: str) -> Json:
     """Read what a tracker's process has noted: the run's id there, epochs sent, why it failed."""
     return json_or_empty(folder / f"{name}.json")
 
@@ -205,9 +204,7 @@ class MLflow:
     The trials of a search share an experiment of MLflow's, `ballot-<id>`.
     """
 
-    def __init__(
-        self, folder: Path, group: str, config: Mapping[str, Any], run: str | None
-    ) -> None:
+    def __init__(self, folder: Path, group: str, config: Values, run: str | None) -> None:
         from mlflow import MlflowClient
 
         self._folder = folder
@@ -234,7 +231,7 @@ class MLflow:
         for key, value in scores.items():
             self._client.log_metric(self.run, key, value, step=epoch)
 
-    def end(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
+    def end(self, result: Values, files: Sequence[Path]) -> None:
         """Send the files, and how the run ended."""
         for key, value in final_scores(result).items():
             self._client.log_metric(self.run, key, value)
@@ -250,9 +247,7 @@ class MLflow:
 class WandB:
     """A run of Weights & Biases: online with a key, else offline in the run's folder."""
 
-    def __init__(
-        self, folder: Path, group: str, config: Mapping[str, Any], run: str | None
-    ) -> None:
+    def __init__(self, folder: Path, group: str, config: Values, run: str | None) -> None:
         import wandb
 
         has_key = wandb.login(prompt=False)
@@ -277,7 +272,7 @@ class WandB:
         """Send an epoch's scores."""
         self._wandb.log({**scores, "epoch": epoch})
 
-    def end(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
+    def end(self, result: Values, files: Sequence[Path]) -> None:
         """Send the files, and how the run ended."""
         self._wandb.summary.update({**final_scores(result), "status": result.get("status")})
         root = files[0].parents[2] if files else None
@@ -289,14 +284,14 @@ class WandB:
 TRACKERS = {"mlflow": MLflow, "wandb": WandB}
 
 
-def final_scores(result: Mapping[str, Any]) -> dict[str, float]:
+def final_scores(result: Values) -> dict[str, float]:
     """Return the run's score, its best epoch's scores and those of the test rows."""
     scores = {f"best_{key}": value for key, value in (result.get("scores") or {}).items()}
     scores |= {f"test_{key}": value for key, value in (result.get("test") or {}).items()}
     return _numbers({"score": result.get("score"), **scores})
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(values: Values) -> dict[str, float]:
     """Keep what is a finite number, also where a CSV has it as text."""
     found = {}
     for key, value in values.items():
@@ -333,7 +328,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _follow(folder: Path, name: str, group: str, state: dict[str, Any]) -> None:
+def _follow(folder: Path, name: str, group: str, state: Json) -> None:
     over = False
     tracker: Any = None
     while True:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ballot.errors import UserError
+from ballot.values import Values
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
     return loaded
 
 
-def check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
+def check_tensors(path: Path, state: Mapping[Any, object]) -> None:
     """Refuse weights without a name, and those that are no plain arrays of numbers."""
     for name, value in state.items():
         if not isinstance(name, str):
@@ -137,9 +138,7 @@ def _is_plain(value: Tensor) -> bool:
     return value.layout == torch.strided and not odd
 
 
-def load_weights(
-    model: nn.Module, state: Mapping[str, Any], source: str, head: Iterable[str]
-) -> list[str]:
+def load_weights(model: nn.Module, state: Values, source: str, head: Iterable[str]) -> list[str]:
     """Load `state` into `model`, whose classifier has the parameters `head`.
 
     Only the classifier may differ or be missing: those names start anew and are returned. Any

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ballot.config.schema import Config
+from ballot.values import Json
 
-Values = dict[str, Any]
+Values = Json
 LITE = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite1", "timm:tf_efficientnet_lite2")
 
 
@@ -21,16 +21,16 @@ LITE = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite1", "timm:tf_eff
 class Portfolio:
     """A search space, and the configurations of it that are tried before any others."""
 
-    space: dict[str, Any]
+    space: Json
     first: list[Values]
 
 
-def choice(*values: object) -> dict[str, Any]:
+def choice(*values: object) -> Json:
     """Return a range of the search space: one of several values."""
     return {"_type": "choice", "_value": list(dict.fromkeys(values))}
 
 
-def loguniform(low: float, high: float) -> dict[str, Any]:
+def loguniform(low: float, high: float) -> Json:
     """Return a range of the search space: numbers whose logarithms are equally likely."""
     return {"_type": "loguniform", "_value": [low, high]}
 

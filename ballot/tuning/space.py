@@ -16,13 +16,14 @@ from typing import Any
 from scipy.special import ndtr, ndtri
 
 from ballot.errors import UserError, suggest
+from ballot.values import Json
 
 DIGITS = 10  # of a number that a trial is given
 SMALLEST = 1e-12  # part of a range that the grid still divides
 
 Key = tuple[str | int, ...]
 Point = dict[Key, float]
-Values = dict[str, Any]  # as a trial gets them
+Values = Json  # as a trial gets them
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,11 @@ def _is_nested(values: Sequence[Any]) -> bool:
     return all(isinstance(value, Mapping) and "_name" in value for value in values)
 
 
-def _name_of(value: Any) -> Any:
+def _name_of(value: object) -> object:
     return value["_name"] if isinstance(value, Mapping) and "_name" in value else value
 
 
-def _index_of(values: Sequence[Any], value: Any, *, nearest: bool) -> int | None:
+def _index_of(values: Sequence[object], value: Any, *, nearest: bool) -> int | None:
     names = [_name_of(each) for each in values]
     if _name_of(value) in names:
         return names.index(_name_of(value))
@@ -207,7 +208,7 @@ def values_of(space: Space, point: Mapping[Key, float]) -> Values:
     return values
 
 
-def locate(space: Space, look_up: Callable[[Key], Any], *, clip: bool = False) -> Point:
+def locate(space: Space, look_up: Callable[[Key], object], *, clip: bool = False) -> Point:
     """Return where values lie; a key whose value has no place in the space is missing."""
     point: Point = {}
     for key, dimension in space.items():
@@ -218,7 +219,7 @@ def locate(space: Space, look_up: Callable[[Key], Any], *, clip: bool = False) -
     return point
 
 
-def point_of(space: Space, values: Mapping[str, Any]) -> Point | None:
+def point_of(space: Space, values: Mapping[str, object]) -> Point | None:
     """Return a trial's values as a point, None where they lie outside of the space."""
     point = locate(space, lambda key: look_up(values, key))
     return point if point and is_whole(space, point) else None
@@ -229,7 +230,7 @@ def is_whole(space: Space, point: Mapping[Key, float]) -> bool:
     return all(key in point for key, dimension in space.items() if dimension.is_active(point))
 
 
-def look_up(values: Any, key: Key, missing: Any = None) -> Any:
+def look_up(values: object, key: Key, missing: object = None) -> object:
     """Return the value of a key in a trial's values."""
     for name in key:
         if isinstance(name, str):
@@ -239,7 +240,7 @@ def look_up(values: Any, key: Key, missing: Any = None) -> Any:
     return values
 
 
-def partial_point(space: Space, values: Mapping[str, Any], source: str) -> Point:
+def partial_point(space: Space, values: Mapping[str, object], source: str) -> Point:
     """Return where values lie that need not be complete; one without a place is a `UserError`."""
     point: Point = {}
     missing = object()
@@ -262,7 +263,7 @@ def partial_point(space: Space, values: Mapping[str, Any], source: str) -> Point
 
 
 def _check_names(
-    point: Point, values: Mapping[str, Any], source: str, active: Sequence[Key], above: Key = ()
+    point: Point, values: Mapping[str, object], source: str, active: Sequence[Key], above: Key = ()
 ) -> None:
     known = {str(key[-1]): key for key in active if key[:-1] == above}
     for name, value in values.items():
@@ -304,10 +305,10 @@ def _axis(dimension: Dimension) -> Iterator[list[float]]:
         yield list(range(dimension.size))
         return
 
-    def value(u: float) -> Any:
+    def value(u: float) -> object:
         return dimension.value_of(dimension.from_unit(u))
 
-    seen: set[Any] = set()
+    seen: set[object] = set()
     parts = [(0.0, 1.0)]
     while parts:
         halves, added = [], []

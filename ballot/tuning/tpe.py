@@ -93,12 +93,12 @@ class TPE:
 
     def __init__(
         self,
-        space: Mapping[str, Any] | None = None,
+        space: Mapping[str, object] | None = None,
         *,
         mode: str = "max",
         seed: int | None = None,
         max_trials: int | None = None,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, object] | None = None,
         first: Sequence[Values] = (),
         warm_start: Sequence[Path] = (),
         tpe_args: Mapping[str, Any] | None = None,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ballot.config.schema import COMPONENTS, OWN_FIELDS
 from ballot.errors import UserError
 from ballot.runs.folder import read_config, read_result
 from ballot.tuning.space import Key, Point, Space, is_whole, locate
+from ballot.values import Values
 
 log = logging.getLogger(__name__)
 
 
-def defaults_of(config: Mapping[str, Any], space: Space) -> Point:
+def defaults_of(config: Values, space: Space) -> Point:
     """Return the options of a trial, moved into the search space.
 
     What has no default, and a name that is none of the choices, is missing.
@@ -46,7 +46,7 @@ def earlier_runs(
                 yield point, state, score
 
 
-def config_point(space: Space, config: Mapping[str, Any], *, clip: bool = False) -> Point:
+def config_point(space: Space, config: Values, *, clip: bool = False) -> Point:
     """Return where the values of a config lie in the search space; what does not is missing.
 
     `clip` moves a number that lies outside of its range to the nearest end.
@@ -54,7 +54,7 @@ def config_point(space: Space, config: Mapping[str, Any], *, clip: bool = False)
     return locate(space, lambda key: _look_up(key, config), clip=clip)
 
 
-def _look_up(key: Key, config: Mapping[str, Any]) -> Any:
+def _look_up(key: Key, config: Values) -> object:
     head, *inner = map(str, key)
     if inner:  # (component, number of the choice, option)
         name = inner[-1]
@@ -65,5 +65,5 @@ def _look_up(key: Key, config: Mapping[str, Any]) -> Any:
     return _argument(head, rest, config) if rest else config.get(head)
 
 
-def _argument(head: str, name: str, config: Mapping[str, Any]) -> Any:
+def _argument(head: str, name: str, config: Values) -> object:
     return (config.get(f"{head}_args" if head in COMPONENTS else head) or {}).get(name)

@@ -238,7 +238,7 @@ class Electorate:
             np.maximum(best, values, out=best)
         return predicted
 
-    def _confusion(self, total, settled: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _confusion(self, total: np.ndarray, settled: np.ndarray, rows: np.ndarray) -> np.ndarray:
         done = settled >= 0
         size = self.classes**2
         fixed = np.bincount(self.targets[done] * self.classes + settled[done], minlength=size)
@@ -277,7 +277,9 @@ def greedy(
     return [float(share) for share in shares]
 
 
-def _greedy_round(values, targets, metric: str, steps: int, order: list[int]) -> list[float]:
+def _greedy_round(
+    values: np.ndarray, targets: np.ndarray, metric: str, steps: int, order: list[int]
+) -> list[float]:
     members = values[order]
     electorate = Electorate(members, targets, metric)
     prefix = np.zeros(members.shape[1:])

@@ -136,7 +136,7 @@ def test_the_recipes_hold_known_conditions_and_options():
 
 def test_an_unknown_condition_is_named(tmp_path):
     (tmp_path / "mine.yml").write_text("- {when: {colour: red}, values: {lr: 1}}")
-    with pytest.raises(UserError, match="unknown condition 'colour'; use chosen, model"):
+    with pytest.raises(UserError, match=r"unknown condition 'colour'; use .*chosen, model"):
         read_recipes(tmp_path / "mine.yml")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ballot.config.templates import vocabulary
 from ballot.errors import UserError
+from ballot.values import Json, Values
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Reading:
 
     source: str
     kind: str
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Json = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)  # old key and value, new words
     lost: dict[str, str] = field(default_factory=dict)  # old key -> why
     said: dict[str, str] = field(default_factory=dict)  # new key -> the old one that said it
@@ -24,7 +25,7 @@ class Reading:
     held: dict[str, tuple[str, Any]] = field(default_factory=dict)
     args: dict[str, dict[str, tuple[str, Any]]] = field(default_factory=dict)  # of each component
 
-    def put(self, new: str, ours: Any, old: str, value: Any) -> None:
+    def put(self, new: str, ours: object, old: str, value: object) -> None:
         """Set `new` as `old` says; two that disagree are a `UserError`."""
         if new in self.values and self.values[new] != ours:
             raise UserError(
@@ -34,7 +35,7 @@ class Reading:
         self.values[new], self.said[new] = ours, old
         self.told.append((f"{old} = {value!r}", f"{new} = {ours!r}"))
 
-    def hold(self, what: str, old: str, value: Any) -> None:
+    def hold(self, what: str, old: str, value: object) -> None:
         """Keep what is settled later."""
         if what in self.held and self.held[what][1] != value:
             raise UserError(
@@ -46,11 +47,11 @@ class Reading:
         """Name a key that has no counterpart."""
         self.lost[old] = why
 
-    def same(self, old: str, value: Any, phrase: str = "the same without it") -> None:
+    def same(self, old: str, value: object, phrase: str = "the same without it") -> None:
         """Tell of a key that asks for what is done anyway."""
         self.told.append((f"{old} = {value!r}", phrase))
 
-    def name(self, what: str) -> Any:
+    def name(self, what: str) -> object:
         """Return what is held, or None."""
         return self.held.get(what, ("", None))[1]
 
@@ -69,7 +70,7 @@ def settle(reading: Reading) -> None:
         reading.put("out_dir", folder, " and ".join(old for old, _ in parts), folder)
 
 
-def _take(reading: Reading, what: str, table: Mapping[str, str | None]) -> dict[str, Any]:
+def _take(reading: Reading, what: str, table: Mapping[str, str | None]) -> Json:
     """Return a component's arguments in our words; what `table` has no word for is lost."""
     done = {}
     for key, (old, value) in reading.args.get(what, {}).items():
@@ -143,7 +144,7 @@ def squeezed_pair(head: str, model: str) -> bool:
     return vocabulary.squeezed(head) == vocabulary.squeezed(model)
 
 
-def _put_args(reading: Reading, what: str, args: Mapping[str, Any]) -> None:
+def _put_args(reading: Reading, what: str, args: Values) -> None:
     if args:
         olds = [
             old

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ballot.config.templates import vocabulary
 from ballot.config.templates.reading import Reading, settle
 from ballot.errors import UserError, suggest
+from ballot.values import Json, Values
 
 TEMPLATES = {
     "parts": "a project of three parts (model, data, environment)",
@@ -80,7 +80,7 @@ LOOSE = {
 }
 
 
-def recognise(values: Mapping[str, Any]) -> str | None:
+def recognise(values: Values) -> str | None:
     """Name the template that a configuration is written for; None for our own words."""
     if any(re.fullmatch(r"[A-Z][A-Z0-9_]+", str(key)) for key in values):
         return "yaml"
@@ -93,9 +93,7 @@ def recognise(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def translate(
-    files: Sequence[tuple[str, Mapping[str, Any]]], kind: str
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def translate(files: Sequence[tuple[str, Values]], kind: str) -> tuple[Json, tuple[str, ...]]:
     """Read the files of one project; return values in our words, and the lines to be told."""
     reading = Reading(" + ".join(name for name, _ in files), kind)
     for _, values in files:
@@ -121,9 +119,7 @@ def notes(reading: Reading) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def walk(
-    reading: Reading, node: Mapping[str, Any], path: tuple[str, ...], owner: str | None
-) -> None:
+def walk(reading: Reading, node: Values, path: tuple[str, ...], owner: str | None) -> None:
     """Read a section: each key as a component, by its rule, as a field, or as an argument."""
     for key, value in node.items():
         here, leaf = (*path, str(key)), str(key).lower()
@@ -152,7 +148,7 @@ def walk(
             leaf_alone(reading, here, value)
 
 
-def leaf_alone(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def leaf_alone(reading: Reading, path: tuple[str, ...], value: object) -> None:
     """Read a key that is neither a section nor inside of a component with arguments."""
     old, leaf = ".".join(path), path[-1].lower()
     new = vocabulary.FIELD_OF.get(leaf)
@@ -189,12 +185,12 @@ def stage_of(path: tuple[str, ...]) -> str | None:
     return next((STAGES[part.lower()] for part in path[:-1] if part.lower() in STAGES), None)
 
 
-def _metrics(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _metrics(reading: Reading, path: tuple[str, ...], value: object) -> None:
     old, stage = ".".join(path), stage_of(path)
     if not value:
         return reading.same(old, value)
     if isinstance(value, Mapping) and {str(key).lower() for key in value} <= set(STAGES):
-        ours: Any = {
+        ours: object = {
             STAGES[str(key).lower()]: vocabulary.metrics(part) for key, part in value.items()
         }
     else:
@@ -212,14 +208,14 @@ def _metrics(reading: Reading, path: tuple[str, ...], value: Any) -> None:
     reading.put("metrics", tuple(ours) if isinstance(ours, list) else ours, old, value)
 
 
-def _monitor(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _monitor(reading: Reading, path: tuple[str, ...], value: object) -> None:
     old = ".".join(path)
     if value in (None, "", "off"):
         return reading.lose(old, "one score is always watched: val_acc by default")
     reading.put("monitor", vocabulary.monitor(str(value)), old, value)
 
 
-def _pipeline(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _pipeline(reading: Reading, path: tuple[str, ...], value: object) -> None:
     old, where = ".".join(path), f"{reading.source}: {'.'.join(path)}"
     if not value:
         return reading.same(old, value)
@@ -233,7 +229,7 @@ def _pipeline(reading: Reading, path: tuple[str, ...], value: Any) -> None:
         reading.hold(f"pipeline {stage}", old, vocabulary.pipeline(value, where))
 
 
-def _processors(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _processors(reading: Reading, path: tuple[str, ...], value: object) -> None:
     """How many GPUs, or which: `n_gpu`, `gpu`, `devices`, `accelerator`."""
     old, leaf = ".".join(path), path[-1].lower()
     named = leaf in ("gpu", "gpu_id", "device")
@@ -255,50 +251,50 @@ def _processors(reading: Reading, path: tuple[str, ...], value: Any) -> None:
         reading.put("device", str(value), old, value)
 
 
-def _precision(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _precision(reading: Reading, path: tuple[str, ...], value: object) -> None:
     plain = {"true": "auto", "false": "off"}.get(str(value).lower(), str(value).split("-")[0])
     ours = {"16": "fp16", "32": "off", "64": "off"}.get(plain, plain)
     reading.put("amp", ours, ".".join(path), value)
 
 
-def _pretrained(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _pretrained(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if isinstance(value, str) and value not in ("", "auto", "yes", "no"):
         return reading.put("init_from", value, ".".join(path), value)
     ours = value if value in ("auto", "yes", "no") else "yes" if value else "no"
     reading.put("pretrained", ours, ".".join(path), value)
 
 
-def _resume(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _resume(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if not value:
         return reading.same(".".join(path), value)
     reading.put("resume", value, ".".join(path), value)
 
 
-def _start(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _start(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if value:
         return reading.lose(".".join(path), vocabulary.WITHOUT["start_epoch"])
     reading.same(".".join(path), value)
 
 
-def _classes(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _classes(reading: Reading, path: tuple[str, ...], value: object) -> None:
     reading.hold("classes", ".".join(path), value)
 
 
-def _channels(reading: Reading, path: tuple[str, ...], value: Any) -> None:  # noqa: ARG001
+def _channels(reading: Reading, path: tuple[str, ...], value: object) -> None:  # noqa: ARG001
     reading.lose(".".join(path), vocabulary.WITHOUT["in_channel"])
 
 
-def _dummy(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _dummy(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if not value:
         return reading.same(".".join(path), value)
     reading.hold("dummy", ".".join(path), True)
 
 
-def _name(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _name(reading: Reading, path: tuple[str, ...], value: object) -> None:
     reading.hold("name", ".".join(path), value)
 
 
-def _tracker(reading: Reading, path: tuple[str, ...], value: Any) -> None:
+def _tracker(reading: Reading, path: tuple[str, ...], value: object) -> None:
     """`logger: mlflow`, `use_wandb: true`, or a section `MLFLOW` with its address."""
     old, leaf = ".".join(path), path[-1].lower()
     named = [name for name in ("mlflow", "wandb") if name in leaf]
@@ -318,7 +314,7 @@ def _tracker(reading: Reading, path: tuple[str, ...], value: Any) -> None:
     reading.put("tracker", tuple(dict.fromkeys((*before, *chosen))), old, value)
 
 
-RULES: dict[str, Callable[[Reading, tuple[str, ...], Any], None]] = {
+RULES: dict[str, Callable[[Reading, tuple[str, ...], object], None]] = {
     **dict.fromkeys(("metrics", "metric", "evaluation", "eval_metrics"), _metrics),
     "monitor": _monitor,
     **dict.fromkeys(

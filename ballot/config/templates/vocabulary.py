@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ballot.errors import UserError
+from ballot.values import Json, Values
 
 # Leaves of a configuration that mean one field, whatever section they stand in.
 FIELDS = {
@@ -179,21 +180,19 @@ def known(table: Mapping[str, str], name: str, *endings: str) -> str:
     return name
 
 
-def _taken(args: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _taken(args: Json, *keys: str) -> Json:
     """Take keys out of arguments, as far as they are there."""
     return {key: args.pop(key) for key in keys if key in args}
 
 
-def schedule(
-    name: str, args: dict[str, Any], epochs: Any, lr: Any
-) -> tuple[str, dict[str, Any], dict[str, str]]:
+def schedule(name: str, args: Json, epochs: object, lr: Any) -> tuple[str, Json, dict[str, str]]:
     """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
 
     Defaults that differ from PyTorch's are written out.
     """
     plain, args = squeezed(name).removesuffix("lr"), dict(args)
     lost: dict[str, str] = {}
-    ours: dict[str, Any]
+    ours: Json
 
     def factor(key: str) -> dict[str, float]:
         """A lowest rate as a share of the highest."""
@@ -225,7 +224,7 @@ def schedule(
     return name, ours, lost
 
 
-def pipeline(spec: Any, where: str) -> dict[str, Any]:
+def pipeline(spec: Any, where: str) -> Json:
     """Turn transforms, as a list or an object, into `{name: arguments}` in order."""
     if isinstance(spec, Mapping):
         steps: Sequence[Any] = [{name: args} for name, args in spec.items()]
@@ -233,7 +232,7 @@ def pipeline(spec: Any, where: str) -> dict[str, Any]:
         steps = spec
     else:
         raise UserError(f"{where}: is {spec!r}; transforms are a list or an object")
-    done: dict[str, Any] = {}
+    done: Json = {}
     for step in steps:
         name, args = _step(step, where)
         if name in done:
@@ -242,7 +241,7 @@ def pipeline(spec: Any, where: str) -> dict[str, Any]:
     return done
 
 
-def sized(steps: Mapping[str, Any], where: str, size: Any) -> dict[str, Any]:
+def sized(steps: Values, where: str, size: object) -> Json:
     """Give transforms of the size of the images, and without arguments, that size."""
     done = dict(steps)
     for name in ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop"):
@@ -253,9 +252,9 @@ def sized(steps: Mapping[str, Any], where: str, size: Any) -> dict[str, Any]:
     return done
 
 
-def without_chance(steps: Mapping[str, Any]) -> dict[str, Any]:
+def without_chance(steps: Values) -> Json:
     """Return what validation sees of a pipeline for training: its sizes, nothing that draws."""
-    done: dict[str, Any] = {}
+    done: Json = {}
     for name, args in steps.items():
         if name in ("RandomCrop", "RandomResizedCrop"):
             size = args["size"]
@@ -265,7 +264,7 @@ def without_chance(steps: Mapping[str, Any]) -> dict[str, Any]:
     return done
 
 
-def _step(step: Any, where: str) -> tuple[str, dict[str, Any] | None]:
+def _step(step: object, where: str) -> tuple[str, Json | None]:
     if isinstance(step, str):
         return step, None
     if (
@@ -286,11 +285,11 @@ def _step(step: Any, where: str) -> tuple[str, dict[str, Any] | None]:
     raise UserError(f'{where}: {step!r} has no name; as in {{"type": "Resize", "size": 64}}')
 
 
-def _lowered(args: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _lowered(args: Values | None) -> Json | None:
     return {str(key).lower(): value for key, value in args.items()} if args else None
 
 
-def metrics(spec: Any) -> Any:
+def metrics(spec: object) -> object:
     """Rename the metrics of a list, of an object with arguments, or of these for each stage."""
     if isinstance(spec, str):
         return METRICS.get(spec, spec)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ballot.errors import suggest
 from ballot.problems import Problem
 from ballot.runs.folder import read_result
+from ballot.values import Values
 
 TUNER = "ballot.engines.nni.tuner.Tuner"
 ASSESSOR = "ballot.engines.nni.assessor.Assessor"
@@ -79,7 +80,7 @@ def add_warm_start(config: Any, given: Sequence[str], code: Path, path: Path) ->
     return warm_start_problems(tuner.class_args or {}, code, where)
 
 
-def warm_start_problems(arguments: Mapping[str, Any], code: Path, where: str) -> list[Problem]:
+def warm_start_problems(arguments: Values, code: Path, where: str) -> list[Problem]:
     """Return the folders of earlier runs that are not there, or hold no run that has ended."""
     folders, found = arguments.get("warm_start") or [], []
     for folder in [folders] if isinstance(folders, str) else folders:

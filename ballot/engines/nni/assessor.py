@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 from nni.assessor import Assessor as NniAssessor
 from nni.assessor import AssessResult
@@ -49,7 +48,7 @@ class Assessor(NniAssessor):
             min_trials=min_trials,
         )
 
-    def assess_trial(self, trial_job_id: str, trial_history: list[Any]) -> AssessResult:
+    def assess_trial(self, trial_job_id: str, trial_history: list[object]) -> AssessResult:
         """Judge a trial by the reports it has made so far."""
         goes_on = self._asha.report(trial_job_id, extract_scalar_history(trial_history))
         return AssessResult.Good if goes_on else AssessResult.Bad

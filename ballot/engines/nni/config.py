@@ -22,6 +22,7 @@ from ballot.engines.nni import algorithms
 from ballot.engines.nni.algorithms import OURS, is_ours, name_of
 from ballot.errors import UserError, suggest
 from ballot.problems import Problem
+from ballot.values import Json, Values
 
 WORKING_TUNERS = ("TPE", "Random", "Evolution", "GridSearch")
 
@@ -61,7 +62,7 @@ LOWEST = {"trialconcurrency": 1, "maxtrialnumber": 1, "maxtrialnum": 1, "trialgp
 ASSESSORS = ("Medianstop", "Curvefitting")
 
 
-def read_content(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> Json:
     """Read the file; what is no configuration at all is a `UserError`."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -74,7 +75,7 @@ def read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def outline(content: Mapping[str, Any], path: Path) -> tuple[Outline, list[Problem]]:
+def outline(content: Values, path: Path) -> tuple[Outline, list[Problem]]:
     """Return what the file says in either version, and what is missing or cannot be read."""
     content, problems = _whole_numbers(content, path)
     given = {plain(key): value for key, value in content.items()}
@@ -121,7 +122,7 @@ def _platform_problems(platform: object, path: Path) -> list[Problem]:
     return [Problem(str(path), what, suggest(str(platform), PLATFORMS).removeprefix("; "))]
 
 
-def _whole_numbers(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[Problem]]:
+def _whole_numbers(content: Values, path: Path) -> tuple[Json, list[Problem]]:
     """Replace numbers that NNI only asserts, and say each; true is a number to Python."""
     kept, problems = dict(content), []
     for key, value in content.items():
@@ -143,7 +144,7 @@ def plain(key: object) -> str:
     return str(key).lower().replace("_", "")
 
 
-def _space(inline: Any, file: Any, path: Path) -> tuple[dict[str, Any], str, list[Problem]]:
+def _space(inline: object, file: object, path: Path) -> tuple[Json, str, list[Problem]]:
     source = path if file is None else Path(path.parent, Path(str(file)).expanduser())
     if inline is None and file is None:
         wrong = Problem(
@@ -203,9 +204,7 @@ def to_experiment(found: Outline, path: Path) -> tuple[Any, list[Problem]]:
     return config, problems
 
 
-def _unknown_keys(
-    content: Mapping[str, Any], path: Path, kind: Any
-) -> tuple[list[str], list[Problem]]:
+def _unknown_keys(content: Values, path: Path, kind: Any) -> tuple[list[str], list[Problem]]:
     names = {plain(name): _camel(name) for name in kind.__dataclass_fields__}
     unknown = [key for key in content if plain(key) not in names]
     hints = [suggest(str(key), names.values()).removeprefix("; ") for key in unknown]
@@ -237,9 +236,7 @@ def _refusal(path: Path, error: Exception, field: str = "") -> Problem:
     return Problem(str(path), f"NNI does not take it: {said}")
 
 
-def _converted(
-    content: dict[str, Any], path: Path, convert: Any
-) -> tuple[dict[str, Any], list[Problem]]:
+def _converted(content: Json, path: Path, convert: Any) -> tuple[Json, list[Problem]]:
     """Convert version 1; what NNI would only have logged as not converted is a problem."""
     heard: list[str] = []
     log = logging.getLogger(convert.__name__)
@@ -407,7 +404,7 @@ def make_algorithm(kind: str, algorithm: Any) -> Any:
     return getattr(importlib.import_module(module), name)(**arguments)
 
 
-def samples(config: Any, space: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+def samples(config: Any, space: Values, number: int) -> list[Json]:
     """Let a tuner of NNI's own, or ours, draw from the space, as the search would begin."""
     if config.tuner is None or (config.tuner.name is None and not is_ours(config.tuner)):
         return []

@@ -7,9 +7,9 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ballot.runs.trials import ENDED, TrialRecord, TrialStatus
+from ballot.values import Json
 
 STATUSES: dict[str, TrialStatus] = {
     "WAITING": "waiting",
@@ -45,8 +45,8 @@ class Records:
         self._last = {"TrialJobEvent": 0, "MetricData": 0}  # numbers of the rows read last
         # In the order of the records: clocks of machines differ.
         self._trials: dict[str, TrialRecord] = {}
-        self._given: dict[str, dict[str, Any]] = {}  # first parameters, as they were recorded
-        self._same: dict[str, list[dict[str, Any]]] = {}  # the same by the number of the parameters
+        self._given: dict[str, Json] = {}  # first parameters, as they were recorded
+        self._same: dict[str, list[Json]] = {}  # the same by the number of the parameters
         self._reported: dict[str, str] = {}  # the number that came back with a trial's last score
         self._scores: dict[str, dict[int, float]] = {}
         self._odd: set[str] = set()  # trials that were recorded with other trials' parameters
@@ -77,7 +77,13 @@ class Records:
         return [row[1:] for row in rows]
 
     def _take_event(
-        self, stamp: Any, trial_id: Any, event: str, sequence: Any, data: Any, place: Any
+        self,
+        stamp: object,
+        trial_id: object,
+        event: str,
+        sequence: object,
+        data: object,
+        place: object,
     ) -> str | None:
         # What was posted or imported has no id before it is a trial; a damaged record has less.
         if not (trial_id and isinstance(trial_id, str) and isinstance(stamp, (int, float))):
@@ -94,7 +100,7 @@ class Records:
         return trial_id
 
     def _take_metric(
-        self, trial_id: Any, parameter_id: Any, kind: str, sequence: Any, data: str
+        self, trial_id: object, parameter_id: object, kind: str, sequence: object, data: str
     ) -> str | None:
         if trial_id not in self._trials or not isinstance(sequence, int):
             return None
@@ -106,7 +112,7 @@ class Records:
             self._scores.setdefault(trial_id, {})[sequence] = score
         return trial_id
 
-    def _really_given(self, trial_id: str) -> dict[str, Any]:
+    def _really_given(self, trial_id: str) -> Json:
         """Return a trial's parameters by the number that it reported.
 
         Without the guard NNI records trials with other trials' parameters (#5726), but the number
@@ -134,7 +140,7 @@ def _apply(trial: TrialRecord, event: str, seconds: float) -> None:
     trial.status = status
 
 
-def _unpack(data: str) -> dict[str, Any]:
+def _unpack(data: str) -> Json:
     with contextlib.suppress(ValueError):
         value = json.loads(data)
         return value if isinstance(value, dict) else {}
@@ -142,7 +148,7 @@ def _unpack(data: str) -> dict[str, Any]:
 
 
 def _score(data: str) -> float | None:
-    value: Any = data
+    value: object = data
     for _ in range(2):  # JSON inside JSON
         if isinstance(value, str):
             with contextlib.suppress(ValueError):

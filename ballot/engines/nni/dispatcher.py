@@ -6,15 +6,15 @@ import base64
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ballot.config.schema import Config
 from ballot.config.trial_command import command_problems, parse_command
 from ballot.errors import UserError
 from ballot.runs.files import replacing
 from ballot.training.options import read_options
+from ballot.values import Json, Values
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +28,19 @@ def mode_of(optimize_mode: str) -> str:
     return MODES[optimize_mode]
 
 
-def experiment_of(argv: Sequence[str]) -> dict[str, Any]:
+def experiment_of(argv: Sequence[str]) -> Json:
     """Return the experiment whose tuner this process is, or nothing where it is no such process."""
     if "--exp_params" not in argv[:-1]:
         return {}
     return json.loads(base64.b64decode(argv[argv.index("--exp_params") + 1]))
 
 
-def code_of(experiment: Mapping[str, Any]) -> Path:
+def code_of(experiment: Values) -> Path:
     """Return the folder of the trials' code."""
     return Path(experiment.get("trialCodeDirectory") or ".")
 
 
-def config_of(experiment: Mapping[str, Any]) -> Config | None:
+def config_of(experiment: Values) -> Config | None:
     """Return what a trial of a search does without a tuner; None where its script is not ours."""
     text = experiment.get("trialCommand") or ""
     if not text or command_problems(text, ""):

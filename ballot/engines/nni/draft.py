@@ -18,6 +18,7 @@ from ballot.engines.nni.machine_list import filled_in
 from ballot.errors import UserError
 from ballot.machines.ssh import Link
 from ballot.problems import Problem, as_problem
+from ballot.values import Json
 from ballot.wording import seconds_of
 
 
@@ -131,7 +132,7 @@ class NniDraft:
         """Say where the tuner's settings waste a small search."""
         return config.startup_notes(self._config, Path(self.outline.space_source))
 
-    def draw(self, number: int) -> list[dict[str, Any]]:
+    def draw(self, number: int) -> list[Json]:
         """Let the tuner draw from the space; raises what its class raises."""
         return config.samples(self._config, self.outline.space, number)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ballot.cpus import threads_each, threads_told
 from ballot.engines.interface import Draft, Launch, Limits, Plan, Search, Sketch
@@ -17,6 +16,7 @@ from ballot.engines.nni.portal import FAILURES
 from ballot.errors import UserError
 from ballot.machines.machine import Machine
 from ballot.problems import Problem
+from ballot.values import Values
 
 READY_S = 120.0  # for NNI and its tuner to be there
 
@@ -45,7 +45,7 @@ class NniEngine:
         """Return every search in NNI's list of this user, the newest first."""
         return known_searches()
 
-    def start(self, plan: Plan, launch: Launch, note: Mapping[str, Any]) -> NniSearch:
+    def start(self, plan: Plan, launch: Launch, note: Values) -> NniSearch:
         """Start a manager for a new search, and write down what it takes to go on with it."""
         search = manager.start(plan.settings, launch.port, environment(plan, launch))
         search.write_note(**note, **remote.note_of(plan.links))
@@ -60,7 +60,7 @@ class NniEngine:
         search: Search,
         plan: Plan,
         launch: Launch,
-        parameters: Sequence[Mapping[str, Any]],
+        parameters: Sequence[Values],
         again: Sequence[str],
     ) -> NniSearch:
         """Run trials under a manager that asks no tuner (node/trials.js)."""
@@ -88,7 +88,7 @@ def threads_for(concurrency: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads_each(concurrency))}
 
 
-def post(search: NniSearch, parameters: Sequence[Mapping[str, Any]]) -> None:
+def post(search: NniSearch, parameters: Sequence[Values]) -> None:
     """Hand trials to a manager as soon as it takes them."""
     deadline = time.monotonic() + READY_S
     while (status := search.status()).state in ("starting", "silent"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ballot.machines.machine import Machine
 from ballot.machines.ssh import Link
 from ballot.problems import Problem
+from ballot.values import Values
 
 INSTALL = "--install makes an environment with everything"
 SFTP_HELLO = b"\0\0\0\5\1\0\0\0\3"  # SSH_FXP_INIT, version 3
@@ -48,7 +48,7 @@ class NniMachineCheck:
             found.append(Problem(link.name, what, "write $HOME instead"))
         return found
 
-    def package_problems(self, name: str, facts: Mapping[str, Any]) -> list[Problem]:
+    def package_problems(self, name: str, facts: Values) -> list[Problem]:
         """Return which of NNI's packages are there in a version that does not work."""
         found, have = [], facts["packages"]
         version, whole = have["setuptools"], facts["modules"]["nni_node"]

@@ -14,6 +14,7 @@ from typing import Any
 from ballot.engines.nni.config import plain
 from ballot.errors import UserError
 from ballot.machines.machine import Machine
+from ballot.values import Json, Values
 
 NNI_KEY = "~/.ssh/id_rsa"  # what NNI writes where a machine names no key
 NO_KEY = str(Path(__file__).resolve())  # a file, on which NNI insists, that stands for no key
@@ -50,7 +51,7 @@ def machines_of(config: Any, folder: Path | None = None) -> list[Machine]:
     return named
 
 
-def _machine(entry: Any, where: str, folder: Path) -> Machine:
+def _machine(entry: object, where: str, folder: Path) -> Machine:
     given = {plain(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {}
     for secret in ("password", "passwd", "sshpassphrase", "passphrase"):
         if given.get(secret) is not None:
@@ -82,11 +83,11 @@ def _machine(entry: Any, where: str, folder: Path) -> Machine:
     )
 
 
-def filled_in(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def filled_in(content: Values, folder: Path) -> Json:
     """Name a key file and a user for each machine: NNI wants them, ssh may do without."""
     filled = copy.deepcopy(dict(content))
     service = next((v for k, v in filled.items() if plain(k) == "trainingservice"), filled)
-    entries: Any = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
+    entries: object = next((v for k, v in service.items() if plain(k) == "machinelist"), None)
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             key = next((k for k in entry if plain(k) in ("sshkeyfile", "sshkeypath")), None)

@@ -38,7 +38,7 @@ def free_port(first: int, in_a_row: int = 1) -> int:
     raise UserError(f"port: none of {first} to {first + 99} is free; choose another with --port")
 
 
-def start(config: Any, port: int, extra: Mapping[str, str]) -> NniSearch:
+def start(config: object, port: int, extra: Mapping[str, str]) -> NniSearch:
     """Start NNI's manager; try again where it does not start.
 
     It outlives this process once its folder has a `search.json` (node/trials.js).
@@ -119,7 +119,7 @@ def _begin(
     from nni.experiment import RunMode, launcher, rest
     from nni.tools.nnictl.config_utils import Experiments
 
-    action: Any = "resume" if resuming else "create"
+    action: object = "resume" if resuming else "create"
     words = launcher.NniManagerArgs(
         action, search.id, config, search.port or 0, False, False, None, None
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ballot.engines.interface import Sketch
 from ballot.engines.nni.algorithms import ASSESSOR, TUNER
 from ballot.runs.files import replacing
+from ballot.values import Json
 
 MIN_TRIALS = 4  # that have come as far, before one that is behind is stopped
 
@@ -18,7 +18,7 @@ def write_config(path: Path, sketch: Sketch) -> None:
     """Write a configuration as a person would write it."""
     mode = "maximize" if sketch.maximize else "minimize"
     ours = {"codeDirectory": str(sketch.code)}
-    config: dict[str, Any] = {
+    config: Json = {
         "experimentName": sketch.name,
         "searchSpaceFile": sketch.space_file,
         "trialCommand": sketch.command,

@@ -37,7 +37,7 @@ class Portal:
         """Its address for a browser."""
         return f"http://127.0.0.1:{self.port}" + (f"/{self.prefix}" if self.prefix else "")
 
-    def ask(self, method: str, what: str, body: Any = None) -> Any:
+    def ask(self, method: str, what: str, body: object = None) -> Any:
         """Ask the manager; `OSError` where it refuses or does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         root = f"/{self.prefix.strip('/')}" if self.prefix else ""

@@ -8,17 +8,17 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ballot.config.trial_command import outputs_of
 from ballot.engines.interface import Plan
 from ballot.engines.nni.algorithms import OURS
 from ballot.engines.nni.database import database_of, query_database
 from ballot.errors import UserError
+from ballot.values import Json, Values
 from ballot.wording import seconds_of
 
 
-def read_profile(folder: Path) -> tuple[dict[str, Any], float]:
+def read_profile(folder: Path) -> tuple[Json, float]:
     """Return NNI's configuration of a search as it stands, and the seconds it has run."""
     query = "SELECT params, execDuration FROM ExperimentProfile ORDER BY revision DESC LIMIT 1"
     for params, seconds in query_database(database_of(folder), query):
@@ -29,7 +29,7 @@ def read_profile(folder: Path) -> tuple[dict[str, Any], float]:
     raise UserError(f"{folder}: holds no search that can be read")
 
 
-def write_profile(folder: Path, params: Mapping[str, Any]) -> None:
+def write_profile(folder: Path, params: Values) -> None:
     """Write a configuration for the next manager, while none runs."""
     with contextlib.closing(sqlite3.connect(database_of(folder), timeout=10)) as db, db:
         db.execute(
@@ -39,7 +39,7 @@ def write_profile(folder: Path, params: Mapping[str, Any]) -> None:
         )
 
 
-def plan_of(params: Mapping[str, Any], search_id: str) -> Plan:
+def plan_of(params: Values, search_id: str) -> Plan:
     """Return the plan of a search as its record has it; links to machines are not opened."""
     try:
         command, code = params["trialCommand"], Path(params["trialCodeDirectory"])
@@ -66,7 +66,7 @@ def plan_of(params: Mapping[str, Any], search_id: str) -> Plan:
     )
 
 
-def with_plan(params: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def with_plan(params: Values, plan: Plan) -> Json:
     """Return a record with the limits and the command of a plan."""
     seconds = None if plan.max_seconds is None else f"{plan.max_seconds:g}s"
     changed = {
@@ -82,13 +82,13 @@ def with_plan(params: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in changed.items() if value is not None}
 
 
-def is_elsewhere(params: Mapping[str, Any]) -> bool:
+def is_elsewhere(params: Values) -> bool:
     """Whether a search's trials run on other machines."""
     service = params.get("trainingService")
     return isinstance(service, Mapping) and str(service.get("platform")).startswith("remote")
 
 
-def is_maximized(params: Mapping[str, Any]) -> bool:
+def is_maximized(params: Values) -> bool:
     """Return which way the tuner of a search goes; NNI takes minimize where nothing is said."""
     tuner = params.get("tuner") or {}
     usual = "maximize" if tuner.get("className") in OURS else "minimize"

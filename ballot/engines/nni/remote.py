@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from ballot.machines.machine import Machine
 from ballot.machines.sent import facts
 from ballot.machines.ssh import Link, has_terminal, open_links, shell_word
 from ballot.runs.trials import TrialRecord
+from ballot.values import Json, Values
 
 # On the machines, beside what NNI keeps of the search, so that both go with one folder.
 ON_MACHINE = Script(Path(on_machine.__file__))
@@ -97,9 +98,7 @@ def slots_of(gpus: Sequence[int], concurrency: int) -> list[int]:
     return slots
 
 
-def links_again(
-    note: Mapping[str, Any], params: Mapping[str, Any], *, quiet: bool = False
-) -> list[Link]:
+def links_again(note: Values, params: Values, *, quiet: bool = False) -> list[Link]:
     """Return links to the machines of a search that was started earlier, open where that is so.
 
     There are none where NNI ran it as it ships.
@@ -114,7 +113,7 @@ def links_again(
     return links
 
 
-def note_of(links: Sequence[Link]) -> dict[str, Any]:
+def note_of(links: Sequence[Link]) -> Json:
     """Return what the search is to remember of its machines; no secret is in it."""
     return {
         "machines": [dataclasses.asdict(link.machine) for link in links],

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -15,7 +14,11 @@ from ballot.engines.trial import Trial
 TOLD = "NNI_"  # how the names begin of what NNI tells a trial in its environment
 SEARCHED = "BALLOT_SEARCHED"  # the keys of the search space, from node/guard.js
 
-log = logging.getLogger(__name__)
+UNGUARDED = (  # docs/nni.md
+    "NNI runs without the guard: it may record this trial with another one's parameters "
+    "(config.json here is right), and its portal is open to the network; "
+    "python search.py --config FILE runs it guarded"
+)
 
 
 class NniReporter:
@@ -45,7 +48,7 @@ def find_trial() -> Trial | None:
     import nni
 
     searched = os.environ.get(SEARCHED)
-    trial = Trial(
+    return Trial(
         parameters=dict(nni.get_next_parameter() or {}),
         id=os.environ["NNI_TRIAL_JOB_ID"],
         experiment=os.environ["NNI_EXP_ID"],
@@ -53,14 +56,8 @@ def find_trial() -> Trial | None:
         searched=None if searched is None else tuple(json.loads(searched)),
         has_gpus=gpus_are_assigned(),
         reporter=NniReporter(),
+        warning="" if os.environ.get("BALLOT_GUARD") == "1" else UNGUARDED,
     )
-    if os.environ.get("BALLOT_GUARD") != "1":  # docs/nni.md
-        log.warning(
-            "NNI runs without the guard: it may record this trial with another one's parameters "
-            "(config.json here is right), and its portal is open to the network; "
-            "python search.py --config FILE runs it guarded"
-        )
-    return trial
 
 
 def gpus_are_assigned() -> bool:

@@ -23,6 +23,7 @@ from nni.utils import extract_scalar_reward
 from ballot.engines.nni import dispatcher
 from ballot.tuning.space import Values
 from ballot.tuning.tpe import TPE, Exhausted
+from ballot.values import Json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Tuner(NniTuner):
         max_trials: int | None = None,
         defaults: bool = True,
         warm_start: list[str] | str | None = None,
-        tpe_args: dict[str, Any] | None = None,
+        tpe_args: Json | None = None,
         first: list[Values] | None = None,
     ) -> None:
         experiment = dispatcher.experiment_of(sys.argv)
@@ -60,11 +61,11 @@ class Tuner(NniTuner):
         self._values: dict[int, Values] = {}  # of the trials of this process, by NNI's number
         self._lock = threading.Lock()  # results and ends come in two threads, and write one file
 
-    def update_search_space(self, search_space: Mapping[str, Any]) -> None:
+    def update_search_space(self, search_space: Mapping[str, object]) -> None:
         """Take a search space."""
         self._tpe.set_space(search_space)
 
-    def generate_parameters(self, parameter_id: int, **_: Any) -> Values:
+    def generate_parameters(self, parameter_id: int, **_: object) -> Values:
         """Return a configuration that has not run yet; `NoMoreTrialError` where there is none."""
         try:
             values = self._tpe.ask()
@@ -75,12 +76,12 @@ class Tuner(NniTuner):
         return values
 
     def receive_trial_result(
-        self, parameter_id: int, _parameters: Values, value: Any, **_: Any
+        self, parameter_id: int, _parameters: Values, value: object, **_: object
     ) -> None:
         """Take a trial's final score, the first one."""
         self._tell(parameter_id, "done", _score_of(value))
 
-    def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
+    def trial_end(self, parameter_id: int, success: bool, **_: object) -> None:
         """Hear that a trial has ended: it failed, or was stopped if it has a score all the same."""
         if not success:
             self._tell(parameter_id, "failed")
@@ -115,7 +116,7 @@ class Tuner(NniTuner):
             log.warning("%s cannot be read (%s): only finished trials are known", FILE, error)
 
 
-def _score_of(value: Any) -> float | None:
+def _score_of(value: object) -> float | None:
     """Return the number of a final report, None where there is none or it says that it failed."""
     if isinstance(value, dict) and value.get("failed"):
         return None

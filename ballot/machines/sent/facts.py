@@ -48,7 +48,7 @@ def expand(path: str) -> str:
     return os.path.expanduser(os.path.expandvars(path))
 
 
-def version_of(package: str):
+def version_of(package: str) -> "str | None":
     """Return the version of a distribution, or None."""
     try:
         return metadata.version(package)
@@ -75,7 +75,7 @@ def find_gpus() -> list:
     return found
 
 
-def torch_sees_gpus():
+def torch_sees_gpus() -> "bool | None":
     """Return whether torch can use a GPU; None where there is no torch."""
     code = "import torch; print(torch.cuda.is_available())"
     try:
@@ -114,7 +114,7 @@ def listing(folder: str) -> dict:
     return found
 
 
-def listing_digest(folder: str):
+def listing_digest(folder: str) -> "list | None":
     """Return files, bytes and a hash of the names and sizes in a folder; None without it."""
     if not os.path.exists(folder):
         return None

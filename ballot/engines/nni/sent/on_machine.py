@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 FINISHED = ("done", "stopped", "failed")
@@ -22,7 +23,7 @@ WORDS = 64_000  # last bytes of what a trial said
 READ = 1 << 20
 
 
-def experiment_folder(experiment):
+def experiment_folder(experiment: str) -> Path:
     """Return NNI's folder of a search here, which nobody else may look into."""
     root = Path.home() / "nni-experiments"
     root.mkdir(mode=0o700, exist_ok=True)
@@ -30,7 +31,7 @@ def experiment_folder(experiment):
     return root / experiment
 
 
-def start_keeper(facts):
+def start_keeper(facts: dict) -> dict:
     """Start NNI's keeper of trials, after ending what an earlier one left; say where it listens."""
     for module in ("nni", "nni_node", "pkg_resources"):
         if importlib.util.find_spec(module) is None:
@@ -48,11 +49,11 @@ def start_keeper(facts):
         options += f' --require="{quoted}"'
     command = [sys.executable, "-m", "nni.tools.nni_manager_scripts.launch_trial_keeper", keeper]
     # Where bash finds SSH_CLIENT it reads .bashrc, and `python3` would be another one again.
-    names = {key: value for key, value in os.environ.items() if not key.startswith("SSH_")}
-    names["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    names["NODE_OPTIONS"] = options.strip()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SSH_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment["NODE_OPTIONS"] = options.strip()
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=names
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
     )
     said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
     try:
@@ -66,20 +67,22 @@ def start_keeper(facts):
     return {**answer, "version": version, "listens": addresses, "ended": ended}
 
 
-def _last_line(text):
+def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
     return (errors or lines or ["without a word"])[0]
 
 
-def sweep(experiment, environment=None, patience=0.0):
+def sweep(experiment: str, environment: "str | None" = None, patience: float = 0.0) -> int:
     """End the keepers and trials of a search, or those of one environment; return how many.
 
     Trials are asked first, and have `patience` seconds to write what they have.
     """
     place = f"/nni-experiments/{experiment}/environments/"
     place += f"{environment}/" if environment else ""
-    ended, deadline, asked = set(), time.monotonic() + patience, set()
+    ended: set = set()
+    asked: set = set()
+    deadline = time.monotonic() + patience
     while True:
         found = {pid: traces for pid in _own_processes() if place in (traces := _traces(pid))}
         trials = {pid for pid in found if "NNI_OUTPUT_DIR=" in found[pid]}
@@ -96,19 +99,19 @@ def sweep(experiment, environment=None, patience=0.0):
         time.sleep(0.1)
 
 
-def _signal(pid, number):
+def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(OSError):  # it has ended
         os.kill(pid, number)
 
 
-def _parent(pid):
+def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     except (OSError, IndexError, ValueError):
         return 0
 
 
-def _own_processes():
+def _own_processes() -> "Iterator[int]":
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -118,7 +121,7 @@ def _own_processes():
                 continue
 
 
-def _traces(pid):
+def _traces(pid: int) -> str:
     """Return by what a process can be known: a keeper's command, a trial's folder."""
     found = ""
     try:
@@ -132,7 +135,7 @@ def _traces(pid):
     return found
 
 
-def listening(pid):
+def listening(pid: int) -> list:
     """Return the addresses that a process listens on, as 127.0.0.1:8080."""
     sockets = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -149,7 +152,7 @@ def listening(pid):
     return found
 
 
-def _address(text):
+def _address(text: str) -> str:
     host, port = text.split(":")
     numbers = [int(host[place : place + 2], 16) for place in range(0, len(host), 2)]
     if len(numbers) == 4:
@@ -158,7 +161,7 @@ def _address(text):
     return f"[{''.join(words)}]:{int(port, 16)}"
 
 
-def out_folders(experiment, out_dir):
+def out_folders(experiment: str, out_dir: str) -> list:
     """Return where the trials of a search write their runs, as their command says it."""
     os.environ["NNI_EXP_ID"] = experiment
     wanted = Path(os.path.expandvars(out_dir)).expanduser()
@@ -168,9 +171,9 @@ def out_folders(experiment, out_dir):
     return [path for path in sorted(root.glob(f"*/upload/trial_code/{wanted}")) if path.is_dir()]
 
 
-def runs(experiment, out_dir):
+def runs(experiment: str, out_dir: str) -> dict:
     """Return the runs of a search that are here: what each says of itself, and when."""
-    found = {}
+    found: dict = {}
     for folder in out_folders(experiment, out_dir):
         for run in folder.glob(f"{experiment}-*"):
             if not run.is_dir() or run.is_symlink():
@@ -183,19 +186,20 @@ def runs(experiment, out_dir):
     return found
 
 
-def _json(path):
+def _json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def manifest(folder, checkpoints):
+def manifest(folder: str, checkpoints: str) -> dict:
     """Return size and SHA-256 of every file of a run, its ballot under the name `../<run>.csv`.
 
     Of the checkpoints those that are named `best`, `all`, or none.
     """
-    run, found = Path(folder), {}
+    run = Path(folder)
+    found: dict = {}
     paths = [path for path in sorted(run.rglob("*")) if not path.name.startswith(".")]
     for path in [*paths, run.with_name(f"{run.name}.csv")]:
         if path.is_symlink() or not path.is_file():
@@ -212,10 +216,10 @@ def manifest(folder, checkpoints):
     return found
 
 
-def words(experiment, trial):
+def words(experiment: str, trial: str) -> dict:
     """Return the last of what a trial said, by file."""
     root = Path.home() / "nni-experiments" / experiment / "environments"
-    found = {}
+    found: dict = {}
     for name in ("trial.log", "trial.stdout", "trial.stderr"):
         for path in root.glob(f"*/trials/{trial}/{name}"):
             if stat.S_ISREG(path.lstat().st_mode):
@@ -225,7 +229,7 @@ def words(experiment, trial):
     return found
 
 
-def send(folder, wanted):
+def send(folder: str, wanted: list) -> None:
     """Write files of a run to the standard output, each from an offset on and after its length."""
     out = sys.stdout.buffer
     for name, offset in wanted:
