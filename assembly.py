@@ -56,6 +56,9 @@ RESUMABLE = {
     "cache_limit",
     "tensorboard",
     "data_dir",
+    "train_dir",
+    "val_dir",
+    "test_dir",
     "plugins",
     "pretrained",
     "init_from",
@@ -64,6 +67,8 @@ RESUMABLE = {
     "log_every",
     "log_config",
     "tracker",
+    "experiment",
+    "processes",
     "profile",
 }
 
@@ -109,10 +114,14 @@ def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
     stage, _, metric = name.partition("_")
     if stage not in ("train", "val") or not metric:
         raise UserError(f"monitor: {config.monitor!r} is no score; as in 'val_acc', 'min val_loss'")
-    metrics = create_metrics(config.metrics)
-    if metric != "loss" and metric not in metrics.names(stage):
-        monitored = {**metrics.stages.get(stage, {}), **create_metrics(metric).stages[stage]}
-        metrics = Metrics({**metrics.stages, stage: monitored})
+    stages = dict(create_metrics(config.metrics).stages)
+    stages.setdefault("test", stages.get("val", {}))
+    if metric != "loss":
+        for scored in (stage, "test") if stage == "val" else (stage,):
+            if metric not in stages.get(scored, {}):
+                added = create_metrics(metric).stages[scored]
+                stages[scored] = {**stages.get(scored, {}), **added}
+    metrics = Metrics(stages)
     return metrics, Goal(*parse_monitor(config.monitor, lower_is_better(metric)))
 
 

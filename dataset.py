@@ -71,13 +71,18 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
         where = os.environ.get("SM_CHANNEL_TRAIN")  # as the mask competition's machines set it
     if name == "auto":
         columns = (config.path_column, config.label_column, config.group_column)
-        if where is None:
+        if config.train_dir is not None:
+            name = "class_folders"
+        elif where is None:
             name = "digits"
         elif any(columns) or config.split_column:
             name = "csv"
         else:
             name = recognise(Path(where))
     offered = {
+        "train_dir": config.train_dir,
+        "val_dir": config.val_dir,
+        "test_dir": config.test_dir,
         "classification": config.classification,
         "path_column": config.path_column,
         "label_column": config.label_column,
@@ -91,13 +96,32 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
     given = {key: value for key, value in offered.items() if key in takes}
     folder = None if where is None else _existing(where)
     table = DATASETS.create(name, folder, args=config.dataset_args, **given)
-    return replace(table, layout=name)
+    return named(replace(table, layout=name), config.classes)
 
 
-def _existing(where: str) -> Path:
+def named(table: Table, classes: Sequence[str]) -> Table:
+    """Put the classes of `table` into the order of `classes`, or give them these names by number.
+
+    The names of its own classes in another order renumber them; other names are given to them.
+    """
+    if not classes or tuple(classes) == tuple(table.classes):
+        return table
+    if len(classes) != len(table.classes) or len(set(classes)) < len(classes):
+        raise UserError(
+            f"classes: are {len(classes)} names ({first_few(classes)}), but {table.name} has "
+            f"{len(table.classes)} classes ({first_few(table.classes)})"
+        )
+    labels = table.labels
+    if set(classes) == set(table.classes):
+        place = [list(classes).index(name) for name in table.classes]
+        labels = np.where(labels < 0, labels, np.array(place)[labels])
+    return replace(table, classes=list(classes), labels=labels)
+
+
+def _existing(where: str, key: str = "data_dir") -> Path:
     path = Path(where).expanduser()
     if not path.exists():
-        raise UserError(f"data_dir: {where} is not there")
+        raise UserError(f"{key}: {where} is not there")
     return path.resolve()
 
 
@@ -148,10 +172,14 @@ def dummy(
     data_dir: Path | None,  # noqa: ARG001
     *,
     image_size: int,
-    rows: int = 1024,
+    rows: int | None = None,
     num_classes: int = 10,
 ) -> Table:
-    """Random tensors that cost nothing to read: what a model does without them is the ceiling."""
+    """Random tensors that cost nothing to read: what a model does without them is the ceiling.
+
+    There are 1,024 rows, or four for each of many classes, unless `rows` says how many.
+    """
+    rows = max(1024, 4 * num_classes) if rows is None else rows
     if rows < 4 * num_classes or num_classes < 2:
         raise UserError("dataset_args: dummy needs two classes, and four rows for each of them")
     rng = np.random.default_rng(0)
@@ -324,33 +352,51 @@ def _are_class_folders(where: Path) -> int:
 
 
 @DATASETS.register("class_folders", sure=_are_class_folders)
-def class_folders(data_dir: Path | None) -> Table:
+def class_folders(
+    data_dir: Path | None,
+    *,
+    train_dir: str | None = None,
+    val_dir: str | None = None,
+    test_dir: str | None = None,
+) -> Table:
     """A folder for each class, below train/, val/ and test/ where there are such.
 
-    Without them every folder is a class. A test folder whose images stand in no class folder is
-    unlabelled.
+    Without them every folder is a class. `train_dir`, `val_dir` and `test_dir` may lie anywhere.
+    A test folder whose images stand in no class folder is unlabelled.
     """
-    root = _needed(data_dir)
-    sides = side_folders(root)
-    if "train" not in sides or not subfolders(sides["train"]):
-        sides = {"train": root}
+    apart = {"train": train_dir, "val": val_dir, "test": test_dir}
+    if train_dir is not None:
+        sides = {s: _existing(where, f"{s}_dir") for s, where in apart.items() if where is not None}
+        root = sides["train"]
+    elif val_dir or test_dir:
+        raise UserError("train_dir: val_dir and test_dir go with it; name all, or data_dir alone")
+    else:
+        root = _needed(data_dir)
+        sides = side_folders(root)
+        if "train" not in sides or not subfolders(sides["train"]):
+            sides = {"train": root}
     classes = [folder.name for folder in subfolders(sides["train"])]
     if not classes:
-        raise UserError(f"{root}: there are no folders with images; one for each class is needed")
+        raise UserError(
+            f"{sides['train']}: there are no folders with images; one for each class is needed"
+        )
     known = set(classes)
     ids: list[str] = []
+    paths: list[str] = []
     names: list[str] = []
     splits: list[str] = []
     loose: list[str] = []
     for side, folder in sides.items():
         labelled = side != "test" or bool({f.name for f in subfolders(folder)} & known)
-        prefix = "" if folder == root else folder.name + "/"
+        # Of folders that lie apart the names may be alike; the sides are not.
+        prefix = f"{side}/" if train_dir else "" if folder == root else folder.name + "/"
         for file in list_images(folder):
             name = file.partition("/")[0] if labelled else ""
             if labelled and name not in known:  # a file right in the folder has another name
                 loose.append(prefix + file)
                 continue
             ids.append(prefix + file)
+            paths.append(f"{folder}/{file}" if train_dir else prefix + file)
             names.append(name)
             splits.append(side)
     text = f"{len(loose)} images stand in no folder of a class and are left out"
@@ -359,7 +405,7 @@ def class_folders(data_dir: Path | None) -> Table:
         classes=classes,
         ids=ids,
         labels=encode(names, classes),
-        source=FileSource(root, ids),
+        source=FileSource(root, paths),
         splits=splits,
         problems=[Problem(text, tuple(loose))] if loose else [],
     )

@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,19 +270,26 @@ def alexnet(
     image_size: int = 224,
     dropout: float = 0.5,
     hidden: int = 4096,
+    lrn: Sequence[float] = (5, 1e-4, 0.75, 2.0),
+    pool: int | None = None,
+    init: str = "torch",
 ) -> nn.Module:
     """AlexNet as it was, with local response normalisation and two groups (Krizhevsky, 2012).
 
-    torchvision's `alexnet` is the later, narrower one, and has weights.
+    `lrn` is its size, alpha, beta and k, `pool` the side that the last map is averaged to, and
+    `init` paper starts from the paper's weights. torchvision's `alexnet` is the later, narrower
+    one, and has published weights.
     """
+    # The paper's first map of 55 x 55: images of 227 as they are, or of 224 with a border.
+    border = 0 if (image_size - 11) % 4 == 0 else 2
     features = nn.Sequential(
-        nn.Conv2d(3, 96, 11, stride=4, padding=2),
+        nn.Conv2d(3, 96, 11, stride=4, padding=border),
         nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+        _response_norm(lrn),
         nn.MaxPool2d(3, 2),
         nn.Conv2d(96, 256, 5, padding=2, groups=2),
         nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+        _response_norm(lrn),
         nn.MaxPool2d(3, 2),
         nn.Conv2d(256, 384, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -291,6 +298,7 @@ def alexnet(
         nn.Conv2d(384, 256, 3, padding=1, groups=2),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2),
+        *([] if pool is None else [nn.AdaptiveAvgPool2d(_whole("pool", pool))]),
         nn.Flatten(),
     )
     share = _share("dropout", dropout)
@@ -303,7 +311,32 @@ def alexnet(
         nn.ReLU(),
         nn.Linear(hidden, num_classes),
     )
-    return nn.Sequential(OrderedDict(features=features, classifier=classifier))
+    model = nn.Sequential(OrderedDict(features=features, classifier=classifier))
+    if _one_of("init", init, ("torch", "paper")) == "paper":
+        _start_as_in_the_paper(model)
+    return model
+
+
+def _response_norm(values: Any) -> nn.Module:
+    numbers = isinstance(values, (list, tuple)) and len(values) == 4
+    if not numbers or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+        raise UserError(
+            f"model_args: lrn is {values!r}; it takes size, alpha, beta and k, as in "
+            "[5, 0.0001, 0.75, 2.0]"
+        )
+    size, alpha, beta, k = values
+    return nn.LocalResponseNorm(int(size), alpha=alpha, beta=beta, k=k)
+
+
+def _start_as_in_the_paper(model: nn.Module) -> None:
+    """Draw weights from N(0, 0.01^2); biases are 1 where the paper says so, else 0.
+
+    They are 1 in the second, fourth and fifth convolution and in the hidden linear layers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for number, layer in enumerate(layers):
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(layer.bias, 0.0 if number in (0, 2, len(layers) - 1) else 1.0)
 
 
 @MODELS.register("ResNet", input_size=224)
@@ -718,6 +751,12 @@ def _share(name: str, value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
         return value
     raise UserError(f"model_args: {name} is {value!r}; it takes a number from 0 to below 1")
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise UserError(f"model_args: {name} is {value!r}; it takes a whole number above 0")
 
 
 def _one_of(name: str, value: str, choices: Iterable[str]) -> str:

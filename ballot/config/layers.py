@@ -10,6 +10,9 @@ from typing import Any
 from ballot.config.schema import COMPONENTS, DICT_FIELDS, OWN_FIELDS, Config, check_key, convert
 from ballot.errors import UserError
 
+# What else says how much is held out: a layer that says one forgets the other one below it.
+RIVALS = {"val_ratio": "val_rows"}
+
 # What the machines of image competitions say by their environment (Amazon SageMaker's names);
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
 ENVIRONMENT = {"SM_OUTPUT_DATA_DIR": "out_dir", "SM_MODEL_DIR": "model_dir"}
@@ -88,6 +91,8 @@ def merge(layers: Iterable[Layer]) -> tuple[Config, dict[str, str]]:
                 _forget(f"{head}_args", values, origin)
             if head in DICT_FIELDS:
                 _forget(head, values, origin)
+            if head in RIVALS:
+                values[RIVALS[head]] = None
             values[head] = value
             origin[head] = layer.name
     return Config(**values), origin

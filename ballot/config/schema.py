@@ -67,8 +67,12 @@ class Config:
     # fmt: off
     # What is learnt
     data_dir: str | None = option(None, "folder of labelled images; none stands for scikit-learn's digits", "data")
+    train_dir: str | None = option(None, "folder of class folders to train on, where the three are given apart", "data")
+    val_dir: str | None = option(None, "folder of class folders to validate on, with train_dir", "data")
+    test_dir: str | None = option(None, "folder of test images, in class folders or not, with train_dir", "data")
     dataset: str = option("auto", "layout of the data; auto recognises it from the folder", "data")
     dataset_args: dict = option({}, "arguments of the data set", "data")
+    classes: tuple[str, ...] = option((), "names of the classes in the order of their numbers; none takes the data's", "data")
     classification: str = option("multi", "mask competition: the joint label or one attribute of it", "data", choices=("multi", "mask", "gender", "age"))
     path_column: str | None = option(None, "CSV layout: column of the image paths", "data")
     label_column: str | None = option(None, "CSV layout: column of the labels", "data")
@@ -76,6 +80,7 @@ class Config:
     split_column: str | None = option(None, "CSV layout: column that says train, val or test", "data")
     download: bool = option(False, "let torchvision download a data set that is not on disk", "data")
     val_ratio: float = option(0.2, "share of the training rows (or groups) held out for validation", "data", above=0, below=1)
+    val_rows: int | None = option(None, "number of training rows held out for validation, instead of a share", "data", low=1)
     folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
     fold: int | None = option(None, "the one fold to train, counted from 0; none trains all of them", "data", low=0)
     strict: bool = option(False, "make an error of every warning about the data", "data")
@@ -121,11 +126,13 @@ class Config:
     time_limit: float = option(0.0, "seconds after which training ends with the best so far, earlier parts of the run included; 0 is none", "training", low=0)
     early_stop: int = option(0, "epochs without a better monitored score after which training ends; 0 is never", "training", low=0)
     monitor: str = option("val_acc", "score that is reported, kept and searched for; 'min val_loss' to minimise one", "training")
+    val_every: int = option(1, "epochs from one validation to the next; the last epoch always has one", "training", low=1)
     metrics: Any = option(("acc",), "scores of an epoch, by name", "training")
     seed: int = option(42, "seed of the split, the weights and the order", "training", low=0, high=2**32 - 1)
     split_seed: int | None = option(None, "seed of the split alone; none takes seed", "training", low=0, high=2**32 - 1)
     # On what
     device: str = option("auto", "cpu, cuda, cuda:N or N, mps, or auto for the best there is; 0,1 trains on two GPUs", "machine")
+    processes: int = option(1, "processes that train one model together: each has its own GPU, or all share the CPU", "machine", low=1, high=64)
     trials_per_gpu: int = option(1, "trials of a search that share a GPU, where NNI does not assign them", "machine", low=1)
     deterministic: bool = option(False, "take only algorithms that give the same bits each time; slower on GPUs", "machine")
     amp: str = option("auto", "mixed precision; auto uses it where the device is faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
@@ -140,6 +147,7 @@ class Config:
     log_config: str | None = option(None, "JSON file for logging.config.dictConfig; relative file names lie in the run folder", "output")
     tensorboard: bool = option(True, "write TensorBoard files", "output")
     tracker: tuple[str, ...] = option((), "where scores and files are sent to as well: mlflow, wandb", "output", choices=("tensorboard", "mlflow", "wandb"))
+    experiment: str | None = option(None, "MLflow's experiment and the project of Weights & Biases; none takes theirs from the environment", "output")
     plugins: tuple[str, ...] = option((), "Python files that register models, losses or augmentations of your own", "output")
 
 

@@ -331,7 +331,9 @@ def pipeline(spec: Mapping[str, Any], where: str, size: int, decode: int | None)
     todo = [(name, args) for name, args in spec.items() if name not in NOTHING]
     geometry, used = _head(todo)
     if geometry is None:
-        geometry = Geometry(decode or math.ceil(1.5 * size))
+        # What cuts a part out is given more than it returns, unless it adds a border itself.
+        cuts = any(_cuts(name, args) for name, args in todo)
+        geometry = Geometry(decode or (math.ceil(1.5 * size) if cuts else size))
     steps: list[Step] = []
     normalised = scaled = False
     for name, args in todo[used:]:
@@ -352,6 +354,11 @@ def pipeline(spec: Mapping[str, Any], where: str, size: int, decode: int | None)
     if scaled and not normalised:
         steps.append(_times_255)
     return Recipe(geometry, _tested(steps, geometry, where), normalised=normalised)
+
+
+def _cuts(name: str, args: Any) -> bool:
+    bordered = isinstance(args, Mapping) and bool(args.get("padding"))
+    return ("Crop" in name or "Resize" in name) and not bordered
 
 
 def _head(todo: list[tuple[str, Any]]) -> tuple[Geometry | None, int]:

@@ -126,11 +126,11 @@ def load_weights(
 ) -> list[str]:
     """Load `state` into `model`, whose classifier has the parameters `head`.
 
-    Only the classifier may differ or be missing: those names start anew and are returned. Any
-    other difference is a `UserError` with the first name that does not fit.
+    Only the classifier may differ or be missing: those names start anew and are returned. Names
+    that are all different are another project's: then the order counts. Any other difference is a `UserError` with the first name that does not fit.
     """
     own, head = model.state_dict(), set(head)
-    given = {_bare(name): value for name, value in state.items()}
+    given = _by_our_names({_bare(n): value for n, value in state.items()}, own, head, source)
     anew = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
     anew += [n for n in own if n in given and given[n].shape != own[n].shape]
     misfits = [name for name in anew if name not in head]
@@ -146,6 +146,20 @@ def load_weights(
     fitting._metadata = getattr(state, "_metadata", None) or getattr(own, "_metadata", None)
     model.load_state_dict(fitting, strict=False)
     return anew
+
+
+def _by_our_names(
+    given: dict[str, Any], own: Mapping[str, Tensor], head: set[str], source: str
+) -> dict[str, Any]:
+    """Name weights as `own` does where every name differs, but no shape outside of the `head`."""
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    if set(given) & set(own) or not len(given) == len(tensors) == len(own):
+        return given
+    pairs = dict(zip(own, tensors))
+    if any(value.shape != own[name].shape for name, value in pairs.items() if name not in head):
+        return given
+    log.info("%s: has names of its own, and the same shapes in the same order", source)
+    return pairs
 
 
 def _bare(name: str) -> str:
