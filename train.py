@@ -372,6 +372,7 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
                 job.trial.report_epoch(scores[goal.name])
             if table := state.clock.end():
                 log.info(table)
+    job.group.wait()  # until the first process has written what the others look for
     return None
 
 
