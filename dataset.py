@@ -138,7 +138,10 @@ def recognise(where: Path) -> str:
             f"{where}: holds images, but neither class folders nor a CSV with paths and labels; "
             "put each class in a folder, or name the columns with --path_column and --label_column"
         )
-    raise UserError(f"{where}: there are no images in it; choose another data_dir")
+    raise UserError(
+        f"{where}: there are no images in it; choose another data_dir (what a class of your own "
+        "reads from other files becomes a data set in a file of --plugins)"
+    )
 
 
 # Data sets: a builder takes the folder (or None) and returns a Table. `sure` rates from 0 to 4

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -684,6 +685,67 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+# --------------------------------------------------------------------- classes of a person's own
+
+# What constructors call the numbers that the data say.
+CLASS_COUNTS = ("num_classes", "num_class", "n_classes", "nclasses", "num_labels", "classes")
+IN_CHANNELS = ("in_channels", "in_channel", "in_chans", "input_dim", "input_channels")
+
+
+def adopt_classes(module: ModuleType) -> None:
+    """Make every network class of a plugin known by its name, with its constructor's arguments.
+
+    A builder that the plugin registers under that name is the one that counts.
+    """
+    for name, cls in vars(module).items():
+        own = inspect.isclass(cls) and issubclass(cls, nn.Module)
+        if not own or cls.__module__ != module.__name__ or inspect.isabstract(cls):
+            continue
+        registered = MODELS.entry(name).build if name in MODELS.names(families=False) else None
+        if getattr(registered, "__module__", None) != module.__name__:
+            MODELS.offer(Entry(name, _class_builder(cls)))
+
+
+def _class_builder(cls: type[nn.Module]) -> Callable[..., nn.Module]:
+    takes = inspect.signature(cls).parameters
+    counted = next((name for name in CLASS_COUNTS if name in takes), None)
+    given = {
+        name: 3 for name in IN_CHANNELS if name in takes and takes[name].default is takes[name].empty
+    }
+
+    def build(num_classes: int, pretrained: bool, **args: Any) -> nn.Module:  # noqa: ARG001
+        known = {**given, **({counted: num_classes} if counted else {}), **args}
+        try:
+            model = cls(**known)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"model_args: {cls.__name__} cannot be made with {known} ({_line(error)})"
+            ) from error
+        return _in_its_channels(model)
+
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is not p.VAR_KEYWORD else p
+        for p in takes.values()
+        if p.kind is not p.VAR_POSITIONAL and p.name not in (*given, counted)
+    ]
+    first = list(inspect.signature(build).parameters.values())[:2]
+    build.__signature__ = inspect.Signature([*first, *own])  # type: ignore[attr-defined]
+    build.__doc__ = f"`{cls.__name__}` of a plugin."
+    return build
+
+
+def _in_its_channels(model: nn.Module) -> nn.Module:
+    """Show a network of grey images the mean of the three channels that all images have."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels == 1:
+        model.register_forward_pre_hook(_grey)
+    return model
+
+
+def _grey(_model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].mean(dim=1, keepdim=True), *inputs[1:])
 
 
 # --------------------------------------------------------------------------- parts of the above

@@ -11,8 +11,13 @@ from collections.abc import Callable, Iterable
 class UserError(Exception):
     """Bad input: what is wrong, where, and what would be right, in one line.
 
-    Written as ``source: what is wrong; what to do``. A script ends with exit status 2.
+    Written as ``source: what is wrong; what to do``. A script ends with exit status 2. Lines of
+    an `example` are shown below it.
     """
+
+    def __init__(self, text: str, *, example: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.example = tuple(example)
 
 
 class CannotWrite(UserError):
@@ -51,6 +56,8 @@ def guard(main: Callable[..., int]) -> Callable[..., int]:
             return main(argv)
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            for line in error.example:
+                print(f"    {line}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
