@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
 import torch
-from templates_for_tests import cifar10, config_json, three_folders, three_parts, upper_case
+from conftest import ROOT
+from images_for_tests import class_folders
+from templates_for_tests import (
+    cifar10,
+    config_json,
+    three_folders,
+    three_parts,
+    upper_case,
+    write,
+)
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -325,3 +337,68 @@ def test_upper_case_files_train_into_mlflows_experiment(script, tmp_path):
     assert run.data.params["dataset"] == "CIFAR10"
     result = json.loads((tmp_path / "outputs" / "upper" / "result.json").read_text())
     assert result["classes"][:2] == ["plane", "car"] and result["image_size"] == 32
+
+
+@pytest.fixture(scope="module")
+def own_project(tmp_path_factory):
+    """A config.json project of two epochs, trained by its own flags."""
+    root = tmp_path_factory.mktemp("own")
+    class_folders(root / "photos", {"cat": 8, "dog": 8, "emu": 8, "fox": 8})
+    config_json(root)
+    words = ("-c", "config.json", "-d", "cpu", "--learning_rate", 0.004, "--bs", 6)
+    start(root, "train.py", *words, "--image_size", 32, "--run_name", "one")
+    return root
+
+
+def start(root, name, *words):
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *map(str, words)],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_config_json_trains_by_its_own_flags(own_project):
+    run = own_project / "saved" / "Mask_ResNet" / "one"
+    values = json.loads((run / "config.json").read_text())["values"]
+    assert (values["lr"], values["batch_size"], values["device"]) == (0.004, 6, "cpu")
+    split = pd.read_csv(run / "split.csv")["split"].value_counts()
+    assert (split["train"], split["val"]) == (27, 5)  # validation_split: 5
+    history = pd.read_csv(run / "history.csv")
+    assert history["lr"].tolist()[:2] == pytest.approx([0.004, 0.0012])
+    assert (run / "epoch001.pt").exists() and (run / "tensorboard").exists()
+    assert "epoch 1, step 1, " in (run / "run.log").read_text()  # verbosity
+
+
+@pytest.mark.slow
+def test_a_file_laid_over_a_resumed_run_changes_how_it_goes_on(own_project):
+    run = own_project / "saved" / "Mask_ResNet" / "one"
+    checkpoint = torch.load(run / "last.pt", weights_only=True)
+    assert len(checkpoint["optimizer"]["state"])
+    new = {
+        "trainer": {"epochs": 3},
+        "optimizer": {"type": "Adam", "args": {"lr": 0.01, "weight_decay": 0, "amsgrad": True}},
+        "lr_scheduler": {"type": "StepLR", "args": {"step_size": 2, "gamma": 0.5}},
+    }
+    write(own_project / "new.json", new)
+    said = start(own_project, "train.py", "-c", "new.json", "-r", run / "last.pt")
+    assert "resuming after epoch 2 of 3" in said and "another lr: 0.01, was 0.004" in said
+    history = pd.read_csv(run / "history.csv")
+    assert history["lr"].tolist() == pytest.approx([0.004, 0.0012, 0.005])
+    asked = start(own_project, "predict.py", run, "photos", "--out", "new.csv")
+    assert len(pd.read_csv(own_project / "new.csv")) == 32, asked
+
+
+@pytest.mark.slow
+def test_a_config_json_is_trained_fold_by_fold(own_project):
+    words = ("-c", "config.json", "-d", "cpu", "--image_size", 32, "--epochs", 1, "--folds", 2)
+    start(own_project, "train.py", *words, "--run_name", "folds")
+    run = own_project / "saved" / "Mask_ResNet" / "folds"
+    assert len(pd.read_csv(run / "val.csv")) == 32
+    assert (run / "fold0" / "best.pt").exists() and (run / "fold1" / "best.pt").exists()
