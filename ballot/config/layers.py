@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ballot.config.schema import COMPONENTS, DICT_FIELDS, OWN_FIELDS, Config, check_key, convert
+from ballot.config.templates.keys import in_our_words, is_theirs
 from ballot.errors import UserError
 
 # What else says how much is held out: a layer that says one forgets the other one below it.
@@ -37,6 +38,9 @@ def flatten(layer: Layer) -> list[tuple[str, Any]]:
     """Turn nested components into `(key, value)` pairs; dotted keys go to a component's arguments."""
     pairs: list[tuple[str, Any]] = []
     for key, value in layer.values.items():
+        if is_theirs(str(key)):
+            pairs += in_our_words(str(key), value, layer.name)
+            continue
         head, _, rest = str(key).replace("-", "_").partition(".")
         if rest:
             pairs.append((_dotted(head, rest, layer.name), value))

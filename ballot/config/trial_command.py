@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.files import read_config_file
+from ballot.config.files import read_config_files
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config
 from ballot.errors import UserError
@@ -104,11 +104,10 @@ def read_options(command: TrialCommand, code: Path, where: str) -> tuple[Options
         return Options(), _located([*problems, as_problem(error)], where)
     known = replace(command, words=[*command.words[: command.script + 1], *options])
     layers, unknown_only = [], len(problems)
-    for file in said.config:
-        try:
-            layers.append(read_config_file(Path(code, file)))
-        except UserError as error:
-            problems.append(as_problem(error))
+    try:
+        layers += read_config_files(Path(code, file) for file in said.config)
+    except UserError as error:
+        problems.append(as_problem(error))
     layers.append(on_line)
     for layer in layers:
         for key, value in layer.values.items():
@@ -186,6 +185,15 @@ def option_of(command: str, flag: str, default: str) -> str:
         if name.replace("-", "_") == flag.replace("-", "_"):
             found = value if equals else after
     return found
+
+
+def out_dir_of(command: str, code: Path) -> str:
+    """Return the folder of the runs: the trial command's, its files' or the usual one."""
+    said = option_of(command, "--out_dir", "")
+    if said:
+        return said
+    config = read_options(parse_command(command, code), code, "")[0].config
+    return config.out_dir if config is not None else Config().out_dir
 
 
 def typed_command(command: str, values: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from ballot.engines.nni.checks import (
 from ballot.engines.nni.config import (
     Outline,
     algorithm_problems,
+    give_aim,
     outline,
     read_content,
     samples,
@@ -238,6 +239,8 @@ def _conclude(found: Found, options: Options, answers: Answers | None, guarded: 
     monitor, way = found.aim
     mode = "maximize" if way == "max" else "minimize"
     known = options.config is not None  # of another's script nobody knows what it reports
+    if any("monitor" in layer.values for layer in options.layers):
+        give_aim(config, mode)  # once is enough
     algorithms = algorithm_problems(config, mode if known else "", monitor, found.path)
     found.problems += algorithms
     gpus = answers.gpus if answers and answers.measured else count_gpus()

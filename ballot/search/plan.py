@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ballot.config.trial_command import option_of
+from ballot.config.trial_command import out_dir_of
 from ballot.cpus import threads_each
 from ballot.engines.nni import manager, remote
 from ballot.engines.nni.algorithms import OURS
@@ -74,7 +74,7 @@ def outputs_of(command: str, code: str | Path, *, elsewhere: bool = False) -> Pa
 
     What trials `elsewhere` name as theirs, with $HOME or another absolute path, has its last part.
     """
-    wanted = Path(option_of(command, "--out_dir", "outputs"))
+    wanted = Path(out_dir_of(command, Path(code)))
     if elsewhere and (wanted.is_absolute() or str(wanted).startswith(("~", "$"))):
         wanted = Path(wanted.name)
     return Path(code, wanted).absolute()

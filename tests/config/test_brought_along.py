@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import searches_for_tests
 import sklearn.metrics
 import torch
 from conftest import ROOT
@@ -402,3 +404,33 @@ def test_a_config_json_is_trained_fold_by_fold(own_project):
     run = own_project / "saved" / "Mask_ResNet" / "folds"
     assert len(pd.read_csv(run / "val.csv")) == 32
     assert (run / "fold0" / "best.pt").exists() and (run / "fold1" / "best.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_search_speaks_as_its_config_json(tmp_path):
+    class_folders(tmp_path / "photos", {"cat": 8, "dog": 8, "emu": 8, "fox": 8})
+    file = config_json(tmp_path, epochs=1)
+    with searches_for_tests.home_of_its_own(tmp_path):
+        space = {
+            "optimizer;args;lr": {"_type": "loguniform", "_value": [0.001, 0.01]},
+            "data_loader.args.batch_size": {"_type": "choice", "_value": [4, 8]},
+        }
+        write(tmp_path / "search_space.json", space)
+        tuner = {"className": "ballot.tuning.tpe.Tuner", "codeDirectory": str(ROOT)}
+        command = f"python3 -m ballot.preload train.py --resume auto -c {file} --image_size 32"
+        searches_for_tests.write_config(
+            tmp_path, trialCommand=f"{command} -d cpu", maxTrialNumber=2, tuner=tuner
+        )
+        with searches_for_tests.search(tmp_path, "--config", "config.yml") as process:
+            said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+    folder = tmp_path / "saved" / "Mask_ResNet"
+    runs = [json.loads(p.read_text()) for p in folder.glob("*/result.json")]
+    assert [run["monitor"] for run in runs] == ["val_loss"] * 2
+    rows = pd.read_csv(tmp_path / "saved" / "results.csv")
+    assert rows["lr"].between(0.001, 0.01).all() and rows["batch_size"].isin([4, 8]).all()
+    database = searches_for_tests.only_experiment(tmp_path) / "db" / "nni.sqlite"
+    with sqlite3.connect(database) as base:
+        (params,) = base.execute("select params from ExperimentProfile").fetchone()
+    assert json.loads(params)["tuner"]["classArgs"] == {"optimize_mode": "minimize"}
+    assert (tmp_path / "ensemble" / "ensemble.json").exists()

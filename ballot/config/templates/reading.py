@@ -22,6 +22,7 @@ class Reading:
 
     source: str
     kind: str
+    whole: bool = True  # a project, and not a single key of one: what it leaves out says something
     values: dict[str, Any] = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)  # old key and value, new words
     alike: list[tuple[str, str]] = field(default_factory=list)  # old key and value, why
@@ -76,7 +77,7 @@ def settle(reading: Reading) -> None:
             folder = f"outputs/{folder}"
         reading.put("out_dir", folder, " and ".join(old for old, _ in parts), folder)
     for key, value in IMPLIED.items():
-        if key in FIELDS:
+        if key in FIELDS and reading.whole:
             reading.put(key, value, TEMPLATES[reading.kind], "")
 
 
@@ -169,7 +170,7 @@ def _settle_dataset(reading: Reading) -> None:
         )
     for old, name in given:
         reading.put("dataset", special[0] if special else "auto", old, name)
-    if not special and "data_dir" not in reading.values:
+    if not special and "data_dir" not in reading.values and reading.whole:
         # That project's code knows its folder; without one, `auto` would be the digits.
         old, name = given[0]
         reading.put("data_dir", "data", f"{old} without data_dir", name)
@@ -192,7 +193,8 @@ def _settle_model(reading: Reading) -> None:
         reading.same(*reading.held["model"], "what backbone and head make")
     head_old, head = reading.held.get("head", ("", None))
     if name is None:
-        return _put_args(reading, "model", _take(reading, "model", vocabulary.MODEL_ARGS))
+        parts = [_take(reading, p, vocabulary.MODEL_ARGS) for p in ("model", "backbone", "head")]
+        return _put_args(reading, "model", {**parts[0], **parts[1], **parts[2]})
     model = vocabulary.known(vocabulary.MODELS, name, "backbone", "model")
     _settle_parts_of_networks(reading, model)
     args = _take(reading, "model", vocabulary.MODEL_ARGS)
@@ -213,7 +215,7 @@ def _settle_model(reading: Reading) -> None:
         _put_args(reading, "model", own, "backbone_args")
         _put_args(reading, "model", head_args, "head_args")
     if model in vocabulary.PUBLISHED and "pretrained" not in reading.values:
-        if "init_from" not in reading.values:
+        if "init_from" not in reading.values and reading.whole:
             reading.put("pretrained", "no", f"{old} without pretrained", name)
 
 
@@ -267,10 +269,10 @@ def _settle_training(reading: Reading) -> None:
     if name is not None:
         optimizer = vocabulary.known(vocabulary.OPTIMIZERS, name)
         reading.put("optimizer", optimizer, old, name)
-        if "weight_decay" not in reading.values:
+        if "weight_decay" not in reading.values and reading.whole:
             decay = 0.01 if optimizer == "AdamW" else 0.0
             reading.put("weight_decay", decay, f"{old} without weight_decay", name)
-        if "scheduler" not in reading.held:
+        if "scheduler" not in reading.held and reading.whole:
             reading.put("scheduler", "constant", f"{old} without a scheduler", name)
     _put_args(reading, "optimizer", _take(reading, "optimizer", {}))
     _settle_schedule(reading)
@@ -286,9 +288,11 @@ def _settle_training(reading: Reading) -> None:
 
 def _settle_schedule(reading: Reading) -> None:
     old, name = reading.held.get("scheduler", ("", None))
-    if name is None:
-        return
     olds = reading.args.get("scheduler", {})
+    if name is None:
+        for where, _ in olds.values() if reading.whole else ():
+            reading.lose(where, "no scheduler is named")
+        return None if reading.whole else _put_args(reading, "scheduler", olds)
     given = {key: value for key, (_, value) in olds.items()}
     epochs, lr = (reading.values.get(key) for key in ("epochs", "lr"))
     ours, args, lost = vocabulary.schedule(name, given, epochs, lr)

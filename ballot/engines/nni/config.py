@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.files import parse_json, parse_yaml
+from ballot.config.templates.keys import space_in_our_words
 from ballot.engines.nni import algorithms
 from ballot.engines.nni.algorithms import OURS, is_ours, name_of
 from ballot.errors import UserError, suggest
-from ballot.problems import Problem
+from ballot.problems import Problem, as_problem
 
 WORKING_TUNERS = ("TPE", "Random", "Evolution", "GridSearch")
 
@@ -157,7 +158,10 @@ def _space(inline: Any, file: Any, path: Path) -> tuple[dict[str, Any], str, lis
     if not isinstance(space, dict) or not space:
         what = "holds no search space"
         return {}, str(source), [Problem(str(source), what, "it is an object with a key an option")]
-    return space, str(source), []
+    try:
+        return space_in_our_words(space, str(source)), str(source), []
+    except UserError as error:
+        return space, str(source), [as_problem(error)]
 
 
 def seconds_of(text: str | int, source: str) -> float:
@@ -313,6 +317,15 @@ def _mended(trial: Any, said: str) -> bool:
         return False
     setattr(trial, found[1], {"trial_concurrency": 1, "trial_code_directory": "."}.get(found[1]))
     return True
+
+
+def give_aim(config: Any, mode: str) -> None:
+    """Let a tuner and an assessor that have not been told which way is better aim at `mode`."""
+    for algorithm in filter(None, (config.tuner, config.advisor, config.assessor)):
+        name, args = name_of(algorithm).lower(), algorithm.class_args or {}
+        minds = name in DEFAULT_AIM and name != "curvefitting"
+        if minds and "optimize_mode" not in args and DEFAULT_AIM[name] != mode:
+            algorithm.class_args = {**args, "optimize_mode": mode}
 
 
 def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list[Problem]:
