@@ -140,7 +140,9 @@ def explained(text: str, unknown: str, name: str) -> UserError:
     if unknown not in OWN:
         return UserError(text)
     hint = "one of your own is known by --plugins FILE, the file it stands in or one that says:"
-    return UserError(f"{text}; {hint}", example=[line.replace("NAME", name) for line in OWN[unknown]])
+    return UserError(
+        f"{text}; {hint}", example=[line.replace("NAME", name) for line in OWN[unknown]]
+    )
 
 
 def refuse_changes(before: Config, now: Config, allowed: set[str]) -> None:

@@ -712,7 +712,9 @@ def _class_builder(cls: type[nn.Module]) -> Callable[..., nn.Module]:
     takes = inspect.signature(cls).parameters
     counted = next((name for name in CLASS_COUNTS if name in takes), None)
     given = {
-        name: 3 for name in IN_CHANNELS if name in takes and takes[name].default is takes[name].empty
+        name: 3
+        for name in IN_CHANNELS
+        if name in takes and takes[name].default is takes[name].empty
     }
 
     def build(num_classes: int, pretrained: bool, **args: Any) -> nn.Module:  # noqa: ARG001

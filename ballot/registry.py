@@ -89,7 +89,9 @@ class Registry:
             return self._entries[name]
         found = self._from_family(name)
         if found is None:
-            raise UserError(f"unknown {self.kind} {name!r}{suggest(name, [*self._offered, *self.names()])}")
+            raise UserError(
+                f"unknown {self.kind} {name!r}{suggest(name, [*self._offered, *self.names()])}"
+            )
         return found
 
     def create(self, name: str, *given: Any, args: Mapping[str, Any] | None = None, **named: Any):

@@ -191,5 +191,3 @@ def cifar10(root: Path, rows: int = 40) -> None:
 def write(path: Path, values: Any) -> Path:
     path.write_text(json.dumps(values))
     return path
-
-

@@ -147,7 +147,6 @@ class TrainState:
                 "resume with the model and optimiser it was made with"
             ) from None
 
-
     def _load_optimizer(self, saved: dict[str, Any], changed: bool) -> None:
         """Take up the optimiser's state; where its settings `changed`, those of now stay."""
         kept = {"initial_lr", "weight_decay", *self.settings.get("optimizer_args", {})}

@@ -264,7 +264,19 @@ def _converted(
         Problem(str(path), f"NNI does not take all of it: {line[0].lower() + line[1:]}")
         for line in heard
     ]
-    return content, problems
+    return content, [*problems, *_leave_gpus_to_trials(content, path)]
+
+
+def _leave_gpus_to_trials(content: dict[str, Any], path: Path) -> list[Problem]:
+    """Take out version 1's `gpuNum` of a local search where NNI 3.0 would refuse it."""
+    service = content.get("trainingService")
+    service = service if isinstance(service, Mapping) else {}
+    wanted = content.get("trialGpuNumber")
+    if service.get("platform") != "local" or not wanted or service.get("useActiveGpu") is not None:
+        return []
+    del content["trialGpuNumber"]
+    what = f"gpuNum: {wanted} is left to the trials: each takes a free GPU by itself, if there is"
+    return [Problem(str(path), f"{what} one", fatal=False)]
 
 
 def _refused_by_nni(config: Any, path: Path) -> list[Problem]:
