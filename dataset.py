@@ -368,16 +368,7 @@ def class_folders(
     A test folder whose images stand in no class folder is unlabelled.
     """
     apart = {"train": train_dir, "val": val_dir, "test": test_dir}
-    if train_dir is not None:
-        sides = {s: _existing(where, f"{s}_dir") for s, where in apart.items() if where is not None}
-        root = sides["train"]
-    elif val_dir or test_dir:
-        raise UserError("train_dir: val_dir and test_dir go with it; name all, or data_dir alone")
-    else:
-        root = _needed(data_dir)
-        sides = side_folders(root)
-        if "train" not in sides or not subfolders(sides["train"]):
-            sides = {"train": root}
+    sides, root = _sides_of(data_dir, {s: where for s, where in apart.items() if where is not None})
     classes = [folder.name for folder in subfolders(sides["train"])]
     if not classes:
         raise UserError(
@@ -412,6 +403,20 @@ def class_folders(
         splits=splits,
         problems=[Problem(text, tuple(loose))] if loose else [],
     )
+
+
+def _sides_of(data_dir: Path | None, apart: dict[str, str]) -> tuple[dict[str, Path], Path]:
+    """Return the folder of each side, and the one that the paths of images begin at."""
+    if "train" in apart:
+        sides = {side: _existing(where, f"{side}_dir") for side, where in apart.items()}
+        return sides, sides["train"]
+    if apart:
+        raise UserError("train_dir: val_dir and test_dir go with it; name all, or data_dir alone")
+    root = _needed(data_dir)
+    sides = side_folders(root)
+    if "train" not in sides or not subfolders(sides["train"]):
+        sides = {"train": root}
+    return sides, root
 
 
 def _needed(data_dir: Path | None) -> Path:

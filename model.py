@@ -281,9 +281,27 @@ def alexnet(
     `init` paper starts from the paper's weights. torchvision's `alexnet` is the later, narrower
     one, and has published weights.
     """
+    features = _alexnet_features(image_size, lrn, pool)
+    share = _share("dropout", dropout)
+    classifier = nn.Sequential(
+        nn.Dropout(share),
+        nn.Linear(_width("AlexNet", features, image_size), hidden),
+        nn.ReLU(),
+        nn.Dropout(share),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )
+    model = nn.Sequential(OrderedDict(features=features, classifier=classifier))
+    if _one_of("init", init, ("torch", "paper")) == "paper":
+        _start_as_in_the_paper(model)
+    return model
+
+
+def _alexnet_features(image_size: int, lrn: Sequence[float], pool: int | None) -> nn.Sequential:
     # The paper's first map of 55 x 55: images of 227 as they are, or of 224 with a border.
     border = 0 if (image_size - 11) % 4 == 0 else 2
-    features = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, 96, 11, stride=4, padding=border),
         nn.ReLU(inplace=True),
         _response_norm(lrn),
@@ -302,20 +320,6 @@ def alexnet(
         *([] if pool is None else [nn.AdaptiveAvgPool2d(_whole("pool", pool))]),
         nn.Flatten(),
     )
-    share = _share("dropout", dropout)
-    classifier = nn.Sequential(
-        nn.Dropout(share),
-        nn.Linear(_width("AlexNet", features, image_size), hidden),
-        nn.ReLU(),
-        nn.Dropout(share),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, num_classes),
-    )
-    model = nn.Sequential(OrderedDict(features=features, classifier=classifier))
-    if _one_of("init", init, ("torch", "paper")) == "paper":
-        _start_as_in_the_paper(model)
-    return model
 
 
 def _response_norm(values: Any) -> nn.Module:
@@ -337,7 +341,8 @@ def _start_as_in_the_paper(model: nn.Module) -> None:
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for number, layer in enumerate(layers):
         nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(layer.bias, 0.0 if number in (0, 2, len(layers) - 1) else 1.0)
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, 0.0 if number in (0, 2, len(layers) - 1) else 1.0)
 
 
 @MODELS.register("ResNet", input_size=224)

@@ -54,8 +54,8 @@ def split_single(
         finest = min(FINEST, len(np.unique(groups)))
         if finest < 2:
             raise UserError("split: all rows are of one group; none could be held out")
-        share = amount if amount < 1 else amount / len(labels)
-        share = Fraction(share).limit_denominator(finest)
+        exact = Fraction(amount if amount < 1 else amount / len(labels))
+        share = exact.limit_denominator(finest)
         share = min(max(share, Fraction(1, finest)), 1 - Fraction(1, finest))
         held_out = _group_parts(labels, groups, share.denominator, seed) < share.numerator
     elif amount >= 1:

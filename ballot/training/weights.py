@@ -127,7 +127,8 @@ def load_weights(
     """Load `state` into `model`, whose classifier has the parameters `head`.
 
     Only the classifier may differ or be missing: those names start anew and are returned. Names
-    that are all different are another project's: then the order counts. Any other difference is a `UserError` with the first name that does not fit.
+    that are all different are another project's: then the order counts. Any other difference is a
+    `UserError` with the first name that does not fit.
     """
     own, head = model.state_dict(), set(head)
     given = _by_our_names({_bare(n): value for n, value in state.items()}, own, head, source)

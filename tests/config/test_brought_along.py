@@ -33,6 +33,7 @@ from dataset import load_data
 from model import create_model
 from optim import create_optimizer, create_scheduler
 
+NAMES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TORCHVISION_OF_TESTS = """\
 from torchvision.datasets import CIFAR10
 CIFAR10.train_list = [[name, None] for name, _ in CIFAR10.train_list]
@@ -74,7 +75,8 @@ def test_every_key_of_three_parts_is_told(tmp_path):
         "model.backbone.init_weight = True -> model_args.init = 'paper'",
         "model.cls_head.init_weight = True -> model_args.init = 'paper'",
         "model.backbone.type = 'AlexNet_Backbone' -> model = 'AlexNet'",
-        "model.backbone.lrn_param = [3, 0.0002, 0.5, 1.5] -> model_args.lrn = [3, 0.0002, 0.5, 1.5]",
+        "model.backbone.lrn_param = [3, 0.0002, 0.5, 1.5] -> "
+        "model_args.lrn = [3, 0.0002, 0.5, 1.5]",
         "model.cls_head.in_size = 6 -> model_args.pool = 6",
         "model.cls_head.dropout_ratio = 0.4 -> model_args.dropout = 0.4",
         "optimizer.type = 'SGD' -> optimizer = 'SGD'",
@@ -144,7 +146,7 @@ def test_every_key_of_a_config_json_is_told(tmp_path):
 
 def test_every_key_of_upper_case_files_is_told_the_later_file_over_the_earlier(tmp_path):
     done, alike, _ = told(upper_case(tmp_path))
-    names = "plane car bird cat deer dog frog horse ship truck".split()
+    names = list(NAMES)
     half = "'Normalize': {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}"
     assert done == [
         "SEED = 7 -> seed = 7",
@@ -285,7 +287,7 @@ def test_images_without_a_resize_keep_their_size_and_classes_have_the_files_name
     config, _ = configure(read_config_files(upper_case(tmp_path)))
     data = load_data(config)
     assert (len(data.folds[0].train), len(data.folds[0].val)) == (150, 50)
-    assert data.classes == "plane car bird cat deer dog frog horse ship truck".split()
+    assert data.classes == list(NAMES)
     images, labels = next(data.folds[0].val.batches(1000))
     row = data.folds[0].val.rows[0]
     stored = CIFAR10(str(tmp_path / "data")).data[int(data.folds[0].val.ids[0].split("-")[1])]

@@ -210,13 +210,13 @@ def _settle_model(reading: Reading) -> None:
         _put_args(reading, "model", {**args, **own, **head_args})
     else:
         reading.put("model", "backbone_head", old, name)
-        parts = {"backbone": (old, model), "head": (head_old, kind)}
-        _put_args(reading, "model", {**parts, **args})
+        composed = {"backbone": (old, model), "head": (head_old, kind)}
+        _put_args(reading, "model", {**composed, **args})
         _put_args(reading, "model", own, "backbone_args")
         _put_args(reading, "model", head_args, "head_args")
-    if model in vocabulary.PUBLISHED and "pretrained" not in reading.values:
-        if "init_from" not in reading.values and reading.whole:
-            reading.put("pretrained", "no", f"{old} without pretrained", name)
+    started = {"pretrained", "init_from"} & set(reading.values)
+    if model in vocabulary.PUBLISHED and reading.whole and not started:
+        reading.put("pretrained", "no", f"{old} without pretrained", name)
 
 
 def squeezed_pair(head: str, model: str) -> bool:
@@ -290,9 +290,11 @@ def _settle_schedule(reading: Reading) -> None:
     old, name = reading.held.get("scheduler", ("", None))
     olds = reading.args.get("scheduler", {})
     if name is None:
-        for where, _ in olds.values() if reading.whole else ():
+        if not reading.whole:
+            return _put_args(reading, "scheduler", olds)
+        for where, _ in olds.values():
             reading.lose(where, "no scheduler is named")
-        return None if reading.whole else _put_args(reading, "scheduler", olds)
+        return None
     given = {key: value for key, (_, value) in olds.items()}
     epochs, lr = (reading.values.get(key) for key in ("epochs", "lr"))
     ours, args, lost = vocabulary.schedule(name, given, epochs, lr)

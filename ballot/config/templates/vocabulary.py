@@ -24,7 +24,8 @@ FIELDS = {
     "image_size": "image_size img_size input_size",
     "model_dir": "model_dir weight_dir weights_dir",
     "out_dir": "out_dir save_dir output_dir work_dir log_dir ckpt_dir checkpoint_dir",
-    "val_ratio": "val_ratio validation_split val_split valid_ratio valid_split val_size validation_size",
+    "val_ratio": "val_ratio validation_split val_split valid_ratio valid_split val_size "
+    "validation_size",
     "folds": "folds num_folds n_folds k_fold kfold n_splits num_fold",
     "fold": "fold fold_id fold_idx fold_index",
     "early_stop": "early_stop early_stopping patience early_stop_patience early_stopping_patience",
