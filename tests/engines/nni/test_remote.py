@@ -222,3 +222,46 @@ def test_a_machine_that_dies_and_a_cable_that_is_cut_cost_no_trial(lab, project)
     assert f"trial {lost[0]} was lost" in said
     wait_for(lambda: nothing_runs_on(lab, search_id), "the machines to be left", 20)
     assert managers_and_trials(project) == []
+
+
+COMPETITION = """\
+authorName: default
+experimentName: pstage1-env1
+trialConcurrency: 1
+maxExecDuration: 12h
+maxTrialNum: 2
+trainingServicePlatform: remote
+searchSpacePath: search_space.json
+useAnnotation: false
+tuner:
+  builtinTunerName: TPE
+  classArgs:
+    optimize_mode: maximize
+trial:
+  command: python3 train.py
+  codeDir: .
+  gpuNum: 1
+#machineList can be empty if the platform is local
+machineList:
+  - ip: {host}
+    port : 22
+    username: {user}
+    sshKeyPath: {key}
+    pythonPath: {python}
+"""
+
+
+def test_the_competitions_file_of_version_1_runs_on_a_machine(lab, project):
+    box = lab.boxes[0].machine()
+    text = COMPETITION.format(host=box.host, user=box.user, key=box.key_file, python=box.python)
+    text = text.replace("python3 train.py", "python3 train.py --epochs 1 --model simple_cnn")
+    (project / "config_remote.yml").write_text(text)
+    process = search(project, lab, "--config", "config_remote.yml")
+    try:
+        said = process.communicate(timeout=170)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert "was converted" in said
+    assert [trial.status for trial in trials_of(project)] == ["SUCCEEDED"] * 2
