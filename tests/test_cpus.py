@@ -4,9 +4,9 @@ import os
 import sys
 
 import pytest
-from ballot.search.plan import threads_for
 
 from ballot import cpus
+from ballot.engines.nni.engine import threads_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's files are Linux's")
 

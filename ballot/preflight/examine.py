@@ -179,6 +179,8 @@ def _conclude(findings: Findings, options: Options, answers: Answers | None) -> 
     monitor, way = findings.aim
     mode = "maximize" if way == "max" else "minimize"
     known = options.config is not None  # of another's script nobody knows what it reports
+    if any("monitor" in layer.values for layer in options.layers):
+        draft.give_aim(mode)  # once is enough
     algorithms = draft.algorithm_problems(mode if known else "", monitor)
     findings.problems += algorithms
     gpus = answers.gpus if answers and answers.measured else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.files import read_config_file
+from ballot.config.files import read_config_files
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config
 from ballot.config.trial_command import SCRIPT, TrialCommand
@@ -36,11 +36,10 @@ def read_options(command: TrialCommand, code: Path, where: str) -> tuple[Options
         return Options(), _located([*problems, as_problem(error)], where)
     known = replace(command, words=[*command.words[: command.script + 1], *options])
     layers, unknown_only = [], len(problems)
-    for file in said.config:
-        try:
-            layers.append(read_config_file(Path(code, file)))
-        except UserError as error:
-            problems.append(as_problem(error))
+    try:
+        layers += read_config_files(Path(code, file) for file in said.config)
+    except UserError as error:
+        problems.append(as_problem(error))
     layers.append(on_line)
     for layer in layers:
         for key, value in layer.values.items():
