@@ -76,11 +76,13 @@ def test_a_machine_says_its_facts_by_a_program_that_is_sent_to_it(tmp_path):
         sys.executable,
         "pythonPath",
         ["torch", "no-such-package"],
+        ["json", "no_such_module"],
         ["/no/such/path", "/"],
         str(tmp_path),
     )
     assert said["python"] == list(sys.version_info[:3]) and said["missing"] == ["/no/such/path"]
     assert said["packages"]["torch"] and said["packages"]["no-such-package"] is None
+    assert said["modules"] == {"json": True, "no_such_module": False}
     assert said["data"] == facts.listing_digest(str(tmp_path))
 
 
