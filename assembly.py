@@ -149,6 +149,8 @@ def explained(text: str, unknown: str, name: str) -> UserError:
     """Return the error, with what makes a component of a person's own known where one is meant."""
     if unknown not in OWN:
         return UserError(text)
+    if "did you mean" in text:  # more likely misspelt
+        return UserError(f"{text}; one of your own is known by --plugins FILE")
     hint = "one of your own is known by --plugins FILE, the file it stands in or one that says:"
     return UserError(
         f"{text}; {hint}", example=[line.replace("NAME", name) for line in OWN[unknown]]
