@@ -1,11 +1,12 @@
 """The command of a trial, taken apart."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from ballot.config.trial_command import command_problems, parse_command
+from ballot.config.trial_command import command_problems, outputs_of, parse_command
 from ballot.training.options import own_problems, read_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,16 @@ def test_a_file_of_options_is_read_from_where_trials_run(tmp_path):
     (tmp_path / "o.json").write_text('{"lrr": 0.5}')
     (problem,) = read_options(command, tmp_path, "c.yml")[1]
     assert problem.where == str(tmp_path / "o.json") and "did you mean 'lr'" in str(problem)
+
+
+def test_the_folder_of_runs_is_that_of_the_command_or_of_its_files(tmp_path):
+    (tmp_path / "ballot").mkdir()
+    old = {"name": "Mask", "arch": {"type": "LeNet"}, "trainer": {"save_dir": "saved/"}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    command = "python3 train.py -c config.json"
+    assert outputs_of(command, tmp_path) == tmp_path / "saved" / "Mask"
+    assert outputs_of(f"{command} --out_dir o", tmp_path) == tmp_path / "o"
+    assert outputs_of("python3 train.py -c none.json", tmp_path) == tmp_path / "outputs"
 
 
 def test_a_name_for_all_runs_is_refused_and_a_missing_resume_is_noted():
