@@ -21,7 +21,7 @@ from ballot.preflight import machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.preflight.tryout import Answers, Tryout
 from ballot.problems import Problem, as_problem
-from ballot.training.options import Options, own_problems, read_options
+from ballot.training.options import PLACES, Options, own_problems, read_options
 
 DRAWN = 16  # configurations that the tuner draws to see whether trials take them
 
@@ -137,8 +137,7 @@ def data_problems(config: Config, code: Path, where: str) -> list[Problem]:
     """Return the folders and files of a trial that are not there."""
     found = []
     for key, file in (
-        ("data_dir", config.data_dir),
-        ("init_from", config.init_from),
+        *((key, getattr(config, key)) for key in PLACES),
         *(("plugins", file) for file in config.plugins),
     ):
         if file is not None and not Path(code, Path(file).expanduser()).exists():

@@ -15,6 +15,9 @@ from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.training.recipes import with_recipe
 
+# Options that name a folder or a file that trials read.
+PLACES = ("data_dir", "train_dir", "val_dir", "test_dir", "init_from")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -97,6 +100,9 @@ def own_problems(config: Config, where: str) -> list[Problem]:
     if config.run_name is not None:
         what = "the trial command gives all trials one --run_name"
         found.append(Problem(where, what, "leave it out: a trial's run is named after it"))
+    if config.processes > 1:
+        what = f"a trial of a search has one process, and {config.processes} are wanted"
+        found.append(Problem(where, what, "add --processes 1 to the trial command"))
     if config.resume is None:
         what = "a trial that was interrupted would begin again at its first epoch"
         found.append(Problem(where, what, "add --resume auto to the trial command", fatal=False))

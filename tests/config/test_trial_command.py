@@ -102,3 +102,9 @@ def test_a_name_for_all_runs_is_refused_and_a_missing_resume_is_noted():
     named, resumed = own_problems(options.config, "c.yml")
     assert named.fatal and "--run_name" in named.what
     assert not resumed.fatal and "--resume auto" in resumed.remedy
+
+
+def test_several_processes_for_each_trial_are_refused():
+    command = parse_command("python3 train.py --processes 2 --resume auto", ROOT)
+    (problem,) = own_problems(read_options(command, ROOT, "c.yml")[0].config, "c.yml")
+    assert problem.fatal and "--processes 1" in problem.remedy

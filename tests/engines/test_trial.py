@@ -7,7 +7,7 @@ from ballot.engines.trial import FINAL, Trial
 from ballot.errors import UserError
 
 
-@pytest.mark.parametrize("key", [*FIXED.keys() - set(FINAL), "model-dir"])
+@pytest.mark.parametrize("key", [*sorted(FIXED.keys() - set(FINAL)), "model-dir"])
 def test_no_tuner_sets_what_is_not_a_hyperparameter_even_where_it_is_searched(key):
     with pytest.raises(UserError, match=f"tuner: {key.replace('-', '_')} cannot be searched"):
         Trial({key: "x"}, searched=(key,)).layer()
