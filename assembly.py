@@ -7,6 +7,7 @@ search, which takes a few steps of some of them.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -34,8 +35,10 @@ from ballot.values import Json
 from dataset import AUGMENTATIONS, DATASETS, load_data
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better
-from model import MODELS, create_model, freeze, keep_statistics, model_spec
+from model import MODELS, adopt_classes, create_model, freeze, keep_statistics, model_spec
 from optim import OPTIMIZERS, SCHEDULERS, Schedule, create_optimizer, create_scheduler
+
+log = logging.getLogger(__name__)
 
 # With how many arguments each builder is given before those of the user.
 CATALOGUES: dict[str, tuple[Registry, int]] = {
@@ -43,6 +46,20 @@ CATALOGUES: dict[str, tuple[Registry, int]] = {
     "criterion": (CRITERIA, 1),
     "optimizer": (OPTIMIZERS, 3),
     "scheduler": (SCHEDULERS, 1),
+}
+
+# What a file of --plugins says to make a component of a person's own known.
+OWN = {
+    "model": (
+        "from model import MODELS",
+        '@MODELS.register("NAME")',
+        "def build(num_classes, pretrained, **args): return NAME(num_classes=num_classes, **args)",
+    ),
+    "criterion": (
+        "from loss import CRITERIA",
+        '@CRITERIA.register("NAME")',
+        "def build(num_classes, **args): return NAME(**args)",
+    ),
 }
 
 # What a resumed run may be given anew; anything else would make another run of it.
@@ -60,6 +77,9 @@ RESUMABLE = {
     "cache_limit",
     "tensorboard",
     "data_dir",
+    "train_dir",
+    "val_dir",
+    "test_dir",
     "plugins",
     "pretrained",
     "init_from",
@@ -68,8 +88,29 @@ RESUMABLE = {
     "log_every",
     "log_config",
     "tracker",
+    "experiment",
+    "processes",
     "profile",
 }
+
+
+# What a file laid over a resumed run may change besides: how it goes on, and not what it learns.
+SETTINGS = ("optimizer", "optimizer_args", "lr", "weight_decay", "scheduler", "scheduler_args")
+OVERLAID = {
+    *SETTINGS,
+    "warmup_epochs",
+    "batch_size",
+    "accum_steps",
+    "clip_grad",
+    "criterion",
+    "criterion_args",
+    "class_weights",
+    "augmentation",
+    "augmentation_args",
+    "sampler",
+    "val_every",
+}
+NO_FILES = ("environment", "command line", "tuner")
 
 
 def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
@@ -84,14 +125,16 @@ def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
         folder = run_to_resume(Path(config.resume))
         saved = Layer(f"{folder}/config.json", read_config(folder))
         resumed, origin = merge([saved, *layers])
-        refuse_changes(merge([saved])[0], resumed)
+        overlaid = any(layer.name not in NO_FILES for layer in layers)
+        refuse_changes(merge([saved])[0], resumed, OVERLAID if overlaid else set())
         config = replace(resumed, resume=str(folder))
-    load_plugins(config.plugins)
+    load_plugins(config.plugins, adopt_classes)
     for key, (catalogue, given) in CATALOGUES.items():
         try:
             catalogue.check_args(getattr(config, key), getattr(config, f"{key}_args"), skip=given)
         except UserError as error:
-            raise UserError(f"{origin[key]}: {error}") from None
+            unknown = key if getattr(config, key) not in catalogue else ""
+            raise explained(f"{origin[key]}: {error}", unknown, getattr(config, key)) from None
     AUGMENTATIONS.entry(config.augmentation)
     tta.candidates(config.tta)
     if config.dataset != "auto":
@@ -102,15 +145,34 @@ def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
     return config, origin
 
 
-def refuse_changes(before: Config, now: Config) -> None:
-    """Refuse to resume a run with another value of anything that shapes its result."""
-    for key, value in asdict(now).items():
-        old = getattr(before, key)
-        if key not in RESUMABLE and value != old:
+def explained(text: str, unknown: str, name: str) -> UserError:
+    """Return the error, with what makes a component of a person's own known where one is meant."""
+    if unknown not in OWN:
+        return UserError(text)
+    if "did you mean" in text:  # more likely misspelt
+        return UserError(f"{text}; one of your own is known by --plugins FILE")
+    hint = "one of your own is known by --plugins FILE, the file it stands in or one that says:"
+    return UserError(
+        f"{text}; {hint}", example=[line.replace("NAME", name) for line in OWN[unknown]]
+    )
+
+
+def refuse_changes(before: Config, now: Config, allowed: set[str]) -> None:
+    """Refuse to resume a run with another value of anything that shapes its result.
+
+    What is `allowed` besides is said.
+    """
+    changed = {key: (getattr(before, key), value) for key, value in asdict(now).items()}
+    changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
+    for key, (old, value) in changed.items():
+        if key not in RESUMABLE | allowed:
+            more = "; -c FILE can change it" if key in OVERLAID and not allowed else ""
             raise UserError(
                 f"resume: {key} was {old!r} in that run and is {value!r} now; "
-                "leave it out, or start a new run"
+                f"leave it out, or start a new run{more}"
             )
+    for key in sorted(changed.keys() & allowed):
+        log.info("resuming with another %s: %r, was %r", key, changed[key][1], changed[key][0])
 
 
 def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
@@ -119,10 +181,14 @@ def choose_metrics(config: Config) -> tuple[Metrics, Goal]:
     stage, _, metric = name.partition("_")
     if stage not in ("train", "val") or not metric:
         raise UserError(f"monitor: {config.monitor!r} is no score; as in 'val_acc', 'min val_loss'")
-    metrics = create_metrics(config.metrics)
-    if metric != "loss" and metric not in metrics.names(stage):
-        monitored = {**metrics.stages.get(stage, {}), **create_metrics(metric).stages[stage]}
-        metrics = Metrics({**metrics.stages, stage: monitored})
+    stages = dict(create_metrics(config.metrics).stages)
+    stages.setdefault("test", stages.get("val", {}))
+    if metric != "loss":
+        for scored in (stage, "test") if stage == "val" else (stage,):
+            if metric not in stages.get(scored, {}):
+                added = create_metrics(metric).stages[scored]
+                stages[scored] = {**stages.get(scored, {}), **added}
+    metrics = Metrics(stages)
     return metrics, Goal(*parse_monitor(config.monitor, lower_is_better(metric)))
 
 
@@ -164,6 +230,7 @@ def build_state(
         ema=ema,
         group=group,
         start=start,
+        settings={key: getattr(config, key) for key in SETTINGS},
     )
 
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,13 +79,18 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
         where = os.environ.get("SM_CHANNEL_TRAIN")  # as the mask competition's machines set it
     if name == "auto":
         columns = (config.path_column, config.label_column, config.group_column)
-        if where is None:
+        if config.train_dir is not None:
+            name = "class_folders"
+        elif where is None:
             name = "digits"
         elif any(columns) or config.split_column:
             name = "csv"
         else:
             name = recognise(Path(where))
     offered = {
+        "train_dir": config.train_dir,
+        "val_dir": config.val_dir,
+        "test_dir": config.test_dir,
         "classification": config.classification,
         "path_column": config.path_column,
         "label_column": config.label_column,
@@ -99,14 +104,34 @@ def find_table(config: Config, input_size: int | None = None) -> Table:
     given = {key: value for key, value in offered.items() if key in takes}
     folder = None if where is None else _existing(where)
     table = DATASETS.create(name, folder, args=config.dataset_args, **given)
-    check_names(folder, [str(folder), *table.classes, *table.ids])
-    return replace(table, layout=name)
+    table = named(replace(table, layout=name), config.classes)
+    check_names(folder or config.train_dir, [str(folder), *table.classes, *table.ids])
+    return table
 
 
-def _existing(where: str) -> Path:
+def named(table: Table, classes: Sequence[str]) -> Table:
+    """Put the classes of `table` into the order of `classes`, or give them these names by number.
+
+    The names of its own classes in another order renumber them; other names are given to them.
+    """
+    if not classes or tuple(classes) == tuple(table.classes):
+        return table
+    if len(classes) != len(table.classes) or len(set(classes)) < len(classes):
+        raise UserError(
+            f"classes: are {len(classes)} names ({first_few(classes)}), but {table.name} has "
+            f"{len(table.classes)} classes ({first_few(table.classes)})"
+        )
+    labels = table.labels
+    if set(classes) == set(table.classes):
+        place = [list(classes).index(name) for name in table.classes]
+        labels = np.where(labels < 0, labels, np.array(place)[labels])
+    return replace(table, classes=list(classes), labels=labels)
+
+
+def _existing(where: str, key: str = "data_dir") -> Path:
     path = Path(where).expanduser()
     if not path.exists():
-        raise UserError(f"data_dir: {where} is not there")
+        raise UserError(f"{key}: {where} is not there")
     return path.resolve()
 
 
@@ -125,7 +150,10 @@ def recognise(where: Path) -> str:
         )
     if where.is_file() or list(where.glob("*.csv")):
         read_csv(csv_files(where, None)[0][0])  # says why it is none
-    raise UserError(f"{where}: there are no images in it; choose another data_dir")
+    raise UserError(
+        f"{where}: there are no images in it; choose another data_dir (what a class of your own "
+        "reads from other files becomes a data set in a file of --plugins)"
+    )
 
 
 # Data sets: a builder takes the folder (or None) and returns a Table. `sure` rates from 0 to 4
@@ -162,10 +190,14 @@ def dummy(
     data_dir: Path | None,  # noqa: ARG001
     *,
     image_size: int,
-    rows: int = 1024,
+    rows: int | None = None,
     num_classes: int = 10,
 ) -> Table:
-    """Random tensors that cost nothing to read: what a model does without them is the ceiling."""
+    """Random tensors that cost nothing to read: what a model does without them is the ceiling.
+
+    There are 1,024 rows, or four for each of many classes, unless `rows` says how many.
+    """
+    rows = max(1024, 4 * num_classes) if rows is None else rows
     if rows > MOST_DUMMIES:
         raise UserError(f"dataset_args: rows is {rows}; {MOST_DUMMIES:,} are the most")
     if rows < 4 * num_classes or num_classes < 2:
@@ -342,34 +374,34 @@ def _are_class_folders(where: Path) -> int:
 
 
 @DATASETS.register("class_folders", sure=_are_class_folders)
-def class_folders(data_dir: Path | None) -> Table:
+def class_folders(
+    data_dir: Path | None,
+    *,
+    train_dir: str | None = None,
+    val_dir: str | None = None,
+    test_dir: str | None = None,
+) -> Table:
     """A folder for each class, below train/, val/ and test/ where there are such.
 
-    Without them every folder is a class. A test folder whose images stand in no class folder is
-    unlabelled.
+    Without them every folder is a class. `train_dir`, `val_dir` and `test_dir` may lie anywhere.
+    A test folder whose images stand in no class folder is unlabelled.
     """
-    root = _needed(data_dir)
-    sides = side_folders(root)
-    if "train" not in sides or not subfolders(sides["train"]):
-        sides = {"train": root}
-    classes = sorted({composed(folder.name) for folder in subfolders(sides["train"])})
-    if not classes:
-        raise UserError(f"{root}: there are no folders with images; one for each class is needed")
-    known = set(classes)
+    sides, root = _sides_of(data_dir, {"train": train_dir, "val": val_dir, "test": test_dir})
+    classes = _class_names(sides["train"])
     ids: list[str] = []
+    paths: list[str] = []
     names: list[str] = []
     splits: list[str] = []
     loose: list[str] = []
     for side, folder in sides.items():
-        inside = {composed(below.name) for below in subfolders(folder)}
-        labelled = side != "test" or bool(inside & known)
-        prefix = "" if folder == root else folder.name + "/"
-        for file in list_images(folder):
-            name = composed(file.partition("/")[0]) if labelled else ""
-            if labelled and name not in known:  # a file right in the folder has another name
+        # Of folders that lie apart the names may be alike; the sides are not.
+        prefix = f"{side}/" if train_dir else "" if folder == root else folder.name + "/"
+        for file, name in _named_images(folder, set(classes), side):
+            if name is None:
                 loose.append(prefix + file)
                 continue
             ids.append(prefix + file)
+            paths.append(f"{folder}/{file}" if train_dir else prefix + file)
             names.append(name)
             splits.append(side)
     text = f"{len(loose)} images stand in no folder of a class and are left out"
@@ -378,10 +410,44 @@ def class_folders(data_dir: Path | None) -> Table:
         classes=classes,
         ids=ids,
         labels=encode(names, classes),
-        source=FileSource(root, ids),
+        source=FileSource(root, paths),
         splits=splits,
         problems=[Problem(text, tuple(loose))] if loose else [],
     )
+
+
+def _class_names(train: Path) -> list[str]:
+    classes = sorted({composed(folder.name) for folder in subfolders(train)})
+    if not classes:
+        raise UserError(f"{train}: there are no folders with images; one for each class is needed")
+    return classes
+
+
+def _named_images(folder: Path, classes: set[str], side: str) -> Iterator[tuple[str, str | None]]:
+    """Yield images and their classes: "" in an unlabelled test folder, None in no class folder."""
+    inside = {composed(below.name) for below in subfolders(folder)}
+    labelled = side != "test" or bool(inside & classes)
+    for file in list_images(folder):
+        name = composed(file.partition("/")[0])
+        if not labelled:
+            yield file, ""
+        else:  # a file right in the folder has another name
+            yield file, name if name in classes else None
+
+
+def _sides_of(data_dir: Path | None, apart: dict[str, str | None]) -> tuple[dict[str, Path], Path]:
+    """Return the folder of each side, and the one that the paths of images begin at."""
+    given = {side: where for side, where in apart.items() if where is not None}
+    if "train" in given:
+        sides = {side: _existing(where, f"{side}_dir") for side, where in given.items()}
+        return sides, sides["train"]
+    if given:
+        raise UserError("train_dir: val_dir and test_dir go with it; name all, or data_dir alone")
+    root = _needed(data_dir)
+    sides = side_folders(root)
+    if "train" not in sides or not subfolders(sides["train"]):
+        sides = {"train": root}
+    return sides, root
 
 
 def _needed(data_dir: Path | None) -> Path:

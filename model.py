@@ -14,9 +14,10 @@ import re
 import sys
 import textwrap
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 if __name__ == "__main__":
@@ -367,12 +368,17 @@ def alexnet(
     image_size: int = 224,
     dropout: float = 0.5,
     hidden: int = 4096,
+    lrn: Sequence[float] = (5, 1e-4, 0.75, 2.0),
+    pool: int | None = None,
+    init: str = "torch",
 ) -> nn.Module:
     """AlexNet as it was, with local response normalisation and two groups (Krizhevsky, 2012).
 
-    torchvision's `alexnet` is the later, narrower one, and has weights.
+    `lrn` is its size, alpha, beta and k, `pool` the side that the last map is averaged to, and
+    `init` paper starts from the paper's weights. torchvision's `alexnet` is the later, narrower
+    one, and has published weights.
     """
-    features = _alexnet_features()
+    features = _alexnet_features(image_size, lrn, pool)
     share = _share("dropout", dropout)
     classifier = nn.Sequential(
         nn.Dropout(share),
@@ -383,18 +389,23 @@ def alexnet(
         nn.ReLU(),
         nn.Linear(hidden, num_classes),
     )
-    return nn.Sequential(OrderedDict(features=features, classifier=classifier))
+    model = nn.Sequential(OrderedDict(features=features, classifier=classifier))
+    if _one_of("init", init, ("torch", "paper")) == "paper":
+        _start_as_in_the_paper(model)
+    return model
 
 
-def _alexnet_features() -> nn.Sequential:
+def _alexnet_features(image_size: int, lrn: Sequence[float], pool: int | None) -> nn.Sequential:
+    # The paper's first map of 55 x 55: images of 227 as they are, or of 224 with a border.
+    border = 0 if (image_size - 11) % 4 == 0 else 2
     return nn.Sequential(
-        nn.Conv2d(3, 96, 11, stride=4, padding=2),
+        nn.Conv2d(3, 96, 11, stride=4, padding=border),
         nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+        _response_norm(lrn),
         nn.MaxPool2d(3, 2),
         nn.Conv2d(96, 256, 5, padding=2, groups=2),
         nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
+        _response_norm(lrn),
         nn.MaxPool2d(3, 2),
         nn.Conv2d(256, 384, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -403,8 +414,32 @@ def _alexnet_features() -> nn.Sequential:
         nn.Conv2d(384, 256, 3, padding=1, groups=2),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2),
+        *([] if pool is None else [nn.AdaptiveAvgPool2d(_whole("pool", pool))]),
         nn.Flatten(),
     )
+
+
+def _response_norm(values: Any) -> nn.Module:
+    numbers = isinstance(values, (list, tuple)) and len(values) == 4
+    if not numbers or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+        raise UserError(
+            f"model_args: lrn is {values!r}; it takes size, alpha, beta and k, as in "
+            "[5, 0.0001, 0.75, 2.0]"
+        )
+    size, alpha, beta, k = values
+    return nn.LocalResponseNorm(int(size), alpha=alpha, beta=beta, k=k)
+
+
+def _start_as_in_the_paper(model: nn.Module) -> None:
+    """Draw weights from N(0, 0.01^2); biases are 1 where the paper says so, else 0.
+
+    They are 1 in the second, fourth and fifth convolution and in the hidden linear layers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for number, layer in enumerate(layers):
+        nn.init.normal_(layer.weight, std=0.01)
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, 0.0 if number in (0, 2, len(layers) - 1) else 1.0)
 
 
 @MODELS.register("ResNet", input_size=224)
@@ -783,6 +818,69 @@ class CosineHead(nn.Module):
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
+# --------------------------------------------------------------------- classes of a person's own
+
+# What constructors call the numbers that the data say.
+CLASS_COUNTS = ("num_classes", "num_class", "n_classes", "nclasses", "num_labels", "classes")
+IN_CHANNELS = ("in_channels", "in_channel", "in_chans", "input_dim", "input_channels")
+
+
+def adopt_classes(module: ModuleType) -> None:
+    """Make every network class of a plugin known by its name, with its constructor's arguments.
+
+    A builder that the plugin registers under that name is the one that counts.
+    """
+    for name, cls in vars(module).items():
+        own = inspect.isclass(cls) and issubclass(cls, nn.Module)
+        if not own or cls.__module__ != module.__name__ or inspect.isabstract(cls):
+            continue
+        registered = MODELS.entry(name).build if name in MODELS.names(families=False) else None
+        if getattr(registered, "__module__", None) != module.__name__:
+            MODELS.offer(Entry(name, _class_builder(cls)))
+
+
+def _class_builder(cls: type[nn.Module]) -> Callable[..., nn.Module]:
+    takes = inspect.signature(cls).parameters
+    counted = next((name for name in CLASS_COUNTS if name in takes), None)
+    given = {
+        name: 3
+        for name in IN_CHANNELS
+        if name in takes and takes[name].default is takes[name].empty
+    }
+
+    def build(num_classes: int, pretrained: bool, **args: Any) -> nn.Module:  # noqa: ARG001
+        known = {**given, **({counted: num_classes} if counted else {}), **args}
+        try:
+            model = cls(**known)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"model_args: {cls.__name__} cannot be made with {known} ({_line(error)})"
+            ) from error
+        return _in_its_channels(model)
+
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.kind is not p.VAR_KEYWORD else p
+        for p in takes.values()
+        if p.kind is not p.VAR_POSITIONAL and p.name not in (*given, counted)
+    ]
+    first = list(inspect.signature(build).parameters.values())[:2]
+    build.__signature__ = inspect.Signature([*first, *own])  # type: ignore[attr-defined]
+    build.__doc__ = f"`{cls.__name__}` of a plugin."
+    return build
+
+
+def _in_its_channels(model: nn.Module) -> nn.Module:
+    """Show a network of grey images the mean of the three channels that all images have."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels == 1:
+        model.register_forward_pre_hook(_grey)
+    return model
+
+
+def _grey(_model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].mean(dim=1, keepdim=True), *inputs[1:])
+
+
 # --------------------------------------------------------------------------- parts of the above
 
 
@@ -848,6 +946,12 @@ def _share(name: str, value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
         return value
     raise UserError(f"model_args: {name} is {value!r}; it takes a number from 0 to below 1")
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise UserError(f"model_args: {name} is {value!r}; it takes a whole number above 0")
 
 
 def _one_of(name: str, value: str, choices: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from ballot.vote.ballots import write_ballot
 from ballot.vote.combine import METRICS
 from ballot.wording import few
 from dataset import AUGMENTATIONS, load_data
-from model import create_model
+from model import adopt_classes, create_model
 
 CHECKED = 64  # of the images given, those on which an exported file is compared
 
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = build_parser().parse_args(argv)
     views = tta.parse(asked.tta)
     check(asked)
-    load_plugins(asked.plugins)
+    load_plugins(asked.plugins, adopt_classes)
     if asked.soup:
         return write_soups(asked)
     images = find_images(asked.input, asked.root) if asked.input else None

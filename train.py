@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 if __name__ == "__main__":
     from ballot.config.command_line import help_first
@@ -84,6 +84,8 @@ NO_DATA = (
     "no --data_dir: training on scikit-learn's digits, 1,797 grey images of 8x8 pixels; "
     "--data_dir DIR takes your images"
 )
+T = TypeVar("T")
+
 EARLY = "early stop"  # of one fold; the others are trained all the same
 
 
@@ -165,13 +167,20 @@ def going_on(layers: list[Layer], trial: Trial) -> Path | None:
 
 
 def spread(config: Config, trial: Trial, argv: list[str]) -> None:
-    """Become torchrun where several GPUs are named: each gets a process."""
-    command = on_several(config.device, torch.cuda.device_count(), [__file__, *argv])
+    """Become torchrun where several GPUs or processes are wanted: it starts them."""
+    gpus = torch.cuda.device_count()
+    command = on_several(config.device, gpus, [__file__, *argv], config.processes)
     if command is None:
         return
     if trial.in_search:
-        raise UserError(f"device: {config.device!r} are several GPUs; a trial of a search has one")
-    os.environ["CUDA_VISIBLE_DEVICES"] = config.device
+        raise UserError(
+            f"device: {config.device!r} with {config.processes} processes; a trial of a search has "
+            "one GPU and one process: add --processes 1 --device auto to the trial command"
+        )
+    if "," in config.device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.device
+    log.info("%s", " ".join(["starting:", *command[1:]]))
+    sys.stdout.flush()
     os.execv(command[0], command)
 
 
@@ -408,7 +417,8 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
     history: list[Json]
     history = [row for row in read_rows(folder / "history.csv") if int(row["epoch"]) <= state.epoch]
     for row in () if config.all_rows else history:  # an engine forgets an interrupted trial's
-        job.trial.report_epoch(float(row[goal.name]))
+        if row[goal.name]:
+            job.trial.report_epoch(float(row[goal.name]))
     with tracker(job, folder, state) as board:
         while state.epoch < config.epochs:
             if reason := why_stop(job, history, state):
@@ -418,14 +428,12 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
             began, first_step = time.monotonic(), state.step
             state.clock.begin(last=state.epoch + 1 == config.epochs)
             trained, scores = one_epoch(job, fold, state)
-            state.schedule.step_epoch(goal.gain(scores[goal.name]))
+            seen = goal.name in scores  # in an epoch without validation there may be no such score
+            state.schedule.step_epoch(goal.gain(scores[goal.name]) if seen else None)
             state.epoch += 1
-            is_best = state.note_best(goal, scores, keep_last=config.all_rows)
-            seconds = round(time.monotonic() - began, 3)
-            rate = round(trained.images_per_second, 1)
+            is_best = seen and state.note_best(goal, scores, keep_last=config.all_rows)
             known = known_scores(config, scores)
-            row = {"epoch": state.epoch, "lr": trained.step_lrs[-1], **known}
-            row |= {"seconds": seconds, "images_per_second": rate}
+            row = row_of(job, state, trained, known, time.monotonic() - began)
             history.append(row)
             keep(job, folder, state, history, scores, is_best=is_best)
             if board:
@@ -433,14 +441,15 @@ def learn(job: Job, fold: Fold, folder: Path, state: TrainState) -> str | None:
                 board.log_epoch(state.step, known)
             job.run.update(epochs=fold.index * config.epochs + state.epoch)
             log.info(epoch_line(config, row, known, is_best))
-            if not config.all_rows:
+            if seen and not config.all_rows:
                 job.trial.report_epoch(scores[goal.name])
             if table := state.clock.end():
                 log.info(table)
+    job.group.wait()  # until the first process has written what the others look for
     return None
 
 
-def known_scores(config: Config, scores: dict[str, float]) -> dict[str, float]:
+def known_scores(config: Config, scores: dict[str, T]) -> dict[str, T]:
     """Return the scores that are worth something: none of validation rows that were trained on."""
     if not config.all_rows:
         return scores
@@ -457,6 +466,20 @@ def why_stop(job: Job, history: list[Json], state: TrainState) -> str | None:
         log.info("early stop: no better %s in %d epochs", job.goal.name, epochs)
         return EARLY
     return None
+
+
+def row_of(
+    job: Job, state: TrainState, trained: loop.Epoch, scores: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """Return an epoch's row of the table; scores of an epoch without validation are empty."""
+    return {
+        "epoch": state.epoch,
+        "lr": trained.step_lrs[-1],
+        **known_scores(job.config, dict.fromkeys(score_names(job), "")),
+        **scores,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(trained.images_per_second, 1),
+    }
 
 
 def keep(
@@ -508,7 +531,7 @@ def tracker(job: Job, folder: Path, state: TrainState) -> Any:
 
 
 def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict[str, float]]:
-    """Train on every row once, then score the epoch on the validation rows."""
+    """Train on every row once, then score the epoch; on validation rows where it is their turn."""
     config, group = job.config, job.group
     # Dropout of several processes is not the same one repeated.
     process.seed_everything(config.seed, state.epoch, *([group.rank] if group.rank else []))
@@ -522,19 +545,32 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
         batches = shaped(state, images)
     with progress_bar(config, state, len(fold.train)) as bar:
         trained = loop.train_one_epoch(state, batches, bar)
-    with state.clock.part("validation"):
-        seen = predict(job, state, fold.val, state.criterion)
-    scores = {"train_loss": trained.loss, "val_loss": seen.loss}
-    for stage, probs, labels in (
-        ("train", trained.probs, trained.targets),
-        ("val", seen.probs, fold.val.labels),
-    ):
+    scores = {"train_loss": trained.loss}
+    stages = [("train", trained.probs, trained.targets)]
+    if is_validated(config, state.epoch):
+        with state.clock.part("validation"):
+            seen = predict(job, state, fold.val, state.criterion)
+        scores["val_loss"] = seen.loss
+        stages.append(("val", seen.probs, fold.val.labels))
+    for stage, probs, labels in stages:
         found = job.metrics.score(probs, labels, stage=stage)
         scores.update({f"{stage}_{name}": value for name, value in found.items()})
     for name in ("train_loss", "val_loss", job.goal.name):
-        if not math.isfinite(scores[name]):
+        if not math.isfinite(scores.get(name, 0.0)):
             raise TrialFailed(f"{name} stopped being finite in epoch {state.epoch + 1}")
     return trained, scores
+
+
+def is_validated(config: Config, epoch: int) -> bool:
+    """Tell whether validation follows this epoch; under a time limit any may be the last one."""
+    ended = epoch + 1
+    return ended % config.val_every == 0 or ended == config.epochs or config.time_limit > 0
+
+
+def score_names(job: Job) -> list[str]:
+    """Return the names of all scores of an epoch, in the order of the columns."""
+    named = [f"{stage}_{name}" for stage in ("train", "val") for name in job.metrics.names(stage)]
+    return ["train_loss", "val_loss", *named]
 
 
 def predict(
@@ -713,7 +749,7 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
     known = data.test.labels >= 0
     if not known.any():
         return {}
-    return job.metrics.score(probs[known], data.test.labels[known], stage="val")
+    return job.metrics.score(probs[known], data.test.labels[known], stage="test")
 
 
 def hand_over(job: Job) -> None:

@@ -15,8 +15,13 @@ from ballot.streams import lasting
 class UserError(Exception):
     """Bad input: what is wrong, where, and what would be right, in one line.
 
-    Written as ``source: what is wrong; what to do``. A script ends with exit status 2.
+    Written as ``source: what is wrong; what to do``. A script ends with exit status 2. Lines of
+    an `example` are shown below it.
     """
+
+    def __init__(self, text: str, *, example: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.example = tuple(example)
 
 
 class CannotWrite(UserError):
@@ -91,6 +96,8 @@ def _end_of(error: BaseException) -> int:
             raise error
         error = UserError(not_installed(str(error.name)))
     print("error: " + one_line(str(error)), file=sys.stderr)
+    for line in error.example if isinstance(error, UserError) else ():
+        print(f"    {one_line(line)}", file=sys.stderr)
     return 2
 
 

@@ -69,22 +69,32 @@ def choose_device(name: str, *, trials_per_gpu: int, among_trials: bool, holder:
     return lease
 
 
-def on_several(name: str, available: int, command: Sequence[str]) -> list[str] | None:
-    """Return the command that trains on all GPUs of a list such as `0,1`; None for one device.
+def on_several(
+    name: str, available: int, command: Sequence[str], processes: int = 1
+) -> list[str] | None:
+    """Return the command that trains in several processes of torchrun's; None for one alone.
 
-    `command` is this process's own; each GPU gets a process of torchrun's. Fewer GPUs than are
-    named (`available`) are a `UserError`.
+    They are as many as a list of GPUs such as `0,1` names, or `processes` on a device that is not
+    one GPU. `command` is this process's own. Fewer GPUs than processes (`available`) are a
+    `UserError`, unless there is none: then all share the CPU.
     """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     gpus = name.split(",")
     if len(gpus) == 1:
-        return None
+        if processes == 1:
+            return None
+        if name != "cpu" and (available or name != "auto") and available < processes:
+            raise UserError(
+                f"processes: {processes} processes need as many GPUs; this machine has "
+                f"{available}: --processes 1 trains alone, --device cpu without GPUs"
+            )
+        return [*launcher, str(processes), *command]
     if not all(gpu.isdigit() and int(gpu) < available for gpu in gpus):
         raise UserError(
             f"device: {name!r} names {len(gpus)} GPUs; this machine has {available}, "
             "and auto takes what there is"
         )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*launcher, "--nproc_per_node", str(len(gpus)), *command, "--device", "cuda"]
+    return [*launcher, str(len(gpus)), *command, "--device", "cuda"]
 
 
 def visible_gpus() -> list[Gpu]:

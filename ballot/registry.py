@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ballot.errors import UserError, suggest
@@ -59,6 +60,11 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
         self._families: list[Family] = []
+        self._offered: dict[str, Entry] = {}
+
+    def offer(self, entry: Entry) -> None:
+        """Let `entry` be found by its name, before a registered one, without listing it."""
+        self._offered[entry.name] = entry
 
     def register(self, name: str, **info: object) -> Callable[[Callable], Callable]:
         """Add the decorated builder under `name`; a name that is taken is an error."""
@@ -92,17 +98,21 @@ class Registry:
         return listed
 
     def __contains__(self, name: object) -> bool:
-        if name in self._entries:
+        if name in self._entries or name in self._offered:
             return True
         return isinstance(name, str) and self._from_family(name) is not None
 
     def entry(self, name: str) -> Entry:
         """Look `name` up; an unknown one is a `UserError` with the nearest valid name."""
+        if name in self._offered:
+            return self._offered[name]
         if name in self._entries:
             return self._entries[name]
         found = self._from_family(name)
         if found is None:
-            raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self.names())}")
+            raise UserError(
+                f"unknown {self.kind} {name!r}{suggest(name, [*self._offered, *self.names()])}"
+            )
         return found
 
     def create(self, name: str, *given: Any, args: Values | None = None, **named: Any) -> Any:
@@ -150,10 +160,14 @@ class Registry:
         return None
 
 
-def load_plugins(paths: Iterable[str]) -> None:
-    """Run each file once; one that is missing or fails is a `UserError` that names it."""
+def load_plugins(paths: Iterable[str], adopt: Callable[[ModuleType], None] | None = None) -> None:
+    """Run each file once; one that is missing or fails is a `UserError` that names it.
+
+    `adopt` is handed each file's module. What a file imports may lie beside it or one folder up,
+    as in a project whose models stand in a folder of their own.
+    """
     for path in map(Path, paths):
-        name = f"plugin_{path.stem}"
+        name = _module_name(path)
         if name in sys.modules:
             continue
         if not path.is_file():
@@ -161,6 +175,9 @@ def load_plugins(paths: Iterable[str]) -> None:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise UserError(f"plugins: {path} is no Python file; its name ends in .py")
+        for folder in (path.resolve().parent, path.resolve().parent.parent):
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))  # last: our own modules come first
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
@@ -169,3 +186,17 @@ def load_plugins(paths: Iterable[str]) -> None:
         except Exception as error:  # whatever the reader's own code raises
             del sys.modules[name]
             raise UserError(f"plugins: {path} failed ({type(error).__name__}: {error})") from None
+        if adopt is not None:
+            adopt(module)
+
+
+def _module_name(path: Path) -> str:
+    """Return the name of a plugin's module; of two files of one name the second has a number."""
+    name, number = f"plugin_{path.stem}", 2
+    while name in sys.modules and not _is_file_of(sys.modules[name], path):
+        name, number = f"plugin_{path.stem}_{number}", number + 1
+    return name
+
+
+def _is_file_of(module: ModuleType, path: Path) -> bool:
+    return Path(module.__file__ or "").resolve() == path.resolve()

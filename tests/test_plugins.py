@@ -12,7 +12,7 @@ from ballot.errors import UserError
 from ballot.registry import load_plugins
 from dataset import AUGMENTATIONS
 from loss import CRITERIA, create_criterion
-from model import MODELS, create_model, model_spec
+from model import MODELS, adopt_classes, create_model, model_spec
 
 EXAMPLE = ROOT / "examples" / "plugins" / "my_components.py"
 ADDED = {"my_net": MODELS, "my_loss": CRITERIA, "my_colours": AUGMENTATIONS}
@@ -77,3 +77,73 @@ def test_the_example_is_trained_as_typed(script):
     assert done.returncode == 0, done.stderr
     done = script("train.py", "--plugins", EXAMPLE, "--model", "my_nett")
     assert done.returncode == 2 and "did you mean 'my_net'" in done.stderr
+
+
+OWN_MODEL = """\
+import torch.nn.functional as F
+from base import BaseModel
+from torch import nn
+
+
+class Half(BaseModel):
+    pass
+
+
+class MnistModel(BaseModel):
+    def __init__(self, num_classes=10, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 5, stride=4)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return F.log_softmax(self.fc(F.relu(self.conv(x)).mean((2, 3))), dim=1)
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project whose network stands in model/model.py and its base class in a package beside."""
+    files = {
+        "model/model.py": OWN_MODEL,
+        "base/__init__.py": "from .base_model import *",
+        "base/base_model.py": "from torch import nn\n\n\nclass BaseModel(nn.Module):\n    pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    paths = sys.path[:]
+    yield tmp_path
+    sys.path[:] = paths
+    MODELS._offered.clear()
+    for name in [name for name in sys.modules if name.startswith(("plugin_model", "base"))]:
+        del sys.modules[name]
+
+
+def test_a_class_of_a_project_is_a_model_by_its_constructors_arguments(project):
+    load_plugins([str(project / "model" / "model.py")], adopt_classes)
+    model, _ = create_model("MnistModel", 5, args={"width": 7}, image_size=28)
+    images = torch.rand(2, 3, 28, 28)
+    assert model.conv.weight.shape == (7, 1, 5, 5) and model(images).shape == (2, 5)
+    grey = images.mean(1, keepdim=True).expand_as(images)
+    torch.testing.assert_close(model(images), model(grey))
+    with pytest.raises(UserError, match="takes no argument 'widht'; did you mean 'width'"):
+        create_model("MnistModel", 5, args={"widht": 7})
+    assert "MnistModel" not in MODELS.names(families=False)
+
+
+def test_two_plugins_of_one_file_name_are_both_run(project):
+    (project / "other").mkdir()
+    (project / "other" / "model.py").write_text("from torch import nn\nclass Two(nn.Module): ...\n")
+    files = [str(project / name / "model.py") for name in ("model", "other")]
+    load_plugins(files, adopt_classes)
+    assert "MnistModel" in MODELS and "Two" in MODELS
+
+
+def test_an_unknown_model_says_what_makes_it_known(project, script):
+    (project / "config.json").write_text('{"arch": {"type": "MnistModel", "args": {}}}')
+    done = script("train.py", "-c", "config.json", cwd=project)
+    assert done.returncode == 2
+    error, *lines = done.stderr[done.stderr.index("error: ") :].splitlines()
+    assert "config.json: unknown model 'MnistModel'" in error and "--plugins FILE" in error
+    assert lines[:2] == ["    from model import MODELS", '    @MODELS.register("MnistModel")']
+    assert lines[2].endswith("return MnistModel(num_classes=num_classes, **args)")

@@ -178,7 +178,7 @@ def test_a_trial_that_was_posted_with_a_program_of_somebody_elses_does_not_run_i
     env = nni_environment(tmp_path, FAKE_NNI.replace('"lr": 0.005', '"plugins": ["evil.py"]'))
     command = [sys.executable, ROOT / "train.py", "--epochs", "1"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
     assert "tuner: plugins cannot be searched, its files are run as a program" in done.stderr
     assert not (tmp_path / "INJ").exists() and not (tmp_path / "outputs").exists()
 

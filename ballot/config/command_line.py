@@ -19,6 +19,8 @@ from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
 SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
+# What projects of the config.json template call a flag; taken beside -c or -r alone.
+TEMPLATE_FLAGS = {"--learning_rate": "lr"}
 
 # Shown first by --help: all that a first run needs.
 FIRST = (
@@ -173,16 +175,16 @@ def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, a
     for word in words:
         flag, equals, value = word.partition("=")
         head = flag[2:].partition(".")[0]
-        if not flag.startswith("--") or not ({head, f"{head}_args"} & set(DICT_FIELDS)):
-            parser.refuse(word)
-        if "." not in flag:
+        theirs = TEMPLATE_FLAGS.get(flag) if known.config or "resume" in values else None
+        dotted = "." in flag and {head, f"{head}_args"} & set(DICT_FIELDS)
+        if not flag.startswith("--") or not (theirs or dotted):
             parser.refuse(word)
         if not equals:
             following = next(words, None)
             if following is None:
                 raise UserError(f"command line: {flag} needs a value")
             value = following
-        values[flag[2:]] = _literal(value)
+        values[theirs or flag[2:]] = _literal(value)
     return Layer("command line", values), known
 
 

@@ -32,23 +32,23 @@ def read_config_file(path: str | Path) -> Layer:
 
 
 def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
-    """Read files of options, ours or another template's; the parts of one project are one layer."""
-    layers: list[Layer] = []
-    parts: list[tuple[str, Json]] = []
-    place = 0
+    """Read files of options, ours or another template's; the files of one project are one layer."""
+    layers: list[Layer | str] = []  # the kind of a template stands for the layer of its files
+    files: dict[str, list[tuple[str, Json]]] = {}
     for path in paths:
         values = _read_values(Path(path))
         kind = translate.recognise(values)
-        if kind == "parts":
-            parts, place = [*parts, (str(path), values)], len(layers)
-        elif kind:
-            layers.append(Layer(str(path), *translate.translate([(str(path), values)], kind)))
-        else:
+        if kind is None:
             layers.append(Layer(str(path), values))
-    if parts:
-        name = " + ".join(name for name, _ in parts)
-        layers.insert(place, Layer(name, *translate.translate(parts, "parts")))
-    return layers
+            continue
+        if kind not in files:
+            layers.append(kind)
+        files.setdefault(kind, []).append((str(path), values))
+    read = {
+        kind: Layer(" + ".join(name for name, _ in group), *translate.translate(group, kind))
+        for kind, group in files.items()
+    }
+    return [read[layer] if isinstance(layer, str) else layer for layer in layers]
 
 
 def _read_values(path: Path) -> Json:

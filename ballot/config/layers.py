@@ -7,8 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ballot.config.schema import COMPONENTS, DICT_FIELDS, OWN_FIELDS, Config, check_key, convert
+from ballot.config.templates.keys import in_our_words, is_theirs
 from ballot.errors import UserError
 from ballot.values import Json
+
+# What else says how much is held out: a layer that says one forgets the other one below it.
+RIVALS = {"val_ratio": "val_rows"}
 
 # What the machines of image competitions say by their environment (Amazon SageMaker's names);
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
@@ -34,6 +38,9 @@ def flatten(layer: Layer) -> list[tuple[str, object]]:
     """Turn nested components into `(key, value)` pairs; dotted keys go to their arguments."""
     pairs: list[tuple[str, object]] = []
     for key, value in layer.values.items():
+        if is_theirs(str(key)):
+            pairs += in_our_words(str(key), value, layer.name)
+            continue
         head, _, rest = str(key).replace("-", "_").partition(".")
         if rest:
             pairs.append((_dotted(head, rest, layer.name), value))
@@ -96,6 +103,8 @@ def merge(layers: Iterable[Layer]) -> tuple[Config, dict[str, str]]:
                 _forget(f"{head}_args", values, origin)
             if head in DICT_FIELDS:
                 _forget(head, values, origin)
+            if head in RIVALS:
+                values[RIVALS[head]] = None
             values[head] = value
             origin[head] = layer.name
     return Config(**values), origin

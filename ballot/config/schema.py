@@ -68,8 +68,12 @@ class Config:
     # fmt: off
     # Data
     data_dir: str | None = option(None, "folder of labelled images; default: scikit-learn's digits", "data")
+    train_dir: str | None = option(None, "folder of class folders for training, if the three folders are separate", "data")
+    val_dir: str | None = option(None, "folder of class folders for validation; requires train_dir", "data")
+    test_dir: str | None = option(None, "folder of test images, with or without class folders; requires train_dir", "data")
     dataset: str = option("auto", "layout of the data; auto detects it from the folder", "data")
     dataset_args: dict = option({}, "arguments of the data set", "data")
+    classes: tuple[str, ...] = option((), "class names in the order of their numbers; default: from the data", "data")
     classification: str = option("multi", "mask competition: joint label, or one attribute", "data", choices=("multi", "mask", "gender", "age"))
     path_column: str | None = option(None, "CSV layout: column with the image paths", "data")
     label_column: str | None = option(None, "CSV layout: column with the labels", "data")
@@ -77,6 +81,7 @@ class Config:
     split_column: str | None = option(None, "CSV layout: column with train, val or test", "data")
     download: bool = option(False, "let torchvision download a data set that is not on disk", "data")
     val_ratio: float = option(0.2, "share of the training rows (or groups) held out for validation", "data", above=0, below=1)
+    val_rows: int | None = option(None, "number of training rows held out for validation; default: by val_ratio", "data", low=1)
     folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
     fold: int | None = option(None, "single fold to train, counted from 0; default: all folds", "data", low=0)
     all_rows: bool = option(False, "train on the validation rows too and keep the last epoch; there is no score then", "data")
@@ -127,11 +132,13 @@ class Config:
     time_limit: float = option(0.0, "seconds after which training stops and keeps the best epoch, including earlier parts of the run; 0: no limit", "training", low=0)
     early_stop: int = option(0, "stop after this many epochs without improvement of the monitored score; 0: never", "training", low=0)
     monitor: str = option("val_acc", "score to optimise: it selects the best epoch and is reported to the tuner; 'min val_loss' minimises", "training")
+    val_every: int = option(1, "epochs from one validation to the next; the last epoch is always validated", "training", low=1)
     metrics: Any = option(("acc",), "metrics computed each epoch, by name", "training")
     seed: int = option(42, "seed of the split, the weights and the order of rows", "training", low=0, high=2**32 - 1)
     split_seed: int | None = option(None, "seed of the split only; default: seed", "training", low=0, high=2**32 - 1)
     # Machine
     device: str = option("auto", "cpu, cuda, cuda:N or N, mps, or auto for the best available; 0,1 trains on two GPUs", "machine")
+    processes: int = option(1, "processes that train one model together, each on its own GPU, or all on the CPU", "machine", low=1, high=64)
     trials_per_gpu: int = option(1, "trials of a search per GPU, if NNI does not assign the GPUs", "machine", low=1)
     deterministic: bool = option(False, "use deterministic algorithms only; slower on GPUs", "machine")
     amp: str = option("auto", "mixed precision; auto uses it on devices that are faster with it", "machine", choices=("auto", "off", "bf16", "fp16"))
@@ -146,6 +153,7 @@ class Config:
     log_config: str | None = option(None, "JSON file for logging.config.dictConfig; relative file names are in the run folder", "output")
     tensorboard: bool = option(True, "write TensorBoard files", "output")
     tracker: tuple[str, ...] = option((), "further experiment trackers: mlflow, wandb", "output", choices=("tensorboard", "mlflow", "wandb"))
+    experiment: str | None = option(None, "MLflow experiment, or project of Weights & Biases; default: from the environment", "output")
     plugins: tuple[str, ...] = option((), "Python files that register your own models, losses or augmentations", "output")
 
 

@@ -39,8 +39,13 @@ FIXED = {
     "model_dir": "all weights are collected in one folder",
     "log_config": "it names programs to log with, and files",
     "init_from": "it names a file, and all trials start alike",
+    "processes": "a trial of a search has one process",
+    "experiment": "all trials are tracked in one place",
 }
-ROWS = ("dataset", "data_dir", "val_ratio", "folds", "fold", "split_column", "group_column")
+ROWS = (
+    *("dataset", "data_dir", "train_dir", "val_dir"),
+    *("val_ratio", "val_rows", "folds", "fold", "split_column", "group_column"),
+)
 
 
 def find_problems(space: Values, source: str, *, ours: bool = True) -> list[UserError]:

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from ballot.config.command_line import build_parser, parse_command_line
+from ballot.config.files import read_config_files
+from ballot.config.layers import merge
+from ballot.config.schema import Config
+from ballot.errors import UserError
 from ballot.problems import Problem
 from ballot.values import Values
 
@@ -96,6 +101,19 @@ def option_of(command: str, flag: str, default: str) -> str:
     return found
 
 
+def out_dir_of(command: str, code: Path) -> str:
+    """Return the folder of the runs: the trial command's, its files' or the usual one."""
+    if on_line := option_of(command, "--out_dir", ""):
+        return on_line
+    try:
+        _, others = parse_command_line(
+            build_parser(SCRIPT, ""), parse_command(command, code).options
+        )
+        return merge(read_config_files(Path(code, file) for file in others.config))[0].out_dir
+    except UserError:  # said where the options are checked
+        return Config().out_dir
+
+
 def typed_command(command: str, values: Values) -> str:
     """Return a command that trains by hand what a trial of `command` trained with `values`."""
     dropped = {
@@ -132,7 +150,7 @@ def outputs_of(command: str, code: str | Path, *, elsewhere: bool = False) -> Pa
 
     What trials `elsewhere` name as theirs, with $HOME or another absolute path, has its last part.
     """
-    wanted = Path(option_of(command, "--out_dir", "outputs"))
+    wanted = Path(out_dir_of(command, Path(code)))
     if elsewhere and (wanted.is_absolute() or str(wanted).startswith(("~", "$"))):
         wanted = Path(wanted.name)
     return Path(code, wanted).absolute()

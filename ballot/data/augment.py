@@ -339,14 +339,14 @@ def pipeline(spec: Values, where: str, size: int, decode: int | None) -> Recipe:
     """Make the recipe of one stage from `{name: arguments}` in order.
 
     A centre crop and a resize at its head are done when images are decoded. Where chance comes
-    first, images are decoded whole to a square of `decode` pixels (1.5 times `size` by default).
+    first, images are decoded whole to a square of `decode` pixels (see `_whole_side`).
     """
     if not isinstance(spec, Mapping):
         raise UserError(f"{where}: is {spec!r}; transforms stand in an object, by name")
     todo = [(name, args) for name, args in spec.items() if name not in NOTHING]
     geometry, used = _head(todo)
     if geometry is None:
-        geometry = Geometry(decode or math.ceil(1.5 * size))
+        geometry = Geometry(decode or _whole_side(todo, size))
     steps: list[Step] = []
     normalised = scaled = False
     for name, args in todo[used:]:
@@ -367,6 +367,22 @@ def pipeline(spec: Values, where: str, size: int, decode: int | None) -> Recipe:
     if scaled and not normalised:
         steps.append(_times_255)
     return Recipe(geometry, _tested(steps, geometry, where), normalised=normalised)
+
+
+def _whole_side(todo: list[tuple[str, Any]], size: int) -> int:
+    """Return the side of the square that images are decoded to before the first transform.
+
+    What cuts a part out is given half as much again as it returns, unless it adds a border itself;
+    without such a transform images have the size that they keep.
+    """
+    for name, args in todo:
+        if "Crop" in name or "Resize" in name:
+            given = args if isinstance(args, Mapping) else {}
+            wanted = given.get("size", size)
+            sides = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+            side = max((side for side in sides if isinstance(side, int) and side > 0), default=size)
+            return side if given.get("padding") else math.ceil(1.5 * side)
+    return size
 
 
 def _head(todo: list[tuple[str, Any]]) -> tuple[Geometry | None, int]:

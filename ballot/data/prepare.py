@@ -253,12 +253,13 @@ def make_split(
     if config.folds > 1:
         pairs = split_folds(labels, groups, config.folds, seed, by_group=by_group)
     else:
-        pairs = [split_single(labels, groups, config.val_ratio, seed, by_group=by_group)]
+        amount = config.val_rows or config.val_ratio
+        pairs = [split_single(labels, groups, amount, seed, by_group=by_group)]
     for train, val in pairs:
         if not len(train) or not len(val):
             raise UserError(
                 f"{table.name}: {len(pool)} rows are too few to hold some out; "
-                "change val_ratio or folds"
+                "change val_ratio, val_rows or folds"
             )
     return [(pool[train], pool[val]) for train, val in pairs]
 

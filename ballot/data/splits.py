@@ -38,23 +38,31 @@ def natural_groups(count: int, *memberships: Sequence[Hashable | None]) -> np.nd
 
 
 def split_single(
-    labels: np.ndarray, groups: np.ndarray, val_ratio: float, seed: int, *, by_group: bool
+    labels: np.ndarray, groups: np.ndarray, amount: float, seed: int, *, by_group: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split rows [N] into training and validation rows, stratified by label.
 
+    The `amount` held out is a share below 1, and a number of rows from 1 on.
     Rows of one group stay on one side. `by_group` says that groups are large and to be balanced
     too; else only copies of an image are tied together and labels are met exactly.
     """
+    if amount >= len(labels):
+        raise UserError(
+            f"val_rows: {amount:g} of {len(labels)} rows cannot be held out; choose fewer"
+        )
     if by_group:
         finest = min(FINEST, len(np.unique(groups)))
         if finest < 2:
             raise UserError("split: all rows are of one group; none could be held out")
-        share = Fraction(val_ratio).limit_denominator(finest)
+        exact = Fraction(amount if amount < 1 else amount / len(labels))
+        share = exact.limit_denominator(finest)
         share = min(max(share, Fraction(1, finest)), 1 - Fraction(1, finest))
         held_out = _group_parts(labels, groups, share.denominator, seed) < share.numerator
+    elif amount >= 1:
+        held_out = _pick_rows(labels, groups, int(amount), seed)
     else:
         units, of_row = np.unique(groups, return_inverse=True)
-        held_out = _pick_stratified(labels[units], val_ratio, seed)[of_row]
+        held_out = _pick_stratified(labels[units], amount, seed)[of_row]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -125,6 +133,28 @@ def _unit_parts(labels: np.ndarray, parts: int, seed: int) -> np.ndarray:
     out = np.empty(len(labels), dtype=np.int64)
     out[order] = np.arange(len(labels)) % parts
     return out
+
+
+def _pick_rows(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Mark `count` of the rows [N], each class its share of them; few rows leave a class out.
+
+    Rows that have a copy are taken only where the others do not suffice: a copy would come along.
+    """
+    units, of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    usable = np.flatnonzero(sizes == 1)
+    if len(usable) < count:
+        usable = np.arange(len(units))
+    rng = np.random.default_rng(seed)
+    of_class = labels[units[usable]]
+    classes, counts = np.unique(of_class, return_counts=True)
+    wanted = counts * min(count / len(usable), 1.0)
+    take = np.floor(wanted).astype(np.int64)
+    order = np.lexsort((rng.random(len(classes)), take - wanted))
+    take[order[: min(count, len(usable)) - take.sum()]] += 1
+    marked = np.zeros(len(units), dtype=bool)
+    for label, number in zip(classes, take):
+        marked[usable[rng.permutation(np.flatnonzero(of_class == label))[:number]]] = True
+    return marked[of_row]
 
 
 def _pick_stratified(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:

@@ -53,7 +53,7 @@ class Survey:
 
 def survey(config: Config, base: Path) -> Survey | None:
     """Look at the images that `config` names, below `base`; None where there are none."""
-    where = config.data_dir
+    where = config.train_dir or config.data_dir
     if where is None and (config.dataset == "auto" or config.dataset.startswith("Mask")):
         where = os.environ.get("SM_CHANNEL_TRAIN")
     root = base / Path(where).expanduser() if where else None
@@ -75,6 +75,8 @@ def survey(config: Config, base: Path) -> Survey | None:
 
 def labelled_images(root: Path, config: Config) -> tuple[Counter[str], list[Path]]:
     """Return the images of each class and the paths of the images, of no test row."""
+    if config.train_dir is not None:
+        return _by_folder([root])
     named = config.dataset == "csv" or any(
         (config.path_column, config.label_column, config.group_column, config.split_column)
     )

@@ -269,6 +269,9 @@ class Draft(Protocol):
     def assigns_gpus(self) -> bool:
         """Whether the engine gives each trial its GPU."""
 
+    def give_aim(self, mode: str) -> None:
+        """Let a tuner, and what stops trials, aim at `mode` where nothing else is said."""
+
     def algorithm_problems(self, mode: str, monitor: str) -> list[Problem]:
         """Return what is wrong with the tuner and what stops trials, which are to aim at `mode`."""
 

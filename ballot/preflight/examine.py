@@ -20,7 +20,7 @@ from ballot.preflight import machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.preflight.tryout import Answers, Tryout
 from ballot.problems import Problem, as_problem
-from ballot.training.options import Options, own_problems, read_options
+from ballot.training.options import PLACES, Options, own_problems, read_options
 from ballot.values import Values
 
 DRAWN = 16  # configurations that the tuner draws to see whether trials take them
@@ -137,8 +137,7 @@ def data_problems(config: Config, code: Path, where: str) -> list[Problem]:
     """Return the folders and files of a trial that are not there."""
     found = []
     for key, file in (
-        ("data_dir", config.data_dir),
-        ("init_from", config.init_from),
+        *((key, getattr(config, key)) for key in PLACES),
         *(("plugins", file) for file in config.plugins),
     ):
         if file is not None and not Path(code, Path(file).expanduser()).exists():
@@ -179,6 +178,8 @@ def _conclude(findings: Findings, options: Options, answers: Answers | None) -> 
     monitor, way = findings.aim
     mode = "maximize" if way == "max" else "minimize"
     known = options.config is not None  # of another's script nobody knows what it reports
+    if any("monitor" in layer.values for layer in options.layers):
+        draft.give_aim(mode)  # once is enough
     algorithms = draft.algorithm_problems(mode if known else "", monitor)
     findings.problems += algorithms
     gpus = answers.gpus if answers and answers.measured else None

@@ -24,7 +24,7 @@ from ballot.machines.machine import Machine
 from ballot.machines.sent import facts
 from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
-from ballot.training.options import read_options
+from ballot.training.options import PLACES, read_options
 from ballot.values import Json, Values
 from ballot.wording import size
 
@@ -123,7 +123,7 @@ class Needs:
 def needs_of(command: str, config: Config | None) -> Needs:
     """Read them from the trial command; relative paths are in the folder that is sent."""
     paths = {}
-    for key in ("data_dir", "init_from") if config is not None else ():
+    for key in PLACES if config is not None else ():
         path = option_of(command, f"--{key}", str(getattr(config, key) or ""))
         if _is_theirs(path):
             paths[key] = path
@@ -149,8 +149,7 @@ def command_problems(draft: Draft, config: Config, where: str) -> list[Problem]:
     theirs = needs_of(draft.outline.command, config).paths
     sent: Collection[str] | None = None
     for key, file in (
-        ("data_dir", config.data_dir),
-        ("init_from", config.init_from),
+        *((key, getattr(config, key)) for key in PLACES),
         *(("plugins", file) for file in config.plugins),
     ):
         if file is None or key in theirs or (key == "plugins" and _is_theirs(file)):

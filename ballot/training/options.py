@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.files import read_config_file
+from ballot.config.files import read_config_files
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import Config
 from ballot.config.trial_command import SCRIPT, TrialCommand
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.training.recipes import with_recipe
+
+# Options that name a folder or a file that trials read.
+PLACES = ("data_dir", "train_dir", "val_dir", "test_dir", "init_from")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,10 @@ def read_options(command: TrialCommand, code: Path, where: str) -> tuple[Options
         return Options(), _located([*problems, as_problem(error)], where)
     known = replace(command, words=[*command.words[: command.script + 1], *options])
     layers, unknown_only = [], len(problems)
-    for file in said.config:
-        try:
-            layers.append(read_config_file(Path(code, file)))
-        except UserError as error:
-            problems.append(as_problem(error))
+    try:
+        layers += read_config_files(Path(code, file) for file in said.config)
+    except UserError as error:
+        problems.append(as_problem(error))
     layers.append(on_line)
     for layer in layers:
         for key, value in layer.values.items():
@@ -98,6 +100,9 @@ def own_problems(config: Config, where: str) -> list[Problem]:
     if config.run_name is not None:
         what = "the trial command gives all trials one --run_name"
         found.append(Problem(where, what, "leave it out: a trial's run is named after it"))
+    if config.processes > 1:
+        what = f"a trial of a search has one process, and {config.processes} are wanted"
+        found.append(Problem(where, what, "add --processes 1 to the trial command"))
     if config.resume is None:
         what = "a trial that was interrupted would begin again at its first epoch"
         found.append(Problem(where, what, "add --resume auto to the trial command", fatal=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from ballot.training.features import FrozenFeatures
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
+log = logging.getLogger(__name__)
 
 
 def sample_of(model: torch.nn.Module) -> list[float]:
@@ -76,6 +80,7 @@ class TrainState:
     best_epoch: int | None = None  # counted from 0
     best_scores: dict[str, float] = field(default_factory=dict)
     start: list[float] = field(default_factory=list)  # see `checkpoints.sample_of`
+    settings: dict[str, Any] = field(default_factory=dict)  # of optimiser and schedule
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +109,7 @@ class TrainState:
             "best_epoch": self.best_epoch,
             "best_scores": self.best_scores,
             "start": self.start,
+            "settings": self.settings,
         }
         ema = None if self.ema is None else self.ema.state_dict()
         whole = {
@@ -116,16 +122,28 @@ class TrainState:
         save_tensors(path, {**states, "ema": ema, "state": json.dumps(plain)})
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Go on where `save` was called; another model's checkpoint is a `UserError`."""
+        """Go on where `save` was called; another model's checkpoint is a `UserError`.
+
+        Other settings of the optimiser and the schedule than those that it was saved with count:
+        another optimiser begins anew, another schedule at the epoch that has come.
+        """
         saved = load_tensors(path, device)
         try:
+            plain = json.loads(saved["state"])
+            before, now = plain.pop("settings"), json.loads(json.dumps(self.settings))
             self.model.load_state_dict(saved["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(saved["ema"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            if before.get("optimizer") == now.get("optimizer"):
+                self._load_optimizer(saved["optimizer"], before != now)
+            else:
+                log.warning("optimizer %s begins anew, without a state", now["optimizer"])
+            schedules = [(of.get("scheduler"), of.get("scheduler_args")) for of in (before, now)]
+            if schedules[0] != schedules[1]:
+                saved["schedule"]["curve"] = {}
             self.schedule.load_state_dict(saved["schedule"])
             self.scaler.load_state_dict(saved["scaler"])
-            for key, value in json.loads(saved["state"]).items():
+            for key, value in plain.items():
                 setattr(self, key, value)
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
@@ -133,6 +151,17 @@ class TrainState:
                 f"{path}: does not fit this configuration ({reason}); "
                 "resume with the model and optimiser it was made with"
             ) from None
+
+    def _load_optimizer(self, saved: dict[str, Any], changed: bool) -> None:
+        """Take up the optimiser's state; where its settings `changed`, those of now stay."""
+        kept = {"initial_lr", "weight_decay", *self.settings.get("optimizer_args", {})}
+        groups = [
+            {key: value for key, value in group.items() if key in kept}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(saved)
+        for group, now in zip(self.optimizer.param_groups, groups):
+            group.update(now if changed else {})
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:

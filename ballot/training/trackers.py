@@ -210,7 +210,9 @@ class MLflow:
         self._folder = folder
         with _alone(folder.parent / ".mlflow.lock"):  # trials of a search make one data base
             self._client = MlflowClient()
-            experiment = self._experiment(f"ballot-{group}" if group else None)
+            # One that a person names holds all of their searches.
+            wanted = config.get("experiment") or (f"ballot-{group}" if group else None)
+            experiment = self._experiment(wanted)
         if run is None:
             tags = {"search": group} if group else {}
             created = self._client.create_run(experiment, run_name=folder.name, tags=tags)
@@ -257,7 +259,7 @@ class WandB:
         )
         self.run = run or uuid.uuid4().hex[:12]
         self._wandb = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "ballot"),
+            project=config.get("experiment") or os.environ.get("WANDB_PROJECT", "ballot"),
             group=group or None,
             id=self.run,
             name=folder.name,

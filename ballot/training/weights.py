@@ -141,11 +141,13 @@ def _is_plain(value: Tensor) -> bool:
 def load_weights(model: nn.Module, state: Values, source: str, head: Iterable[str]) -> list[str]:
     """Load `state` into `model`, whose classifier has the parameters `head`.
 
-    Only the classifier may differ or be missing: those names start anew and are returned. Any
-    other difference is a `UserError` with the first name that does not fit.
+    Only the classifier may differ or be missing: those names start anew and are returned. Names
+    that are all different are another project's: then the order counts. Any other difference is a
+    `UserError` with the first name that does not fit.
     """
     own, head = model.state_dict(), set(head)
     given = {_bare(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    given = _by_our_names(given, own, head, source)
     anew = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
     anew += [n for n in own if n in given and given[n].shape != own[n].shape]
     misfits = [name for name in anew if name not in head]
@@ -192,6 +194,19 @@ def lite_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Te
         there, here = (INVERTED_THERE, INVERTED) if expands else (SEPARABLE_THERE, SEPARABLE)
         renamed[f"{places[int(number)]}.{here[there.index(layer)]}.{kind}"] = value
     return renamed
+
+
+def _by_our_names(
+    given: dict[str, Tensor], own: Mapping[str, Tensor], head: set[str], source: str
+) -> dict[str, Tensor]:
+    """Name weights as `own` does where every name differs, but no shape outside of the `head`."""
+    if set(given) & set(own) or len(given) != len(own):
+        return given
+    pairs = dict(zip(own, given.values()))
+    if any(value.shape != own[name].shape for name, value in pairs.items() if name not in head):
+        return given
+    log.info("%s: has names of its own, and the same shapes in the same order", source)
+    return pairs
 
 
 def _bare(name: str) -> str:

@@ -39,7 +39,7 @@ def test_every_field_is_a_flag_in_snake_and_kebab_case_with_its_default_in_the_h
     text = " ".join(build_parser("train.py", "").format_help().split())
     for name in FIELDS:
         assert f"--{name}" in text or f"--no_{name}" in text
-    assert "(default: 0.001)" in text and "default: all folds --" in text
+    assert "(default: 0.001)" in text and "default: all folds --all_rows" in text
     assert command_line("--batch-size=8").values == {"batch_size": 8}
     assert "steps" not in command_line("--no-tensorboard").values
     assert merge([command_line("--no-tensorboard")])[0].tensorboard is False

@@ -26,7 +26,7 @@ def test_a_project_of_three_parts_trains_on_dummy_data(script, tmp_path):
     done = script("train.py", *words, "--run_name", "parts")
     assert done.returncode == 0, done.stderr
     assert "env.optimizer.type = 'SGD'" in done.stderr
-    assert "warning: " in done.stderr and "env.dist_url" in done.stderr
+    assert "the same without" in done.stderr and "env.dist_url" in done.stderr
     assert "epoch 1, step 5, " in done.stdout  # train_freq
     run = tmp_path / "outputs" / "parts"
     history = pd.read_csv(run / "history.csv")

@@ -1,11 +1,12 @@
 """The command of a trial, taken apart."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from ballot.config.trial_command import command_problems, parse_command
+from ballot.config.trial_command import command_problems, outputs_of, parse_command
 from ballot.training.options import own_problems, read_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,9 +86,25 @@ def test_a_file_of_options_is_read_from_where_trials_run(tmp_path):
     assert problem.where == str(tmp_path / "o.json") and "did you mean 'lr'" in str(problem)
 
 
+def test_the_folder_of_runs_is_that_of_the_command_or_of_its_files(tmp_path):
+    (tmp_path / "ballot").mkdir()
+    old = {"name": "Mask", "arch": {"type": "LeNet"}, "trainer": {"save_dir": "saved/"}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    command = "python3 train.py -c config.json"
+    assert outputs_of(command, tmp_path) == tmp_path / "saved" / "Mask"
+    assert outputs_of(f"{command} --out_dir o", tmp_path) == tmp_path / "o"
+    assert outputs_of("python3 train.py -c none.json", tmp_path) == tmp_path / "outputs"
+
+
 def test_a_name_for_all_runs_is_refused_and_a_missing_resume_is_noted():
     command = parse_command("python3 train.py --run_name a", ROOT)
     options, _ = read_options(command, ROOT, "c.yml")
     named, resumed = own_problems(options.config, "c.yml")
     assert named.fatal and "--run_name" in named.what
     assert not resumed.fatal and "--resume auto" in resumed.remedy
+
+
+def test_several_processes_for_each_trial_are_refused():
+    command = parse_command("python3 train.py --processes 2 --resume auto", ROOT)
+    (problem,) = own_problems(read_options(command, ROOT, "c.yml")[0].config, "c.yml")
+    assert problem.fatal and "--processes 1" in problem.remedy

@@ -126,10 +126,10 @@ def test_a_class_that_is_not_there_weighs_nothing():
 
 def test_split_rows_name_the_side_or_the_fold():
     part, _ = subset(3, groups=["x", "y", "z"])
-    other, _ = subset(3)
-    other.ids = ["v0", "v1", "v2"]
-    single = data_of([Fold(0, part, other)], test=part).split_rows()
-    assert [row["split"] for row in single] == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
+    held_out, _ = subset(2)
+    held_out.ids = ["v0", "v1"]
+    single = data_of([Fold(0, part, held_out)], test=part).split_rows()
+    assert [row["split"] for row in single] == ["train"] * 3 + ["val"] * 2 + ["test"] * 3
     assert single[1] == {"id": "r1", "label": "b", "split": "train", "group": "y"}
     folds = data_of([Fold(0, part, part), Fold(1, part, part)]).split_rows()
     assert [row["split"] for row in folds] == ["fold0"] * 3 + ["fold1"] * 3

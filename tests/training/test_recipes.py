@@ -1,13 +1,16 @@
 """Recipes: what the data and the machine decide where nobody says otherwise."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from images_for_tests import class_folders
 from PIL import Image
 
+from ballot.config.files import read_config_files
 from ballot.config.layers import Layer, merge
 from ballot.config.schema import FIELDS, Config
 from ballot.data.survey import survey
@@ -50,6 +53,21 @@ def test_without_photos_nothing_is_decided(tmp_path):
 def test_none_is_the_plain_defaults(photos):
     values = {"data_dir": str(photos), "recipe": "none"}
     assert decide(values)[0] == Config(**values)
+
+
+def test_three_folders_given_apart_are_looked_at_as_one_is(tmp_path):
+    train = class_folders(tmp_path / "all", {"cat": 12, "dog": 4})
+    _, origin, line = decide({"train_dir": str(train), "val_dir": str(train)})
+    assert origin["model"] == "recipe" and line.startswith("photos, 2 classes, 16 images, ")
+
+
+def test_a_project_of_another_template_is_complete_and_gets_no_recipe(photos, tmp_path):
+    arch = {"arch": {"type": "LeNet"}, "data_loader": {"args": {"data_dir": str(photos)}}}
+    (tmp_path / "config.json").write_text(json.dumps(arch))
+    layers = read_config_files([tmp_path / "config.json"])
+    assert with_recipe(layers) == (layers, "")
+    config, _ = merge(layers)  # and what --print_config writes of it
+    assert config.recipe == "none" and with_recipe([Layer("new.json", asdict(config))])[1] == ""
 
 
 def test_what_is_named_is_kept_and_the_rest_suits_it(photos):

@@ -9,19 +9,16 @@ What a key becomes is told; what has no counterpart is named. docs/moving.md has
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ballot.config.templates import vocabulary
-from ballot.config.templates.reading import Reading, settle
+from ballot.config.templates.reading import TEMPLATES, Reading, settle
 from ballot.errors import UserError, suggest
 from ballot.values import Json, Values
 
-TEMPLATES = {
-    "parts": "a project of three parts (model, data, environment)",
-    "template": "a project of the config.json template",
-    "yaml": "a project of upper-case YAML",
-}
+MANY_ROWS = 10**12
 MOST_GPUS = 64  # of one machine: a list of them is written out
 PARTS = ("model", "data", "env", "environment")
 # Keys that only a project of three parts has, at the top of a file or of a part.
@@ -43,6 +40,9 @@ MARKS = {
     "world_size",
     "dist_url",
     "dist_backend",
+    "ngpus_per_node",
+    "weight_load",
+    "weight_dir",
 }
 STAGES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -58,9 +58,8 @@ COMPONENTS = {
     **dict.fromkeys(("optimizer", "optim", "optimizer_type"), "optimizer"),
     **dict.fromkeys(("scheduler", "lr_scheduler", "scheduler_type"), "scheduler"),
     **dict.fromkeys(("loss", "loss_cls", "criterion", "loss_fn", "loss_type"), "criterion"),
-    **dict.fromkeys(
-        ("dataset", "data_loader", "dataset_type", "dataset_name", "datamodule"), "dataset"
-    ),
+    **dict.fromkeys(("dataset", "dataset_type", "dataset_name"), "dataset"),
+    **dict.fromkeys(("data_loader", "datamodule"), "loader"),
 }
 # Fields that may stand inside a component; whatever else stands there is an argument of it.
 INSIDE = {
@@ -94,19 +93,44 @@ def recognise(values: Values) -> str | None:
 
 
 def translate(files: Sequence[tuple[str, Values]], kind: str) -> tuple[Json, tuple[str, ...]]:
-    """Read the files of one project; return values in our words, and the lines to be told."""
+    """Read the files of one project; return values in our words, and the lines to be told.
+
+    Parts say different things; of other templates a later file is laid over the earlier ones.
+    """
     reading = Reading(" + ".join(name for name, _ in files), kind)
-    for _, values in files:
+    nodes: list[Values] = [values for _, values in files]
+    if kind != "parts":
+        nodes = [functools.reduce(laid_over, nodes)]
+    for values in nodes:
         walk(reading, values, (), None)
     settle(reading)
     return reading.values, notes(reading)
 
 
+def laid_over(below: Values, above: Values) -> Json:
+    """Lay sections over sections; a component of another type brings its own arguments."""
+    done = dict(below)
+    for key, value in above.items():
+        old = done.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other = value.get("type", old.get("type")) != old.get("type")
+            done[key] = dict(value) if other else laid_over(old, value)
+        else:
+            done[key] = value
+    return done
+
+
 def notes(reading: Reading) -> tuple[str, ...]:
-    """Return the mapping, a line a key, and one line of what was lost."""
+    """Return three lists, a line a key: what was done, what is the same without it, and the rest.
+
+    The keys without a counterpart stand in one line, with the reasons.
+    """
     lines = [f"{reading.source}: {TEMPLATES[reading.kind]}, read as"]
     wide = min(max((len(old) for old, _ in reading.told), default=0), 60)
     lines += [f"  {old:<{wide}} -> {new}" for old, new in reading.told]
+    if reading.alike:
+        lines.append(f"{reading.source}: the same without")
+        lines += [f"  {old}" + (f" ({why})" if why else "") for old, why in reading.alike]
     if reading.lost:
         why = {
             reason: [o for o, r in reading.lost.items() if r == reason]
@@ -156,13 +180,17 @@ def leaf_alone(reading: Reading, path: tuple[str, ...], value: object) -> None:
         new = None
     if new and stage_of(path) in ("val", "test"):
         reading.lose(old, vocabulary.TAKEN)
+    elif leaf == "cache_dir":
+        reading.put("data_dir", value, old, value)
+        reading.values["download"] = True
+        reading.told.append((f"{old} = {value!r}", "download = True"))
     elif leaf in LOOSE:
         reading.args.setdefault(LOOSE[leaf], {})[leaf] = (old, value)
     elif new in ("early_stop", "save_period", "log_every"):  # a count, or off
         count = value if isinstance(value, int) and value > 0 else 0
         reading.put(new, int(count), old, value)
-    elif new == "val_ratio" and not (isinstance(value, float) and 0 < value < 1):
-        reading.lose(old, "val_ratio is a share above 0 and below 1")
+    elif new == "val_ratio":
+        _amount(reading, old, value)
     elif new and value in (None, ""):
         reading.same(old, value)
     elif new == "out_dir":
@@ -174,6 +202,17 @@ def leaf_alone(reading: Reading, path: tuple[str, ...], value: object) -> None:
     else:
         near = suggest(leaf, [*vocabulary.FIELD_OF, *RULES, *COMPONENTS]).removeprefix("; ")
         reading.lose(old, near if near.startswith("did you mean") else "")
+
+
+def _amount(reading: Reading, old: str, value: object) -> None:
+    """What is held out: a share of the rows below 1, their number from 1 on."""
+    number = float(value) if isinstance(value, (int, float)) and value is not True else 0.0
+    if 0 < number < 1:
+        reading.put("val_ratio", number, old, value)
+    elif 1 <= number < MANY_ROWS and number.is_integer():
+        reading.put("val_rows", int(number), old, value)
+    else:
+        reading.lose(old, "a share of the rows or their number; some are held out")
 
 
 def _of_data(path: tuple[str, ...]) -> bool:
@@ -273,15 +312,44 @@ def _resume(reading: Reading, path: tuple[str, ...], value: object) -> None:
 def _start(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if value:
         return reading.lose(".".join(path), vocabulary.WITHOUT["start_epoch"])
-    reading.same(".".join(path), value)
+    reading.same(".".join(path), value, "a run begins at its first epoch, or where it was")
 
 
 def _classes(reading: Reading, path: tuple[str, ...], value: object) -> None:
-    reading.hold("classes", ".".join(path), value)
+    old = ".".join(path)
+    if isinstance(value, list) and value:
+        reading.put("classes", tuple(map(str, value)), old, value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        reading.hold("classes", old, value)
+    else:
+        reading.lose(old, "a number of classes, or a list of their names")
 
 
-def _channels(reading: Reading, path: tuple[str, ...], value: object) -> None:  # noqa: ARG001
-    reading.lose(".".join(path), vocabulary.WITHOUT["in_channel"])
+def _channels(reading: Reading, path: tuple[str, ...], value: object) -> None:
+    old = ".".join(path)
+    if value == 3 or any("head" in part.lower() for part in path[:-1]):
+        reading.same(old, value, vocabulary.CHANNELS)
+    else:
+        reading.lose(old, "images are shown in three channels, grey ones too")
+
+
+def _processes(reading: Reading, path: tuple[str, ...], value: object) -> None:
+    reading.hold(f"process {path[-1].lower()}", ".".join(path), value)
+
+
+def _verbosity(reading: Reading, path: tuple[str, ...], value: object) -> None:
+    """2 is a line every few steps, 1 a line an epoch, 0 warnings alone."""
+    old = ".".join(path)
+    if value == 2:
+        reading.hold("verbosity", old, value)
+    elif value == 1:
+        reading.same(old, value, "a line an epoch")
+    else:
+        reading.lose(old, "--log_config chooses what is logged, and where")
+
+
+def _shuffle(reading: Reading, path: tuple[str, ...], value: object) -> None:
+    reading.hold("shuffle", ".".join(path), value)
 
 
 def _dummy(reading: Reading, path: tuple[str, ...], value: object) -> None:
@@ -302,8 +370,10 @@ def _tracker(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if isinstance(value, Mapping):
         low = {str(key).lower(): part for key, part in value.items()}
         on = next((low[key] for key in ("enable", "enabled", "use") if key in low), True)
-        for key in value:
-            if str(key).lower() not in ("enable", "enabled", "use"):
+        for key, part in value.items():
+            if str(key).lower() in ("experiment_name", "experiment", "project"):
+                reading.put("experiment", part, f"{old}.{key}", part)
+            elif str(key).lower() not in ("enable", "enabled", "use"):
                 reading.lose(f"{old}.{key}", "a tracker's own words are in its environment")
     else:
         on = bool(value)
@@ -346,7 +416,13 @@ RULES: dict[str, Callable[[Reading, tuple[str, ...], object], None]] = {
     **dict.fromkeys(("resume", "resume_path"), _resume),
     "start_epoch": _start,
     **dict.fromkeys(("num_class", "num_classes", "n_classes", "classes"), _classes),
-    **dict.fromkeys(("in_channel", "in_channels"), _channels),
+    **dict.fromkeys(
+        ("in_channel", "in_channels", "in_chans", "input_dim", "input_channels"), _channels
+    ),
+    **dict.fromkeys(vocabulary.PROCESS, _processes),
+    "ngpus_per_node": _processes,
+    "verbosity": _verbosity,
+    "shuffle": _shuffle,
     "dummy": _dummy,
     **dict.fromkeys(("name", "experiment_name", "exp_name", "run_name"), _name),
     **dict.fromkeys(

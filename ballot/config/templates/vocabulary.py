@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,49 +19,36 @@ FIELDS = {
     "workers": "workers num_workers n_workers worker",
     "seed": "seed random_seed manual_seed",
     "data_dir": "data_dir data_root data_path root root_dir dataroot path data_folder",
+    "train_dir": "train_dir train_root train_path",
+    "val_dir": "val_dir valid_dir validation_dir val_root val_path",
+    "test_dir": "test_dir test_root test_path",
     "image_size": "image_size img_size input_size",
+    "model_dir": "model_dir weight_dir weights_dir",
     "out_dir": "out_dir save_dir output_dir work_dir log_dir ckpt_dir checkpoint_dir",
-    "val_ratio": "val_ratio validation_split val_split valid_ratio valid_split val_size",
+    "val_ratio": "val_ratio validation_split val_split valid_ratio valid_split val_size "
+    "validation_size",
     "folds": "folds num_folds n_folds k_fold kfold n_splits num_fold",
     "fold": "fold fold_id fold_idx fold_index",
     "early_stop": "early_stop early_stopping patience early_stop_patience early_stopping_patience",
     "save_period": "save_period save_freq save_every checkpoint_period",
     "log_every": "log_every train_freq print_freq log_every_n_steps log_interval log_step",
+    "val_every": "val_every val_freq val_interval eval_freq check_val_every_n_epoch",
     "warmup_epochs": "warmup_epochs warmup_epoch",
     "clip_grad": "clip_grad gradient_clip_val grad_clip clip_grad_norm max_grad_norm",
     "tensorboard": "tensorboard tensorboardx use_tensorboard",
     "download": "download",
     "mean": "mean",
     "std": "std",
-    "init_from": "init_from pretrained_path weights",
+    "init_from": "init_from pretrained_path weights weight_load",
 }
 FIELD_OF = {word: field for field, words in FIELDS.items() for word in words.split()}
 
 # No counterpart, and the reason that a reader is told.
 PROCESSES = "torchrun says it: torchrun --standalone --nproc_per_node 2 train.py ..."
+CHANNELS = "found from the images and the layers"
 TAKEN = "of the training set alone; validation takes the same"
 WITHOUT = {
-    **dict.fromkeys(
-        (
-            "world_size",
-            "rank",
-            "dist_url",
-            "dist_backend",
-            "distributed",
-            "gpu_ids",
-            "multiprocessing_distributed",
-            "local_rank",
-            "strategy",
-            "num_nodes",
-        ),
-        PROCESSES,
-    ),
-    "verbosity": "--log_config chooses what is logged, and where",
-    "val_freq": "validation follows every epoch, in one go",
-    "check_val_every_n_epoch": "validation follows every epoch",
-    "in_channel": "found from the images and the layers",
-    "in_channels": "found from the images and the layers",
-    "shuffle": "training rows always are, others never",
+    **dict.fromkeys(("gpu_ids", "strategy", "num_nodes"), PROCESSES),
     "pin_memory": "batches come from memory that is mapped",
     "drop_last": "the last batch is trained on",
     "training": "both sides are always loaded",
@@ -72,6 +60,20 @@ WITHOUT = {
     "mode": "monitor says it: 'min val_loss'",
 }
 
+# Of processes that a project starts by itself: the values that change nothing here, and why.
+PROCESS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
+    "distributed": (None, ""),
+    "multiprocessing_distributed": (None, ""),
+    "world_size": ((1, -1, None), "processes of one machine; torchrun --nnodes joins several"),
+    "rank": ((0, -1, None), "processes of one machine; torchrun --nnodes joins several"),
+    "local_rank": ((0, -1, None), "processes of one machine; torchrun --nnodes joins several"),
+    "dist_url": (None, "processes of one machine find each other at a free port"),
+    **dict.fromkeys(
+        ("dist_backend", "distributed_backend"),
+        (("nccl", "gloo", "dp", "ddp", "", None), "nccl between GPUs, gloo between processes"),
+    ),
+}
+
 MODELS = {
     "simplecnn": "simple_cnn",
     "lenet": "simple_cnn",
@@ -81,15 +83,22 @@ MODELS = {
     **{f"efficientnetb{n}": f"Efficientnet_b{n}" for n in range(8)},
     **{f"vgg{n}": f"vgg{n}" for n in (11, 13, 16, 19)},
 }
+# Networks with published weights, which a project that names no weights does not start from.
+PUBLISHED = {name for name in MODELS.values() if name not in ("simple_cnn", "AlexNet")}
 HEADS = {
     "alexnet": "alexnet",
     **dict.fromkeys(("linear", "linearcls", "cls", "fc", "classifier"), "linear"),
     **dict.fromkeys(("mlp", "stackedlinearcls"), "mlp"),
     "cosine": "cosine",
 }
-MODEL_ARGS = dict.fromkeys(
-    ("dropout_ratio", "dropout_rate", "drop_rate", "drop_prob", "dropout_p", "p_dropout"), "dropout"
-)
+MODEL_ARGS = {
+    **dict.fromkeys(
+        ("dropout_ratio", "dropout_rate", "drop_rate", "drop_prob", "dropout_p", "p_dropout"),
+        "dropout",
+    ),
+    "lrn_param": "lrn",
+    "in_size": "pool",
+}
 OPTIMIZERS = {
     name.lower(): name
     for name in (
@@ -136,6 +145,8 @@ CRITERION_ARGS = {
     "reduction": None,
     "loss_weight": None,
 }
+# Arguments of a loss that say what is done anyway, with the values that do.
+USUAL: dict[str, tuple[Any, ...]] = {"loss_weight": (1, None), "reduction": ("mean", None)}
 METRICS = {
     **dict.fromkeys(("accuracy", "acc", "top1", "top1_acc"), "acc"),
     **dict.fromkeys(("top_k_acc", "topk", "top3_acc"), "top3"),  # k is 3 where these come from
@@ -146,7 +157,9 @@ METRICS = {
     "roc_auc": "auc",
 }
 DATASETS = {
-    "cifar10": "CIFAR10",
+    **dict.fromkeys(("cifar10", "cifer10"), "CIFAR10"),
+    "masksplitbyprofile": "MaskSplitByProfileDataset",
+    "maskbase": "MaskBaseDataset",
     "cifar100": "CIFAR100",
     "mnist": "MNIST",
     "fashionmnist": "FashionMNIST",
@@ -163,6 +176,7 @@ FIRST_ARGUMENT = {
     "RandomRotation": "degrees",
     **dict.fromkeys(("RandomHorizontalFlip", "RandomVerticalFlip", "RandomGrayscale"), "p"),
 }
+HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # of `normalize` in small letters
 CHANCE = ("Random", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "Gaussian")
 
 
@@ -185,7 +199,17 @@ def _taken(args: Json, *keys: str) -> Json:
     return {key: args.pop(key) for key in keys if key in args}
 
 
-def schedule(name: str, args: Json, epochs: object, lr: Any) -> tuple[str, Json, dict[str, str]]:
+def is_near(plain: str) -> bool:
+    """Tell whether a name is so near that of a data set that it is a mistake in writing it."""
+    names = [name for name in DATASETS if name]
+    return bool(difflib.get_close_matches(plain, names, n=1, cutoff=0.8))
+
+
+# The lowest rate in PyTorch's schedules, which here is a share of the highest: `min_factor`.
+LOWEST = ("eta_min", "min_lr")
+
+
+def schedule(name: str, args: Json, epochs: Any, lr: Any) -> tuple[str, Json, dict[str, str]]:
     """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
 
     Defaults that differ from PyTorch's are written out.
@@ -266,13 +290,14 @@ def without_chance(steps: Values) -> Json:
 
 def _step(step: object, where: str) -> tuple[str, Json | None]:
     if isinstance(step, str):
-        return step, None
+        return _camel(step), dict(HALF) if step == "normalize" else None
     if (
         isinstance(step, Mapping)
         and len(step) == 1
         and not {"type", "name"} & set(map(str.lower, step))
     ):
         ((name, args),) = step.items()
+        name = _camel(name)
         if args is None or isinstance(args, Mapping):
             return name, _lowered(args)
         return name, {FIRST_ARGUMENT.get(name, "size"): args}
@@ -280,9 +305,16 @@ def _step(step: object, where: str) -> tuple[str, Json | None]:
         rest = _lowered(step) or {}
         for word in ("type", "name"):
             if isinstance(rest.get(word), str):
-                name = rest.pop(word)
+                name = _camel(rest.pop(word))
                 return name, {**(_lowered(rest.pop("args", None)) or {}), **rest} or None
     raise UserError(f'{where}: {step!r} has no name; as in {{"type": "Resize", "size": 64}}')
+
+
+def _camel(name: str) -> str:
+    """Return torchvision's name of a transform that is written in small letters: `to_tensor`."""
+    if name != name.lower():
+        return name
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
 def _lowered(args: Values | None) -> Json | None:

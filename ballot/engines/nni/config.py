@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ballot.config.files import parse_json, parse_yaml
+from ballot.config.templates.keys import space_in_our_words
 from ballot.engines.interface import Outline
 from ballot.engines.nni import algorithms
 from ballot.engines.nni.algorithms import OURS, is_ours, name_of
 from ballot.errors import UserError, suggest
-from ballot.problems import Problem
+from ballot.problems import Problem, as_problem
 from ballot.values import Json, Values
 
 WORKING_TUNERS = ("TPE", "Random", "Evolution", "GridSearch")
@@ -166,7 +167,10 @@ def _space(inline: object, file: object, path: Path) -> tuple[Json, str, list[Pr
     if not isinstance(space, dict) or not space:
         what = "holds no search space"
         return {}, str(source), [Problem(str(source), what, "it is an object with a key an option")]
-    return space, str(source), []
+    try:
+        return space_in_our_words(space, str(source)), str(source), []
+    except UserError as error:
+        return space, str(source), [as_problem(error)]
 
 
 def to_experiment(found: Outline, path: Path) -> tuple[Any, list[Problem]]:
@@ -257,7 +261,19 @@ def _converted(content: Json, path: Path, convert: Any) -> tuple[Json, list[Prob
         Problem(str(path), f"NNI does not take all of it: {line[0].lower() + line[1:]}")
         for line in heard
     ]
-    return content, problems
+    return content, [*problems, *_leave_gpus_to_trials(content, path)]
+
+
+def _leave_gpus_to_trials(content: dict[str, Any], path: Path) -> list[Problem]:
+    """Take out version 1's `gpuNum` of a local search where NNI 3.0 would refuse it."""
+    service = content.get("trainingService")
+    service = service if isinstance(service, Mapping) else {}
+    wanted = content.get("trialGpuNumber")
+    if service.get("platform") != "local" or not wanted or service.get("useActiveGpu") is not None:
+        return []
+    del content["trialGpuNumber"]
+    what = f"gpuNum: {wanted} is left to the trials: each takes a free GPU by itself, if there is"
+    return [Problem(str(path), f"{what} one", fatal=False)]
 
 
 def _refused_by_nni(config: Any, path: Path) -> list[Problem]:
@@ -317,6 +333,15 @@ def _mended(trial: Any, said: str) -> bool:
         return False
     setattr(trial, found[1], {"trial_concurrency": 1, "trial_code_directory": "."}.get(found[1]))
     return True
+
+
+def give_aim(config: Any, mode: str) -> None:
+    """Let a tuner and an assessor that have not been told which way is better aim at `mode`."""
+    for algorithm in filter(None, (config.tuner, config.advisor, config.assessor)):
+        name, args = name_of(algorithm).lower(), algorithm.class_args or {}
+        minds = name in DEFAULT_AIM and name != "curvefitting"
+        if minds and "optimize_mode" not in args and DEFAULT_AIM[name] != mode:
+            algorithm.class_args = {**args, "optimize_mode": mode}
 
 
 def algorithm_problems(config: Any, mode: str, monitor: str, path: Path) -> list[Problem]:

@@ -106,6 +106,10 @@ class NniDraft:
             found.trial_command = limits.command(self.outline.command)
         return problems
 
+    def give_aim(self, mode: str) -> None:
+        """Let the tuner and the assessor aim at `mode` where nothing else is said."""
+        config.give_aim(self._config, mode)
+
     def algorithm_problems(self, mode: str, monitor: str) -> list[Problem]:
         """Return what is wrong with the tuner and the assessor, which are to aim at `mode`."""
         return config.algorithm_problems(self._config, mode, monitor, self.path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ballot.config.trial_command import option_of
+from ballot.config.trial_command import out_dir_of
 from ballot.engines.interface import WRITE_S, Plan
 from ballot.engines.nni import logs
 from ballot.engines.nni.machine_list import NO_KEY, machines_of
@@ -59,7 +59,7 @@ def environment(plan: Plan) -> dict[str, str]:
     """
     if not plan.links:
         return {}
-    out_dir = option_of(plan.command, "--out_dir", "")
+    out_dir = out_dir_of(plan.command, plan.code)
     kept = str(plan.outputs / RUNNING) if out_dir.startswith(("/", "~/", "$")) else None
     slots = slots_of(count_gpus(plan.links), plan.concurrency)
     machines = [
@@ -126,7 +126,7 @@ class Fleet:
 
     def __init__(self, search_id: str, folder: Path, plan: Plan, *, checkpoints: int) -> None:
         self.links = list(plan.links)
-        out_dir = option_of(plan.command, "--out_dir", "outputs")
+        out_dir = out_dir_of(plan.command, plan.code)
         source = Source(search_id, self.links, out_dir, plan.outputs, folder, ON_MACHINE)
         self.collector = Collector(source, checkpoints=checkpoints, maximize=plan.maximize)
         self._folder = folder

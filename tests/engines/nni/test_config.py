@@ -65,6 +65,15 @@ def test_version_1_is_converted(read):
     assert config.training_service.use_active_gpu is True
 
 
+def test_version_1_that_names_a_gpu_of_this_machine_leaves_it_to_the_trials(read):
+    old = {key: value for key, value in OLD.items() if key != "localConfig"}
+    _, config, problems = read(old)
+    assert config.trial_gpu_number is None
+    assert problems == [
+        "gpuNum: 1 is left to the trials: each takes a free GPU by itself, if there is one"
+    ]
+
+
 def test_keys_are_compared_as_nni_does(read):
     content = {**GOOD, "trial_command": GOOD["trialCommand"]}
     del content["trialCommand"]
