@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
+SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup search train watch test quick lint style bench faults audit clean
@@ -44,16 +45,17 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/.ins
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# Files of tests run side by side, as many as there are processors. COVERAGE=1 prints what they ran.
+# Files of tests run side by side, as many as there are processors, the longest first
+# (tests/conftest.py), and the tests of whole searches by themselves. COVERAGE=1 prints what they ran.
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(if $(COVERAGE),--cov --cov-report=term)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(if $(COVERAGE),--cov --cov-report=term)
 
 # SEED=n repeats what a seed did, COUNT=n is how many (default: 300, ten to twenty minutes on 2 cores).
 faults: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.faults
 
 quick: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

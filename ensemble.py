@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ballot.vote.members import find_files
 from ballot.vote.selection import VoteOptions, check_options
 from ballot.vote.table import format_table
 from ballot.vote.tally import run_vote
+from ballot.wording import terminal_width
 
 
 def build_parser() -> Parser:
@@ -129,7 +129,7 @@ def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     print("\n".join(finalize.table(standings, folds)) + "\n")
     ballots = [file for standing in standings for file in standing.ballots]
     report = run_vote(ballots, replace(options, group_folds=True))
-    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
+    print(format_table(report, terminal_width()))
     lost = count * folds - len(ballots)
     if lost:
         print(f"{lost} of {count * folds} folds are missing; the same command tries them again")
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("command line: the following arguments are required: CSV")
     soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []
     report = run_vote([*asked["csv"], *soups], options)
-    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
+    print(format_table(report, terminal_width()))
     return 0
 
 

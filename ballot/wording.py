@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def seconds_of(text: str | int, source: str) -> float:
     if not found or float(found[1]) <= 0:
         raise UserError(f"{source}: {text!r} is no duration; as in 90s, 30m or 2h")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal; 100 where the output goes elsewhere."""
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def plural(number: int, noun: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,19 @@ SKIPPED = pytest.StashKey[str]()
 # is not inherited, so that programs under test begin as in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Files whose tests share nothing and start searches that take up to a minute each.
+APART = {"test_search.py", "test_survival.py"}
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file in one process, and begin with the files that take longest."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.name not in APART, -slow[item.path]))
+    for item in items:
+        if item.path.name not in APART:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture

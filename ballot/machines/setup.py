@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from ballot.machines.sent import facts, receive
 from ballot.machines.ssh import Link, on_all, pipes_of, shell_word
 from ballot.problems import Problem, as_problem
 from ballot.values import Json
-from ballot.wording import size, span
+from ballot.wording import size, span, terminal_width
 
 VENV = "$HOME/.ballot/venv"  # where the configuration names no other
 SPARE = 200e6  # bytes of disk that the data leave to the trials, at least
@@ -55,7 +54,7 @@ class Ticker:
         with self._lock:
             self._now[name] = text
             if self._shows:
-                width = shutil.get_terminal_size((100, 24)).columns - 1
+                width = terminal_width() - 1
                 line = " | ".join(f"{name}: {text}" for name, text in self._now.items())
                 print(f"\r\x1b[K{line[:width]}", end="", flush=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 
@@ -12,6 +11,7 @@ from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
 from ballot.search import status
 from ballot.search.time_budget import Budget
+from ballot.wording import terminal_width
 
 
 class Pace:
@@ -55,7 +55,7 @@ class Screen:
         ]
         line = " | ".join([wording.clock(budget.spent(now)), *parts, f"{left} left"])
         if sys.stdout.isatty():
-            width = shutil.get_terminal_size((100, 24)).columns
+            width = terminal_width()
             print(f"\r\x1b[K{line[: width - 1]}", end="", flush=True)
         elif parts != self._shown:
             self._shown = parts
