@@ -44,18 +44,8 @@ def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[st
     size, frozen_size = base.image_size or 160, probe.image_size or base.image_size or 160
     larger, lr = _stepped(1.2 * size), base.lr
     frozen = {"_name": "probe", "model": networks[0], "image_size": frozen_size}
-    usual: Values = {
-        "_name": "auto",
-        "model": networks[0],
-        "epochs": epochs,
-        "image_size": size,
-        "lr": lr,
-        "augmentation": base.augmentation,
-        "augmentation_args.flip": 0.5,
-        "criterion_args.label_smoothing": 0.1,
-        "layer_decay": 1.0,
-        "classifier_start": base.classifier_start,
-    }
+    wide = _stepped(1.25 * frozen_size)  # more pixels are worth more to it than anything else
+    usual = _usual(base, networks[0], size, epochs)
     changes: list[Values] = [
         {},
         *({"model": network} for network in networks[1:]),
@@ -63,14 +53,34 @@ def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[st
         {"image_size": larger, "lr": 1.5 * lr, "criterion_args.label_smoothing": 0.0},
         {"augmentation": "RandAugment", "lr": 3 * lr, "layer_decay": 0.65},
     ]
-    first = [{"recipe": frozen}, *({"recipe": {**usual, **change}} for change in changes)]
+    first = [
+        {"recipe": frozen},
+        {"recipe": {**frozen, "image_size": wide}},
+        *({"recipe": {**usual, **change}} for change in changes),
+    ]
     tuned = _space_around(usual, networks, (size, larger))
     fixed = {
         "_name": "probe",
         "model": choice(*networks),
-        "image_size": choice(frozen_size, _stepped(1.25 * frozen_size)),
+        "image_size": choice(frozen_size, wide),
     }
     return Portfolio({"recipe": {"_type": "choice", "_value": [tuned, fixed]}}, first)
+
+
+def _usual(base: Config, network: str, size: int, epochs: int) -> Values:
+    """Return the recipe's fine-tuning as a configuration of the search space."""
+    return {
+        "_name": "auto",
+        "model": network,
+        "epochs": epochs,
+        "image_size": size,
+        "lr": base.lr,
+        "augmentation": base.augmentation,
+        "augmentation_args.flip": 0.5,
+        "criterion_args.label_smoothing": 0.1,
+        "layer_decay": 1.0,
+        "classifier_start": base.classifier_start,
+    }
 
 
 def _space_around(usual: Values, networks: Sequence[str], sizes: Sequence[int]) -> Values:

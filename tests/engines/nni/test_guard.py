@@ -29,7 +29,7 @@ from searches_for_tests import (
 )
 from searches_for_tests import search as start_search
 
-from ballot.engines.nni import guard
+from ballot.engines.nni import guard, manager
 
 nni_node = importlib.util.find_spec("nni_node")
 pytestmark = pytest.mark.skipif(nni_node is None, reason="NNI is not installed")
@@ -91,11 +91,11 @@ def serving(root: Path, script: str = SERVER % "0", **env: str) -> Iterator[dict
             process.kill()
 
 
-def answer(root: Path, script: str) -> object:
+def answer(root: Path, script: str, **env: str) -> object:
     """Run a script over NNI's own classes and return the JSON that it prints."""
     start = "'use strict'; global.nniUnitTest = true; require('app-module-path/register');\n"
     start += "require('common/globals/unittest');\n"
-    with node(root, start + script) as process:
+    with node(root, start + script, **env) as process:
         try:
             output, errors = process.communicate(timeout=30)
         finally:
@@ -342,6 +342,33 @@ def test_no_trial_starts_once_the_search_is_stopped(real_tree):
         """,
     )
     assert got == {"created": 0}
+
+
+def test_a_trial_that_the_assessor_stopped_is_recorded_as_stopped_early(real_tree):
+    got = answer(
+        real_tree,
+        LOCAL
+        + """
+        let end;
+        const { v3 } = trials;
+        v3.init = async () => undefined;
+        v3.start = async () => [];
+        v3.onTrialEnd = callback => { end = callback; };
+        v3.stopTrial = async id => { await end(id, 0, null); }; // it ends before this is over
+        const job = id => trials.trialJobs[id] = { id, status: 'RUNNING' };
+        (async () => {
+            await trials.start();
+            for (const [id, early] of [['assessor', true], ['person', undefined]]) {
+                job(id);
+                await trials.cancelTrialJob(id, early);
+            }
+            await trials.cancelTrialJob('unknown', true).catch(() => undefined);
+            print(Object.values(trials.trialJobs).map(each => each.status));
+        })();
+        """,
+        NODE_OPTIONS=manager.environment(public=False)["NODE_OPTIONS"],
+    )
+    assert got == ["EARLY_STOPPED", "USER_CANCELED"]
 
 
 def test_parameters_follow_the_trial_and_not_the_order_of_asking(real_tree):

@@ -8,6 +8,8 @@
  *             with the same id, parameters and folder, so that it goes on from its last epoch
  *   together  all trials that are ended are told so at once (NNI: one after the other), and while
  *             they can still report (NNI: seconds after it has closed, so that a report crashes)
+ *   early     a trial that the assessor stopped is recorded as EARLY_STOPPED (NNI: as cancelled by
+ *             a person, because it marks the trial only once that has ended)
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
  *   files     the files that a trial writes to are closed here (NNI: 480 trials are its limit)
  *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
@@ -67,11 +69,18 @@ function attempt(part, apply) {
 
 function mendTrials(exports) {
     const { V3asV1 } = exports;
-    need(V3asV1?.prototype, 'submitTrialJob');
+    need(V3asV1?.prototype, 'submitTrialJob', 'cancelTrialJob');
     exports.V3asV1 = class extends V3asV1 {
         constructor(config) {
             super(config);
             attempt('again', () => runCrashedOnesAgain(this.v3));
+        }
+
+        cancelTrialJob(id, isEarlyStopped) {
+            if (isEarlyStopped && this.trialJobs?.[id] !== undefined) {
+                this.trialJobs[id].isEarlyStopped = true;
+            }
+            return super.cancelTrialJob(id, isEarlyStopped);
         }
     };
 }
