@@ -55,7 +55,7 @@ from ballot.vote.selection import (
 from ballot.vote.truth import Submission, find_submission, read_splits, read_truth
 from ballot.wording import few, natural, short
 
-REFIT_SAY = 0.5  # of runs on all rows together, measured in docs/vote.md
+REFIT_SAY = 0.5  # of runs on all rows together (docs/vote.md)
 LARGEST_HINT = 10**8  # numbers in memory (0.8 GB) for what nobody asked for
 
 
