@@ -174,8 +174,8 @@ def test_the_users_cache_folder_is_the_default(monkeypatch, tmp_path):
 
 BUILD = """
 import logging, sys, time
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_cache import FileSource, Geometry, all_of, opened
+sys.path[:0] = [{root!r}, {tests!r}, {tests!r} + "/data"]
+from test_image_cache import FileSource, Geometry, all_of, opened
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 class Slow(FileSource):
@@ -233,10 +233,10 @@ def test_a_killed_build_leaves_nothing_half(images, tmp_path):
 
 PEAK = """
 import sys
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = [{root!r}, {tests!r}, {tests!r} + "/data"]
 import resource
 import numpy as np
-from test_cache import FileSource, Geometry, Path, opened
+from test_image_cache import FileSource, Geometry, Path, opened
 source = FileSource(Path({images!r}), [f"{{k % 9}}.jpg" for k in range({count})])
 prepared = opened(source, {cache!r}, Geometry(224))
 rows = [np.arange(k, k + 32) for k in range(0, {count} - 32, 32)]

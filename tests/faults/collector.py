@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from tests.test_experiment import database, given
 
 import collect
+from tests.engines.nni.test_manager import database, given
 from tests.faults import far
 from tests.faults.processes import damaged, start
 from tests.faults.scenarios import FAULTS, Scene

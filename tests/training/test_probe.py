@@ -41,7 +41,10 @@ def test_configurations_are_tried_and_no_run_is_left(script, tmp_path):
         assert facts["own_start"] > 0.1 and facts["device"] in ("cpu", "cuda", "mps")
     errors = [facts.get("error") for facts in rest]
     assert errors[0] is None
-    assert errors[1] == "tuner: unknown criterion 'focall'; did you mean 'focal'?"
+    assert errors[1] == (
+        "tuner: unknown criterion 'focall'; did you mean 'focal'?; "
+        "one of your own is known by --plugins FILE"
+    )
     assert "smoothing is 3" in errors[2] and "'nothing'" in errors[3]
     assert "did you mean 'erase'?" in errors[4]
     assert [path.name for path in tmp_path.iterdir()] == ["wanted.json"]

@@ -1026,7 +1026,7 @@ Path(f"{name}.ready").touch()
 while len(list(Path.cwd().glob("*.ready"))) < 2:
     time.sleep(0.01)
 search = experiment.start(config, port, experiment.environment(public=False))
-print(search.port, search.ask("GET", "experiment")["params"]["experimentName"])
+print(search.port, search.portal.ask("GET", "experiment")["params"]["experimentName"])
 search.kill()
 """
 
@@ -1036,7 +1036,7 @@ def test_two_searches_that_start_together_have_a_manager_each(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(PACKAGE.parents[2])}
     both = [
         subprocess.Popen(
             [sys.executable, "-c", STARTER, name, str(port)],

@@ -34,7 +34,7 @@ def project(lab, tmp_path):
     shutil.copytree(
         ROOT / "ballot", folder / "ballot", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (folder / ".nniignore").write_text("outputs*/\n__pycache__/\nensemble/\nnni/\n")
+    (folder / ".nniignore").write_text("outputs*/\n__pycache__/\nensemble/\n/nni/\n")
     (folder / "search_space.json").write_text(json.dumps(SPACE))
     yield folder
     for process in managers_and_trials(folder):
