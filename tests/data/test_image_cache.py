@@ -217,7 +217,7 @@ def test_one_process_builds_and_the_other_waits_and_says_so(images, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_half(images, tmp_path):
-    process = builder(images, tmp_path / "c", 0.3)
+    process = builder(images, tmp_path / "c", 2.0)
     for line in process.stdout:
         if line.startswith("decoded 3"):
             break
