@@ -24,6 +24,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Files whose tests share nothing and start searches that take up to a minute each.
 APART = {"test_search.py", "test_survival.py"}
+# Each of these takes all cores: never side by side.
+HEAVY = {"test_faults.py", "test_remote.py"}
 
 
 def pytest_collection_modifyitems(items):
@@ -32,7 +34,8 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path.name not in APART, -slow[item.path]))
     for item in items:
         if item.path.name not in APART:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+            group = "heavy" if item.path.name in HEAVY else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def trials_of(project):
     return database.read_trials(latest(project)) if (project / "nni" / "_latest").exists() else []
 
 
-def wait_for_epochs(project, epochs, trials=2, seconds=150):
+def wait_for_epochs(project, epochs, trials=2, seconds=300):
     def reached():
         return sum(len(trial.scores) >= epochs for trial in trials_of(project)) >= trials
 
