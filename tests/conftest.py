@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -36,6 +37,17 @@ def pytest_collection_modifyitems(items):
         if item.path.name not in APART:
             group = "heavy" if item.path.name in HEAVY else str(item.path)
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were():
+    """Undo what a test's libraries do to others' loggers: some disable all that there are."""
+    yield
+    logging.disable(logging.NOTSET)
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger) and logger.name.startswith("ballot"):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

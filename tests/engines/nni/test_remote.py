@@ -83,8 +83,9 @@ def trials_of(project):
     return database.read_trials(latest(project)) if (project / "nni" / "_latest").exists() else []
 
 
-def wait_for_epochs(project, epochs, trials=2, seconds=300):
+def wait_for_epochs(project, process, epochs, trials=2, seconds=300):
     def reached():
+        assert process.poll() is None, process.communicate()[0]  # why it ended
         return sum(len(trial.scores) >= epochs for trial in trials_of(project)) >= trials
 
     wait_for(reached, f"{epochs} epochs of {trials} trials", seconds)
@@ -122,7 +123,7 @@ def test_the_results_of_two_machines_come_home_and_vote(lab, project):
     configure(project, lab, epochs=3, trials=4)
     began = time.time()
     process = search(project, lab, "--config", "config.yml")
-    wait_for_epochs(project, 1)
+    wait_for_epochs(project, process, 1)
     search_id = latest(project).name
     assert_only_ssh_is_open(lab, project)
     said = process.communicate(timeout=300)[0]
@@ -195,7 +196,7 @@ def test_a_machine_that_dies_and_a_cable_that_is_cut_cost_no_trial(lab, project)
     epochs, (one, other) = 20, lab.boxes
     configure(project, lab, epochs=epochs, trials=4)
     first = search(project, lab, "--config", "config.yml", "--no_probe")
-    wait_for_epochs(project, 3)
+    wait_for_epochs(project, first, 3)
     search_id = latest(project).name
     first.kill()  # the search goes on, and is watched again
     process = search(project, lab, "--resume", search_id)
