@@ -37,6 +37,17 @@ def test_a_merge_may_replace_a_key_of_what_is_merged():
     assert parse_yaml(text, "a.yml")["c"] == {"x": 3, "y": 4}
 
 
+def test_of_several_merged_mappings_the_first_wins():
+    text = "a: &a {rate: 1}\nb: &b {rate: 2, size: 3}\nc: {<<: [*a, *b]}\nd: {size: 4, <<: *b}\n"
+    read = parse_yaml(text, "a.yml")
+    assert read["c"] == {"rate": 1, "size": 3} and read["d"] == {"rate": 2, "size": 4}
+
+
+def test_a_merge_of_something_else_is_an_error():
+    with pytest.raises(UserError, match="line 2: << merges mappings, not a scalar"):
+        parse_yaml("a: &a 1\nb: {<<: *a}\n", "a.yml")
+
+
 @pytest.mark.parametrize("text", ['{"lr": 1, "lr": 2}', '{"a": [{"lr": 1, "lr": 1}]}'])
 def test_a_key_of_json_that_stands_twice_is_an_error_with_its_file(tmp_path, text):
     path = tmp_path / "a.json"
