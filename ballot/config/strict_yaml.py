@@ -35,16 +35,16 @@ class StrictLoader(yaml.SafeLoader):
 
         PyYAML 6.0.3 and 6.0.4 differ where a merge is merged again, or several are.
         """
-        merges = [value for key, value in node.value if key.tag == MERGE]
+        merges = [(key, value) for key, value in node.value if key.tag == MERGE]
         pairs = {key.value: (key, value) for key, value in node.value if key.tag != MERGE}
         node.value = list(pairs.values())  # now, for a mapping that merges itself
-        for merge in merges:
+        for key, merge in merges:
             for source in merge.value if isinstance(merge, yaml.SequenceNode) else [merge]:
                 if not isinstance(source, yaml.MappingNode):
                     what = f"<< merges mappings, not a {source.id}"
-                    raise BadKey(problem=what, problem_mark=source.start_mark)
+                    raise BadKey(problem=what, problem_mark=key.start_mark)
                 self.flatten_mapping(source)
-                pairs = {**{key.value: (key, value) for key, value in source.value}, **pairs}
+                pairs = {**{pair[0].value: pair for pair in source.value}, **pairs}
         node.value = list(pairs.values())
 
 
