@@ -93,7 +93,7 @@ def test_a_crop_is_a_part_of_the_asked_area_and_shape_anywhere_in_the_image():
 
 @pytest.mark.parametrize("area, ratio", [((0, 1), (1, 1)), ((0.5, 1.1), (1, 1)), ((1, 1), (0, 1))])
 def test_an_impossible_crop_is_an_error(area, ratio):
-    with pytest.raises(UserError, match="augmentation_args: (area|ratio) is"):
+    with pytest.raises(UserError, match=r"augmentation_args: (area|ratio) is"):
         augment.crop(area, ratio)
 
 
