@@ -27,13 +27,13 @@ def save(path: Path, seed: int, **size: int) -> Path:
 
 
 def class_folders(
-    root: Path, classes: dict[str, int], start: int = 0, suffix: str = ".jpg"
+    root: Path, classes: dict[str, int], start: int = 0, suffix: str = ".jpg", **size: int
 ) -> Path:
     """Fill `root` with a folder a class; seeds go on from `start`, so that no two are alike."""
     seed = start
     for name, count in classes.items():
         for k in range(count):
-            save(root / name / f"{name}-{k}{suffix}", seed)
+            save(root / name / f"{name}-{k}{suffix}", seed, **size)
             seed += 1
     return root
 

@@ -7,6 +7,7 @@ What was decided is written as the files that a person would write, and may be e
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -38,6 +39,8 @@ LOOK_S = 20.0  # from the command to the end of the plan
 FEWEST = 4  # trials that are fine-tuned: with fewer the epochs are cut instead
 LEAST_EPOCHS = 4
 ASHA_FROM = 10  # trials: of fewer none is stopped early, and all of them vote
+ROOMY = 8  # trials that are fine-tuned: time for more of them is spent on larger images first
+LARGEST = 320  # pixels that a plan goes to
 SPARE = 1.15  # trials that run at once slow each other down
 
 
@@ -94,6 +97,7 @@ class Schedule:
     trials: float  # until the search's trials end
     refit: float  # for training the best again
     epochs: int
+    image_size: int | None  # pixels of a fine-tuned trial; None where the network decides
     expected: int  # trials that are fine-tuned
 
 
@@ -130,8 +134,25 @@ def schedule_of(prospect: Prospect, request: Request) -> Schedule:
             f"--max_duration: {span(total)} are too short: an epoch of one trial takes "
             f"{span(second)}; give more time, or a smaller --image_size"
         )
-    expected = max(1, int(affordable / epochs))
-    return Schedule(total, trials, usable - trials, epochs, expected)
+    expected = affordable / epochs
+    size, growth = _grown(prospect.fixed, expected)
+    return Schedule(
+        total, trials, usable - trials, epochs, size, expected=max(1, int(expected / growth))
+    )
+
+
+def _grown(fixed: Fixed, expected: float) -> tuple[int | None, float]:
+    """Return the pixels that the time allows, and how many times the recipe's a trial then takes.
+
+    Pixels are worth more than trials (docs/recipes.md), up to those that the photos have.
+    """
+    size, situation = fixed.base.image_size, fixed.situation
+    is_free = "image_size" not in fixed.layer.values
+    if size is None or situation is None or not situation.pretrained or not is_free:
+        return size, 1.0
+    most = min(LARGEST, portfolio.stepped(situation.data.side))
+    larger = min(most, portfolio.stepped(size * (expected / ROOMY) ** 0.5))
+    return (larger, (larger / size) ** 2) if larger > size else (size, 1.0)
 
 
 def proposed_seconds(prospect: Prospect) -> float:
@@ -143,14 +164,15 @@ def proposed_seconds(prospect: Prospect) -> float:
     return 4 * 3600.0
 
 
-def portfolio_of(prospect: Prospect, epochs: int) -> Portfolio:
+def portfolio_of(prospect: Prospect, schedule: Schedule) -> Portfolio:
     """Return what is tried, without the options that the command line fixes."""
     situation, base = prospect.fixed.situation, prospect.fixed.base
     if situation is None or not situation.pretrained:
-        made = portfolio.from_scratch(base, epochs=epochs)
+        made = portfolio.from_scratch(base, epochs=schedule.epochs)
     else:
         networks = networks_for(situation, base)
-        made = portfolio.of_photos(base, prospect.fixed.probe, epochs=epochs, networks=networks)
+        base = dataclasses.replace(base, image_size=schedule.image_size, epochs=schedule.epochs)
+        made = portfolio.of_photos(base, prospect.fixed.probe, networks=networks)
     fixed = {key for key, _ in flatten(prospect.fixed.layer)}
     first = [_without(values, fixed) for values in made.first]
     return Portfolio(_without(made.space, fixed), _distinct(first))
@@ -200,7 +222,7 @@ def trial_command(request: Request, place: Path) -> str:
 
 def write_files(request: Request, prospect: Prospect, schedule: Schedule, place: Path) -> Path:
     """Write `search_space.json` and `config.yml` into `place`, and return the latter."""
-    made = portfolio_of(prospect, schedule.epochs)
+    made = portfolio_of(prospect, schedule)
     place.mkdir(parents=True)
     write_json(place / "search_space.json", made.space)
     sketch = Sketch(
@@ -233,9 +255,10 @@ def concurrency_for(gpus: int) -> int:
 def lines_of(prospect: Prospect, schedule: Schedule, place: Path) -> list[str]:
     """Say what was decided, in a few lines."""
     refit = f", then {clock(schedule.refit)} for the best on all rows" if schedule.refit else ""
+    pixels = f" at {schedule.image_size} px" if schedule.image_size else ""
     return [
         prospect.fixed.sentence or "small pictures in grey: a small network, from scratch",
         f"plan: {span(schedule.total)}: about {schedule.expected} trials of "
-        f"{schedule.epochs} epochs, {prospect.concurrency} at once{refit}; "
+        f"{schedule.epochs} epochs{pixels}, {prospect.concurrency} at once{refit}; "
         f"in {place / 'config.yml'} and search_space.json",
     ]

@@ -35,23 +35,23 @@ def loguniform(low: float, high: float) -> Json:
     return {"_type": "loguniform", "_value": [low, high]}
 
 
-def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[str]) -> Portfolio:
+def of_photos(base: Config, probe: Config, *, networks: Sequence[str]) -> Portfolio:
     """Return the portfolio of fine-tuning.
 
-    `base` and `probe` are what the recipes `auto` and `probe` make of the data; `networks` are
-    those whose weights can be had, the recipe's own first; `epochs` are what the time allows.
+    `base` and `probe` are what the recipes `auto` and `probe` make of the data and the time;
+    `networks` are those whose weights can be had, the recipe's own first.
     """
     size, frozen_size = base.image_size or 160, probe.image_size or base.image_size or 160
-    larger, lr = _stepped(1.2 * size), base.lr
+    larger, lr = stepped(1.25 * size), base.lr
     frozen = {"_name": "probe", "model": networks[0], "image_size": frozen_size}
-    wide = _stepped(1.25 * frozen_size)  # more pixels are worth more to it than anything else
-    usual = _usual(base, networks[0], size, epochs)
+    wide = stepped(1.25 * frozen_size)  # more pixels are worth more to it than anything else
+    usual = _usual(base, networks[0], size)
     changes: list[Values] = [
         {},
         *({"model": network} for network in networks[1:]),
-        {"augmentation": "TrivialAugment", "lr": 2 * lr, "layer_decay": 0.8},
-        {"image_size": larger, "lr": 1.5 * lr, "criterion_args.label_smoothing": 0.0},
-        {"augmentation": "RandAugment", "lr": 3 * lr, "layer_decay": 0.65},
+        {"image_size": larger, "lr": _rounded(0.7 * lr)},
+        {"augmentation": "TrivialAugment", "lr": _rounded(1.5 * lr), "layer_decay": 0.8},
+        {"lr": _rounded(1.5 * lr), "layer_decay": 0.65, "criterion_args.label_smoothing": 0.0},
     ]
     first = [
         {"recipe": frozen},
@@ -62,17 +62,17 @@ def of_photos(base: Config, probe: Config, *, epochs: int, networks: Sequence[st
     fixed = {
         "_name": "probe",
         "model": choice(*networks),
-        "image_size": choice(frozen_size, wide),
+        "image_size": choice(frozen_size, wide, stepped(1.5 * frozen_size)),
     }
     return Portfolio({"recipe": {"_type": "choice", "_value": [tuned, fixed]}}, first)
 
 
-def _usual(base: Config, network: str, size: int, epochs: int) -> Values:
+def _usual(base: Config, network: str, size: int) -> Values:
     """Return the recipe's fine-tuning as a configuration of the search space."""
     return {
         "_name": "auto",
         "model": network,
-        "epochs": epochs,
+        "epochs": base.epochs,
         "image_size": size,
         "lr": base.lr,
         "augmentation": base.augmentation,
@@ -90,12 +90,12 @@ def _space_around(usual: Values, networks: Sequence[str], sizes: Sequence[int]) 
         "model": choice(*networks),
         "epochs": choice(usual["epochs"]),
         "image_size": choice(*sizes),
-        "lr": loguniform(usual["lr"] / 3, 5 * usual["lr"]),
-        "augmentation": choice("BaseAugmentation", "TrivialAugment", "RandAugment"),
+        "lr": loguniform(usual["lr"] / 5, 4 * usual["lr"]),
+        "augmentation": choice(usual["augmentation"], "TrivialAugment", "RandAugment"),
         "augmentation_args.flip": choice(0.5),
         "criterion_args.label_smoothing": choice(0.1, 0.0),
         "layer_decay": choice(1.0, 0.8, 0.65),
-        "classifier_start": choice("fitted", "fresh"),
+        "classifier_start": choice(usual["classifier_start"]),
     }
 
 
@@ -122,6 +122,11 @@ def from_scratch(base: Config, *, epochs: int) -> Portfolio:
     return Portfolio(space, first)
 
 
-def _stepped(size: float) -> int:
+def _rounded(rate: float) -> float:
+    """Return a learning rate as a person would write it."""
+    return float(f"{rate:.2g}")
+
+
+def stepped(size: float) -> int:
     """Round a side to a multiple of 32, in which convolutional networks work."""
     return max(32, 32 * round(size / 32))

@@ -65,6 +65,17 @@ def test_a_short_time_cuts_epochs_and_a_shorter_one_is_refused(photos):
         schedule_of(prospect(request, trial_s=20_000.0), request)
 
 
+def test_more_time_goes_into_larger_images_first_as_far_as_the_photos_go(tmp_path):
+    large = class_folders(tmp_path / "large", {"cat": 12, "dog": 6}, width=400, height=300)
+    request = Request(large, max_seconds=7200.0)
+    short, long = (schedule_of(prospect(request, trial_s=s), request) for s in (1500.0, 60.0))
+    usual = read_request(request).base.image_size
+    assert short.image_size == usual and usual < long.image_size <= 304
+    assert long.expected > short.expected
+    named = Request(large, max_seconds=7200.0, options=["--image_size", "64"])
+    assert schedule_of(prospect(named), named).image_size == 64
+
+
 def test_without_a_time_a_sensible_one_is_proposed(photos):
     request = Request(photos)
     short, long = (schedule_of(prospect(request, trial_s=s), request).total for s in (10.0, 1000.0))
