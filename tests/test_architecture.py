@@ -63,12 +63,6 @@ WORDS_OF_NNI = re.compile(
     r"|trialCodeDirectory|trialGpuNumber|trainingService|machineList|pythonPath|nniignore|nnictl"
     r"|parameter_id|parameter_source|TUNER/|trial_end|NNI_|NNI's|\bnni_node\b"
 )
-# What is still longer than a screen; nothing may be added.
-TOO_LONG = {
-    "ballot/vote/ballots.py": {"_read_columns"},
-    "ballot/vote/selection.py": {"read_poll"},
-    "ballot/vote/tally.py": {"run_vote"},
-}
 NAMES_THE_ENGINE = "ballot/engines/choose.py"
 
 PATHS = sources(ROOT)
@@ -180,9 +174,7 @@ def test_scripts_that_train_nothing_do_not_load_torch(name):
 
 @every_file
 def test_functions_fit_on_a_screen(name):
-    assert {f for f, lines in functions_in(ROOT / name) if lines > LONG} <= TOO_LONG.get(
-        name, set()
-    )
+    assert [f for f, lines in functions_in(ROOT / name) if lines > LONG] == []
 
 
 @every_file

@@ -7,7 +7,7 @@ single member that it is compared with.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,35 +133,51 @@ def read_poll(
     for ballot in read.values():
         check_same_classes(ballot, first)
     truth = agreed_labels(read.values())
-    common = set(truth).intersection(*{id(b.ids): b.ids for b in read.values()}.values())
     own = {
         i: score_all(b.probs, numbers(b.labels or (), b.classes), options) for i, b in read.items()
     }
-    if len(common) < max(len(b.ids) for b in read.values()):
-        notes.append(
-            f"validation rows differ between members: {len(common):,} of {len(truth):,} are common "
-            "to all"
-            + (
-                ", scores are of these"
-                if common
-                else ", each score is of a member's own "
-                "rows; --group_folds joins the folds of one configuration"
-            )
-        )
-    if not common:
+    ids = common_rows(read.values(), notes)
+    if not ids:
         return None, own
-    ids, polled = sorted(common), list(read)
-    values = np.empty((len(read), len(ids), len(first.classes)))
-    order, rows = None, []
-    for place, number in enumerate(polled):
-        ballot = read.pop(number)  # let go as soon as it is copied
+    groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
+    targets = numbers([truth[i] for i in ids], first.classes)
+    return Poll(list(read), ids, targets, groups, take_rows(read, ids)), own
+
+
+def common_rows(ballots: Collection[Ballot], notes: list[str]) -> list[str]:
+    """Return the ids of the rows that all have, sorted; note where some have others as well."""
+    orders = {id(ballot.ids): ballot.ids for ballot in ballots}.values()  # most share one list
+    known = set[str]().union(*orders)
+    common = known.intersection(*orders)
+    if len(common) < max(len(ids) for ids in orders):
+        scored = ", scores are of these"
+        if not common:
+            scored = (
+                ", each score is of a member's own rows; "
+                "--group_folds joins the folds of one configuration"
+            )
+        notes.append(
+            f"validation rows differ between members: {len(common):,} of {len(known):,} are common "
+            f"to all{scored}"
+        )
+    return sorted(common)
+
+
+def take_rows(read: dict[int, Ballot], ids: Sequence[str]) -> np.ndarray:
+    """Return the rows `ids` of all ballots, `[M, N, C]`, and empty `read`.
+
+    Each ballot is let go as soon as it is copied: two copies of all would not fit into memory.
+    """
+    values = np.empty((len(read), len(ids), len(next(iter(read.values())).classes)))
+    order: list[str] | None = None
+    rows: list[int] = []
+    for place, number in enumerate(list(read)):
+        ballot = read.pop(number)
         if ballot.ids is not order:
             index = {name: row for row, name in enumerate(ballot.ids)}
             order, rows = ballot.ids, [index[name] for name in ids]
         values[place] = ballot.probs[rows]
-    groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
-    targets = numbers([truth[i] for i in ids], first.classes)
-    return Poll(polled, ids, targets, groups, values), own
+    return values
 
 
 def agreed_labels(ballots: Iterable[Ballot]) -> dict[str, str]:

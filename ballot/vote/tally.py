@@ -107,17 +107,7 @@ def run_vote(
     (`UserError`).
     """
     check_options(options)
-    members, notes = gather(paths, options)
-    tested = has_test_rows(members, options)
-    check_out_dir(Path(options.out_dir), members)
-    members, statuses = drop_broken(members, notes)
-    first = read_member(members[0].files[0])  # its order is the answer's order
-    if not tested:
-        first = replace(first, ids=[], labels=None, probs=first.probs[:0])
-        notes.append(without_test_rows(options))
-    # Sums run in the order of names, so that the order of the files changes no bit.
-    by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
-    members, statuses = [members[i] for i in by_name], [statuses[i] for i in by_name]
+    members, statuses, first, notes = read_members(paths, options)
     submission, remarks = find_submission(members, first.classes)
     notes += remarks
     knowledge = read_splits(members)
@@ -143,6 +133,26 @@ def run_vote(
     notes += test.notes()
     write_vote(report, recipe, first.columns, submission)
     return report
+
+
+def read_members(
+    paths: Sequence[str | Path], options: VoteOptions
+) -> tuple[list[Member], list[str | None], Ballot, list[str]]:
+    """Return who votes, how each run ended, the first file, and what has to be noted.
+
+    The order of the first file is that of the answer; without test rows it has none.
+    """
+    members, notes = gather(paths, options)
+    tested = has_test_rows(members, options)
+    check_out_dir(Path(options.out_dir), members)
+    members, statuses = drop_broken(members, notes)
+    first = read_member(members[0].files[0])
+    if not tested:
+        first = replace(first, ids=[], labels=None, probs=first.probs[:0])
+        notes.append(without_test_rows(options))
+    # Sums run in the order of names, so that the order of the files changes no bit.
+    by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
+    return [members[i] for i in by_name], [statuses[i] for i in by_name], first, notes
 
 
 def with_refits(
