@@ -1,4 +1,4 @@
-"""Collect: bring the results of a search home from its machines, while it runs or long after."""
+"""Copy the results of a search from its remote machines, while it runs or afterwards."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def build_parser() -> Parser:
         "id",
         nargs="?",
         metavar="ID",
-        help="as search.py --list shows it (default: this folder's newest)",
+        help="search id, see search.py --list (default: the newest of this folder)",
     )
-    add("--config", metavar="FILE", help="the newest search of this configuration instead")
+    add("--config", metavar="FILE", help="use the newest search of this configuration file")
     add(
         "--checkpoints",
         type=int,
         default=1,
         metavar="N",
-        help="bring the weights of the best N trials too (default: 1)",
+        help="also copy the checkpoints of the N best trials (default: 1)",
     )
     return parser
 

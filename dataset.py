@@ -678,10 +678,12 @@ def main(argv: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")
-    parser.add_argument("dir", nargs="?", metavar="DIR", help="the same as --data_dir")
+    parser.add_argument("dir", nargs="?", metavar="DIR", help="same as --data_dir")
     parser.add_argument("--out", metavar="PNG", help="draw a contact sheet of augmented samples")
     parser.add_argument(
-        "--clean_cache", action="store_true", help="list kept decoded images, remove stale ones"
+        "--clean_cache",
+        action="store_true",
+        help="list the caches of decoded images and remove stale ones",
     )
     layer, known = parse_command_line(parser, argv)
     if known.dir is not None:

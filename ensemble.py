@@ -1,4 +1,4 @@
-"""The vote: `python ensemble.py outputs/*.csv` turns the CSVs of many runs into one answer."""
+"""Combine the predictions of many runs: `python ensemble.py outputs/*.csv`."""
 
 from __future__ import annotations
 
@@ -30,48 +30,65 @@ def build_parser() -> Parser:
     parser = Parser(prog="ensemble.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     methods, metrics = "|".join(METHODS), "|".join(METRICS)
-    files = "predictions of runs: outputs/*.csv, without test rows outputs/*/val.csv"
+    files = "predictions of the runs: outputs/*.csv, or outputs/*/val.csv if there are no test rows"
     add("csv", nargs="*", metavar="CSV", help=files)
-    out_dir = "folder of soft.csv, submission.csv and ensemble.json (default: ensemble)"
+    out_dir = "output folder for soft.csv, submission.csv and ensemble.json (default: ensemble)"
     add("--out_dir", default="ensemble", metavar="DIR", help=out_dir)
-    method = "how probabilities are combined (default: mean)"
+    method = "how the probabilities are combined (default: mean)"
     add("--method", default="mean", metavar=methods, help=method)
-    weights = "weight of each file, in their order"
+    weights = "weights of the files, in the same order"
     add("--weights", nargs="+", type=number, metavar="X", help=weights)
-    select = "choose and weigh members by their validation predictions; auto is what a search does"
+    select = "select and weight members by their validation predictions; searches use auto"
     add("--select", metavar="auto|greedy|best:N|all", help=select)
-    bag = "greedy: rounds, each over a random half of the members (default: 1, over all)"
+    bag = "with --select greedy: bagging rounds over random halves of the members (default: 1, all)"
     add("--bag", type=int, default=1, metavar="N", help=bag)
-    add("--stack", metavar="logistic", help="learn the combination on validation predictions")
-    calibrate = "give each member a temperature, fitted on validation, before the vote"
+    add("--stack", metavar="logistic", help="fit a stacking model to the validation predictions")
+    calibrate = "apply temperature scaling to each member, fitted to its validation predictions"
     add("--calibrate", action="store_true", help=calibrate)
-    add("--truth", metavar="FILE", help="CSV of id and true class of test rows, for scores")
-    group_folds = "average folds and seeds of one configuration to one member first"
+    add(
+        "--truth",
+        metavar="FILE",
+        help="CSV with the id and true class of the test rows, to compute test scores",
+    )
+    group_folds = "first average the folds and seeds of one configuration into one member"
     add("--group_folds", action="store_true", help=group_folds)
-    metric = "score by which members are judged and chosen (default: acc)"
+    metric = "metric by which members are selected (default: acc)"
     add("--metric", default="acc", metavar=metrics, help=metric)
-    seed = "seed of bags and of the parts for choice and score (default: 0)"
+    seed = "seed of bagging and of the cross-fitting splits (default: 0)"
     add("--seed", type=int, default=0, metavar="N", help=seed)
     add_other_options(parser)
     return parser
 
 
 def add_other_options(parser: Parser) -> None:
-    """Add what averages weights, and what trains the best again."""
+    """Add the options for averaging weights and for retraining the best."""
     add = parser.add_argument
-    soup = "also average the weights of runs of one start, and let the mean vote where it gains"
+    soup = (
+        "also average the weights of runs with the same initialisation, if that improves the score"
+    )
     add("--soup", action="store_true", help=soup)
-    add("--data_dir", metavar="DIR", help="--soup: the runs' data, where they are not as they were")
-    finalize = "train a search's N best configurations again on folds, and vote with these alone"
+    add("--data_dir", metavar="DIR", help="with --soup: data folder, if it has moved")
+    finalize = "retrain the N best configurations of a search on all folds and combine only these"
     add("--finalize", type=int, metavar="N", help=finalize)
-    add("--folds", type=int, default=5, metavar="K", help="--finalize: folds (default: 5)")
-    search = "--finalize: the search (default: that of the CSVs, or the newest of this folder)"
+    add(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="K",
+        help="with --finalize: number of folds (default: 5)",
+    )
+    search = "with --finalize: search id (default: that of the CSVs, or the newest of this folder)"
     add("--search", metavar="ID", help=search)
-    add("--port", type=int, default=8080, help="--finalize: first port to try for NNI")
+    add(
+        "--port",
+        type=int,
+        default=8080,
+        help="with --finalize: first port to try for NNI (default: 8080)",
+    )
 
 
 def number(text: str) -> float:
-    """Read a weight; a file name that landed among them is told apart."""
+    """Read a weight; a file name among them gets a message of its own."""
     try:
         return float(text)
     except ValueError:

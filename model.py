@@ -972,7 +972,10 @@ def main(argv: list[str] | None = None) -> int:
     """Print the names, or the table of one."""
     parser = Parser(prog="model.py", description="List the architectures.")
     parser.add_argument(
-        "name", nargs="?", default="*", help="one name for its table, or a pattern such as '*b3*'"
+        "name",
+        nargs="?",
+        default="*",
+        help="name of one architecture to describe, or a pattern such as '*b3*'",
     )
     pattern = parser.parse_args(argv).name
     if set("*?[") & set(pattern):

@@ -1,11 +1,10 @@
-"""Search: check the configuration, let NNI try it, watch, then let the trials vote."""
+"""Run a hyperparameter search, then combine its trials into one ensemble."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shlex
-import shutil
 import sys
 import time
 from argparse import Namespace
@@ -52,7 +51,7 @@ from ballot.search.resume import Record, decide
 from ballot.search.status import list_lines, status_lines, table_of
 from ballot.search.supervise import follow
 from ballot.search.time_budget import Budget
-from ballot.wording import seconds_of
+from ballot.wording import seconds_of, terminal_width
 
 
 @lasting_main
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_command_line(argv: list[str] | None) -> Namespace:
-    """Read the flags; with --data_dir those of train.py may follow, fixed for all trials."""
+    """Read the flags; with --data_dir those of train.py may be added, fixed for all trials."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     args.options, args.reserve = rest, None
@@ -110,47 +109,49 @@ def build_parser() -> Parser:
     """Make the command line."""
     parser = Parser(prog="search.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--data_dir", metavar="DIR", help="folder of labelled images: all else is decided from it")
-    preset = "--data_dir: many short trials, or few long ones (default: medium)"
+    add(
+        "--data_dir", metavar="DIR", help="folder of labelled images; the search is planned from it"
+    )
+    preset = "with --data_dir: fast runs many short trials, best few long ones (default: medium)"
     add("--preset", default="medium", choices=tuple(PRESETS), help=preset)
-    refit = "train the best again on all rows within the time (default: with --data_dir)"
+    refit = "retrain the best configurations on all rows (default: yes with --data_dir, else no)"
     add("--refit", choices=("yes", "no"), help=refit)
-    add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
-    add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
-    add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
-    add("--concurrency", type=int, metavar="K", help="trials at once")
-    add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
-    keep = "remove the checkpoints of all trials but the N best (default: keep all)"
+    add("--config", metavar="FILE", help="NNI configuration file, such as config_local.yml")
+    add("--max_trials", type=int, metavar="N", help="maximum number of trials, overrides --config")
+    add("--max_duration", metavar="TIME", help="total time, ensemble included: 90s, 30m or 2h")
+    add("--concurrency", type=int, metavar="K", help="number of trials that run at the same time")
+    add("--trial_timeout", metavar="TIME", help="time limit of each trial; its best epoch counts")
+    keep = "keep the checkpoints of the N best trials only (default: keep all)"
     add("--keep_checkpoints", type=int, metavar="N", help=keep)
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
-    add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble)")
-    add("--public", action="store_true", help="let other machines reach the portal")
-    add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
+    add("--vote_dir", metavar="DIR", help="output folder of the ensemble (default: ensemble)")
+    add("--public", action="store_true", help="make the search's web page reachable from other machines")
+    add("--no_guard", action="store_true", help="run NNI without Ballot's fixes (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
-    add("--no_probe", action="store_true", help="check without trying a batch of training")
-    warm = "run folders, or folders of them, from which the tuner learns first"
+    add("--no_probe", action="store_true", help="skip the check that trains one batch")
+    warm = "earlier run folders, or folders of them, whose results initialise the tuner"
     add("--warm_start", nargs="+", default=[], metavar="DIR", help=warm)
     add_machine_options(parser)
-    resume = "go on with a search that was stopped or killed (default: the newest)"
+    resume = "continue a search that was stopped or killed (default: the newest)"
     add("--resume", nargs="?", const="", metavar="ID", help=resume)
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
-    add("--list", action="store_true", help="list the searches")
-    add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
+    add("--list", action="store_true", help="list all searches")
+    add("--stop", metavar="ID|all", help="stop a running search; its results are kept")
     return parser
 
 
 def add_machine_options(parser: Parser) -> None:
     """Add what a search on other machines may need."""
     add = parser.add_argument
-    install = "make or update an environment on each machine first (docs/remote.md)"
+    install = "create or update the Python environment on each machine first (docs/remote.md)"
     add("--install", action="store_true", help=install)
-    sync = "copy the data to each machine first (default: this machine's --data_dir)"
+    sync = "copy the data to each machine first (default folder: --data_dir of the trials)"
     add("--sync_data", nargs="?", const="", metavar="DIR", help=sync)
-    accept = "trust machines that ssh does not know yet; a changed key is always refused"
+    accept = "trust new ssh host keys; a changed key is always refused"
     add("--accept_new_host_keys", action="store_true", help=accept)
-    skip = "go on with the machines that nothing is wrong with"
+    skip = "continue without the machines that fail their check"
     add("--skip_bad_machines", action="store_true", help=skip)
-    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
+    add("--ssh_config", metavar="FILE", help="ssh configuration file (default: ~/.ssh/config)")
 
 
 def plan_from_folder(args: Namespace) -> None:
@@ -175,7 +176,7 @@ def plan_from_folder(args: Namespace) -> None:
     for problem in tryout.problems_of(answers, "data_dir", "data_dir"):
         if problem.fatal:
             raise UserError(str(problem))
-        print(note(problem, shutil.get_terminal_size((100, 24)).columns - 1))
+        print(note(problem, terminal_width() - 1))
     facts = answers.facts[0]
     gpus = answers.gpus if facts["device"] != "cpu" else 0
     prospect = Prospect(
@@ -209,7 +210,7 @@ def preflight(engine: Engine, args: Namespace) -> Plan | None:
 
     A single problem is raised, several are listed.
     """
-    path, width = Path(args.config), shutil.get_terminal_size((100, 24)).columns - 1
+    path, width = Path(args.config), terminal_width() - 1
     limits = limits_of(args)
     reach = reach_machines(engine, args)
     with passing_words(f"checking {path} ..."):

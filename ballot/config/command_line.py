@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=ShowVersion, help="print the version and stop")
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"command line: {message}; {self.prog} --help lists what there is")
+        raise UserError(f"command line: {message}; {self.prog} --help lists all options")
 
     def parse_args(  # type: ignore[override]
         self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,10 +22,11 @@ from ballot.search.refit import refits_of
 from ballot.search.supervise import End
 from ballot.search.time_budget import Budget, how_time_cut
 from ballot.search.trouble import Trouble
+from ballot.vote.outcome import VoteReport
 from ballot.vote.selection import Refit, VoteOptions
 from ballot.vote.table import format_table
-from ballot.vote.tally import VoteReport, run_vote
-from ballot.wording import plural
+from ballot.vote.tally import run_vote
+from ballot.wording import plural, terminal_width
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK_PAGE_S = 5.0  # for the report without pictures, where the time is over
@@ -59,7 +59,7 @@ def conclude(
         )
         return None
     report = vote(ballots, vote_dir, budget, refits_of(results, trials))
-    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
+    print(format_table(report, terminal_width()))
     if best := results.best(own):
         names, values = searched_values(best), results.values_of(best)
         if "seed" in names and values.get("split_seed") is not None:

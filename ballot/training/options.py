@@ -87,7 +87,7 @@ def _located(problems: list[Problem], where: str) -> list[Problem]:
         Problem(
             f"{where}: trial command" if p.where == "command line" else p.where,
             p.what,
-            p.remedy.replace(f"; {SCRIPT} --help lists what there is", ""),
+            p.remedy.replace(f"; {SCRIPT} --help lists all options", ""),
             p.fatal,
         )
         for p in problems
