@@ -13,6 +13,7 @@ if __name__ == "__main__":
     require("numpy")
 
 from ballot.config.command_line import Parser
+from ballot.engines.interface import Engine
 from ballot.errors import UserError, script_main
 from ballot.prediction import soup_process
 from ballot.runs.folder import is_validation, run_of
@@ -117,9 +118,9 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     return list(map(str, soup_process.ballots_of(soups, tested=tested)))
 
 
-def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
+def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
-    from ballot.engines.choose import load_engine
+    from ballot.preflight.tryout import check_data_of
     from ballot.search import finalize  # what a search takes, a vote of files does not
 
     check_options(options)
@@ -129,12 +130,13 @@ def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     if asked["soup"] or options.weights is not None:
         raise UserError("--finalize: does not go with --soup or --weights")
     files = find_files(asked["csv"])[0] if asked["csv"] else []
-    engine = load_engine("nni")
     search, among = finalize.choose_search(engine, asked["search"], files)
     with search.watched():
-        standings, interrupted = finalize.finalize(
-            engine, search, count, folds, among=among, port=asked["port"]
-        )
+        job = finalize.find_job(search, count, folds, among)
+        if job.runs and not job.plan.elsewhere:
+            print("checking the data ...", flush=True)
+            check_data_of(job.results, job.plan, job.trials)
+        standings, interrupted = finalize.finalize(engine, search, job, port=asked["port"])
     if interrupted:
         print("the same command goes on from here")
         return 130
@@ -159,7 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     asked = vars(build_parser().parse_args(argv))
     options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
     if asked["finalize"] is not None:
-        return vote_of_finalists(asked, options)
+        from ballot.engines.choose import load_engine
+
+        return vote_of_finalists(load_engine("nni"), asked, options)
     if not asked["csv"]:
         raise UserError("command line: the following arguments are required: CSV")
     soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []

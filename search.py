@@ -31,7 +31,6 @@ from ballot.preflight.machines import Reach
 from ballot.problems import listed, note
 from ballot.runs.trials import TrialRecord
 from ballot.search.conclusion import answer_lines, conclude, vote_folder, write_report
-from ballot.search.finalize import is_final
 from ballot.search.plan import (
     PRESETS,
     REFIT_SHARE,
@@ -125,7 +124,11 @@ def build_parser() -> Parser:
     add("--keep_checkpoints", type=int, metavar="N", help=keep)
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
     add("--vote_dir", metavar="DIR", help="output folder of the ensemble (default: ensemble)")
-    add("--public", action="store_true", help="make the search's web page reachable from other machines")
+    add(
+        "--public",
+        action="store_true",
+        help="make the search's web page reachable from other machines",
+    )
     add("--no_guard", action="store_true", help="run NNI without Ballot's fixes (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
     add("--no_probe", action="store_true", help="skip the check that trains one batch")
@@ -347,9 +350,10 @@ def take_up(
         return search, search.reconnected(plan), budget
     if decision.action == "complete":
         print(f"search {search.id} is complete; a larger {decision.more} goes on with it")
+        if record.note.get("reserve") is not None and budget.left_for_trials(began) > 0:
+            check_data(search, plan, trials)  # the best may be trained again
         return search, search.reconnected(plan), budget
-    if not plan.elsewhere:
-        check_data_of(search, plan, trials)
+    check_data(search, plan, trials)
     search.stop()  # what hangs, what is to run with other limits, and what a dead manager left
     search.record(plan)
     if decision.counts:
@@ -360,21 +364,17 @@ def take_up(
     return engine.resume(search, plan, launch_of(args, record.note)), plan, budget
 
 
+def check_data(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> None:
+    """Refuse to train more on other data than the search was begun with, as far as they are here."""
+    if not plan.elsewhere:
+        with passing_words("checking the data ..."):
+            tryout.check_data_of(table_of(search, plan), plan, trials)
+
+
 def launch_of(args: Namespace, note: Mapping[str, Any]) -> Launch:
     """Return how a search is started again: as safe or as open as it was, or as it is asked for."""
     guarded = not args.no_guard and note.get("guarded", True)
     return Launch(args.port, guarded, args.public or note.get("public", False))
-
-
-def check_data_of(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> None:
-    """Refuse to go on with a search on other data than its newest run was begun with."""
-    results = table_of(search, plan)
-    for trial in reversed(trials):
-        run = results.folder_of(trial)
-        if not is_final(trial) and (run / "split.csv").is_file():
-            with passing_words("checking the data ..."):
-                tryout.check_data(plan.command, plan.code, run, trial.parameters)
-            return
 
 
 def stop_searches(engine: Engine, wanted: str) -> int:

@@ -20,8 +20,12 @@ from ballot.config.search_space import corners, each_component
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
 from ballot.cpus import count_cores, threads_told
 from ballot.engines.choose import outside_trials
+from ballot.engines.interface import Plan
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
+from ballot.runs.results import Results
+from ballot.runs.trials import TrialRecord
+from ballot.search.finalize import is_final
 from ballot.search.time_budget import USEFUL, seconds_for_trials
 from ballot.training.options import read_options
 from ballot.values import Json, Values
@@ -167,6 +171,15 @@ def check_data(command: str, code: Path, run: Path, values: Json) -> None:
         tryout.end()
     if "error" in facts:
         raise UserError(facts["error"])
+
+
+def check_data_of(results: Results, plan: Plan, trials: Sequence[TrialRecord]) -> None:
+    """Refuse to train more for a search on other data than its newest run was begun with."""
+    for trial in reversed(trials):
+        run = results.folder_of(trial)
+        if not is_final(trial) and (run / "split.csv").is_file():
+            check_data(plan.command, plan.code, run, trial.parameters)
+            return
 
 
 def problems_of(found: Answers, where: str, source: str) -> list[Problem]:
