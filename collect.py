@@ -12,7 +12,8 @@ if __name__ == "__main__":
 
 from ballot.config.command_line import Parser
 from ballot.engines.choose import find_search, load_engine, newest_search
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
+from ballot.scripts import script_main
 from ballot.search.status import table_of
 from ballot.wording import plural
 

@@ -44,10 +44,11 @@ from ballot.data.layouts import (
 from ballot.data.prepare import examine, make_data
 from ballot.data.splits import split_single
 from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
-from ballot.errors import UserError, script_main, suggest
+from ballot.errors import UserError, suggest
 from ballot.names import check_names
 from ballot.registry import Registry
 from ballot.runs.csv_files import DuplicateColumn
+from ballot.scripts import script_main
 
 if TYPE_CHECKING:
     from ballot.config.schema import Config

@@ -14,9 +14,10 @@ if __name__ == "__main__":
 
 from ballot.config.command_line import Parser
 from ballot.engines.interface import Engine
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.prediction import soup_process
 from ballot.runs.folder import is_validation, run_of
+from ballot.scripts import script_main
 from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files

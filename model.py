@@ -33,8 +33,9 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.registry import Entry, Registry
+from ballot.scripts import script_main
 from ballot.training.blocks import blocks
 from ballot.training.packaged import SHORT_NAMES, TIMM_MODELS, check_file, packaged_file
 from ballot.training.weights import (

@@ -22,13 +22,14 @@ from ballot.data.augment import Recipe
 from ballot.data.batches import Data
 from ballot.data.images import cpu_count
 from ballot.data.prepare import make_recipes
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.prediction import soup, tta
 from ballot.prediction.checkpoints import Checkpoint, find_electorate
 from ballot.prediction.export import check_exportable, check_wish, export
 from ballot.prediction.inputs import Images, find_images
 from ballot.prediction.predictor import Answers, Predictor, decoded, load_predictor, predict
 from ballot.registry import load_plugins
+from ballot.scripts import script_main
 from ballot.training import process
 from ballot.values import Json
 from ballot.vote.ballots import write_ballot

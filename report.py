@@ -15,12 +15,13 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.report.page import Pictures, Report, write_pngs, write_report
 from ballot.report.pictures import as_address, sheet_address
 from ballot.report.serve import PORT, open_server
 from ballot.report.statistics import differences
 from ballot.report.trials import Trial, find_trials
+from ballot.scripts import script_main
 
 SIDE = 160  # pixels of a picture at most
 

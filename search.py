@@ -23,13 +23,14 @@ from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
 from ballot.engines.choose import find_search, load_engine, newest_search
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
-from ballot.errors import UserError, lasting_main
+from ballot.errors import UserError
 from ballot.machines import setup
 from ballot.machines.ssh import has_terminal
 from ballot.preflight import examine, machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.problems import listed, note
 from ballot.runs.trials import TrialRecord
+from ballot.scripts import lasting_main
 from ballot.search.conclusion import answer_lines, conclude, vote_folder, write_report
 from ballot.search.plan import (
     PRESETS,
@@ -365,7 +366,7 @@ def take_up(
 
 
 def check_data(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> None:
-    """Refuse to train more on other data than the search was begun with, as far as they are here."""
+    """Refuse to train more on other data than the search was begun with, where they are here."""
     if not plan.elsewhere:
         with passing_words("checking the data ..."):
             tryout.check_data_of(table_of(search, plan), plan, trials)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import Config
 from ballot.errors import UserError, suggest
 from ballot.names import check_names
@@ -20,7 +20,7 @@ from ballot.prediction import tta
 from ballot.runs.folder import read_result, run_of
 from ballot.training.tensor_files import load_tensors
 from ballot.training.weights import check_tensors
-from ballot.values import Json
+from ballot.values import Json, Layer
 from ballot.vote.combine import METHODS, Recipe, Stack
 from ballot.wording import few, natural
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import Config, parse_monitor
 from ballot.config.search_space import ROWS, count, find_problems, keys_of
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
@@ -21,7 +21,7 @@ from ballot.preflight.machines import Reach
 from ballot.preflight.tryout import Answers, Tryout
 from ballot.problems import Problem, as_problem
 from ballot.training.options import PLACES, Options, own_problems, read_options
-from ballot.values import Values
+from ballot.values import Layer, Values
 
 DRAWN = 16  # configurations that the tuner draws to see whether trials take them
 

@@ -18,12 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ballot.config.layers import Layer, flatten
+from ballot.config.layers import flatten
 from ballot.errors import CannotWrite, UserError
 from ballot.runs.files import json_or_empty, replacing, stamp, write_json
 from ballot.runs.folder import read_result
 from ballot.runs.trials import NO_WORD, TrialRecord
-from ballot.values import Json, Values
+from ballot.values import Json, Layer, Values
 
 FACTS = ("run", "status", "reason", "score", "epochs", "seconds", "machine", "device")
 

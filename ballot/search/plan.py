@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.layers import Layer, flatten, merge
+from ballot.config.layers import flatten, merge
 from ballot.config.schema import Config
 from ballot.cpus import count_cores
 from ballot.engines.choose import DEFAULT, load_engine
@@ -27,7 +27,7 @@ from ballot.training.packaged import packaged_file
 from ballot.training.recipes import Situation, look, with_recipe
 from ballot.tuning import portfolio
 from ballot.tuning.portfolio import LITE, Portfolio, Values
-from ballot.values import Json
+from ballot.values import Json, Layer
 from ballot.wording import clock, span
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,13 +7,14 @@ import pytest
 import yaml
 from images_for_tests import class_folders
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.search_space import find_problems
 from ballot.data.survey import check_folder
 from ballot.errors import UserError
 from ballot.search import plan
 from ballot.search.plan import Prospect, Request, read_request, schedule_of, write_files
 from ballot.tuning.tpe import TPE
+from ballot.values import Layer
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ballot.config.files import parse_json, parse_yaml
+from ballot.config.parsing import parse_json, parse_yaml
 from ballot.config.templates.keys import space_in_our_words
 from ballot.engines.interface import Outline
 from ballot.engines.nni import algorithms
