@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from assembly import configure
-from ballot.config.files import read_config_file, read_config_files
+from ballot.config.files import read_config_file, read_config_files, recognise, translate
 from ballot.config.layers import merge
 from ballot.config.schema import Config
 from ballot.config.templates import vocabulary
 from ballot.config.templates.keys import COMPONENTS, RULES
-from ballot.config.templates.translate import recognise, translate
 from ballot.errors import UserError
 from ballot.values import Layer
 

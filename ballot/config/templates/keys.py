@@ -11,6 +11,7 @@ from typing import Any
 
 from ballot.config import schema
 from ballot.config.templates import vocabulary
+from ballot.config.templates.pipelines import pipeline
 from ballot.config.templates.reading import Reading, settle
 from ballot.errors import UserError, suggest
 from ballot.values import Json, Values
@@ -234,10 +235,10 @@ def _pipeline(reading: Reading, path: tuple[str, ...], value: object) -> None:
     if isinstance(value, Mapping) and {str(key).lower() for key in value} <= set(STAGES):
         for key, part in value.items():
             stage = STAGES[str(key).lower()]
-            reading.hold(f"pipeline {stage}", f"{old}.{key}", vocabulary.pipeline(part, where))
+            reading.hold(f"pipeline {stage}", f"{old}.{key}", pipeline(part, where))
     else:
         stage = by_prefix or stage_of(path) or "train"
-        reading.hold(f"pipeline {stage}", old, vocabulary.pipeline(value, where))
+        reading.hold(f"pipeline {stage}", old, pipeline(value, where))
 
 
 def _processors(reading: Reading, path: tuple[str, ...], value: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ballot.config.templates import vocabulary
 from ballot.errors import UserError
-from ballot.values import Json
+from ballot.values import Json, Values
 
 # What our own defaults would add, and no project of a template has.
 IMPLIED = {"recipe": "none"}
@@ -370,10 +370,7 @@ def _settle_pipelines(reading: Reading) -> None:
     if not stages:
         return
     size = reading.values.get("image_size")
-    made = {
-        s: vocabulary.sized(steps, f"{reading.source}: {old}", size)
-        for s, (old, steps) in stages.items()
-    }
+    made = {s: sized(steps, f"{reading.source}: {old}", size) for s, (old, steps) in stages.items()}
     if "mean" in reading.values or "std" in reading.values:
         for steps in made.values():
             if steps.get("Normalize") == vocabulary.HALF:
@@ -381,6 +378,29 @@ def _settle_pipelines(reading: Reading) -> None:
     for s, (old, _) in stages.items():
         reading.told.append((old, f"pipeline.{s} = {made[s]!r}"))
     if "val" not in made and "train" in made:
-        made["val"] = vocabulary.without_chance(made["train"])
+        made["val"] = without_chance(made["train"])
         reading.told.append((f"{stages['train'][0]}, less chance", f"pipeline.val = {made['val']}"))
     reading.values["pipeline"] = made
+
+
+def sized(steps: Values, where: str, size: object) -> Json:
+    """Give transforms of the size of the images, and without arguments, that size."""
+    done = dict(steps)
+    for name in ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop"):
+        if name in done and done[name] is None:
+            if size is None:
+                raise UserError(f"{where}: {name} needs a size")
+            done[name] = {"size": [size, size] if name == "Resize" else size}
+    return done
+
+
+def without_chance(steps: Values) -> Json:
+    """Return what validation sees of a pipeline for training: its sizes, nothing that draws."""
+    done: Json = {}
+    for name, args in steps.items():
+        if name in ("RandomCrop", "RandomResizedCrop"):
+            size = args["size"]
+            done["Resize"] = {"size": [size, size] if isinstance(size, int) else size}
+        elif not name.startswith(vocabulary.CHANCE):
+            done[name] = args
+    return done
