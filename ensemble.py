@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,15 +15,16 @@ if __name__ == "__main__":
     require("numpy")
 
 from ballot.config.command_line import Parser
-from ballot.engines.interface import Engine
+from ballot.engines.interface import Engine, Search
 from ballot.errors import UserError
 from ballot.prediction import soup_process
+from ballot.runs.files import read_json
 from ballot.runs.folder import is_validation, run_of
 from ballot.scripts import script_main
 from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
-from ballot.vote.selection import VoteOptions, check_options
+from ballot.vote.options import VoteOptions, check_options
 from ballot.vote.table import format_table
 from ballot.vote.tally import run_vote
 from ballot.wording import terminal_width
@@ -121,6 +124,7 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
 
 def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
+    from ballot.engines.choose import outside_trials
     from ballot.preflight.tryout import check_data_of
     from ballot.search import finalize  # what a search takes, a vote of files does not
 
@@ -131,12 +135,13 @@ def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
     if asked["soup"] or options.weights is not None:
         raise UserError("--finalize: does not go with --soup or --weights")
     files = find_files(asked["csv"])[0] if asked["csv"] else []
-    search, among = finalize.choose_search(engine, asked["search"], files)
+    search, among = choose_search(engine, asked["search"], files)
     with search.watched():
         job = finalize.find_job(search, count, folds, among)
         if job.runs and not job.plan.elsewhere:
             print("checking the data ...", flush=True)
-            check_data_of(job.results, job.plan, job.trials)
+            inherited = outside_trials(os.environ)
+            check_data_of(job.results, job.plan, job.trials, inherited=inherited)
         standings, interrupted = finalize.finalize(engine, search, job, port=asked["port"])
     if interrupted:
         print("the same command goes on from here")
@@ -154,6 +159,27 @@ def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
     if lost:
         print(f"{lost} of {count * folds} folds are missing; the same command tries them again")
     return 1 if lost else 0
+
+
+def choose_search(
+    engine: Engine, wanted: str | None, files: Sequence[Path]
+) -> tuple[Search, set[str] | None]:
+    """Return the search of an id, of the CSVs that are given, or the newest of this folder.
+
+    Beside it the names of the runs among which to choose; None stands for all.
+    """
+    from ballot.engines.choose import find_search, newest_search
+
+    if not files:
+        found = find_search(engine, wanted) if wanted else newest_search(engine, None)
+        return found, None
+    told = {file: read_json(run_of(file) / "result.json").get("experiment") for file in files}
+    known = {search for search in told.values() if search and search == (wanted or search)}
+    if len(known) != 1:
+        what = f"are of {len(known)} searches" if known else "are of no search"
+        raise UserError(f"--finalize: the files {what}; name one with --search")
+    search = known.pop()
+    return find_search(engine, search), {run_of(f).name for f, of in told.items() if of == search}
 
 
 @script_main

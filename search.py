@@ -21,7 +21,7 @@ from ballot.config.command_line import Parser
 from ballot.config.trial_command import parse_command
 from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
-from ballot.engines.choose import find_search, load_engine, newest_search
+from ballot.engines.choose import find_search, load_engine, newest_search, outside_trials
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
 from ballot.errors import UserError
 from ballot.machines import setup
@@ -46,7 +46,7 @@ from ballot.search.plan import (
     schedule_of,
     write_files,
 )
-from ballot.search.refit import refit
+from ballot.search.refit import refit, refits_of
 from ballot.search.resume import Record, decide
 from ballot.search.status import list_lines, status_lines, table_of
 from ballot.search.supervise import follow
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         with search.watched():
             return see_through(engine, *take_up(engine, search, args, began), args)
     if args.data_dir is not None:
-        plan_from_folder(args)
+        plan_from_folder(engine, args)
     if args.config is None:
         raise UserError(
             "command line: name what to search: --data_dir PHOTOS, or --config config_local.yml"
@@ -158,7 +158,7 @@ def add_machine_options(parser: Parser) -> None:
     add("--ssh_config", metavar="FILE", help="ssh configuration file (default: ~/.ssh/config)")
 
 
-def plan_from_folder(args: Namespace) -> None:
+def plan_from_folder(engine: Engine, args: Namespace) -> None:
     """Plan a search of a folder, write it as files, and go on with these."""
     limits = limits_of(args)
     request = Request(
@@ -172,15 +172,7 @@ def plan_from_folder(args: Namespace) -> None:
     )
     fixed = read_request(request)
     check_folder(request.data_dir, fixed.base)
-    at_once = args.concurrency or concurrency_for(0)
-    command = parse_command(shlex.join(["python3", "train.py", *options_of(request)]), ROOT)
-    with passing_words("looking at the data, and trying a batch ..."):
-        item = tryout.Item("the first configuration", {}, steps=True)
-        answers = tryout.start(command, ROOT, [item], threads_each(at_once)).finish()
-    for problem in tryout.problems_of(answers, "data_dir", "data_dir"):
-        if problem.fatal:
-            raise UserError(str(problem))
-        print(note(problem, terminal_width() - 1))
+    answers = try_first(options_of(request), args.concurrency or concurrency_for(0))
     facts = answers.facts[0]
     gpus = answers.gpus if facts["device"] != "cpu" else 0
     prospect = Prospect(
@@ -190,7 +182,7 @@ def plan_from_folder(args: Namespace) -> None:
         mode=facts["mode"],
     )
     schedule, place = schedule_of(prospect, request), new_place(request.data_dir)
-    config = write_files(request, prospect, schedule, place)
+    config = write_files(engine, request, prospect, schedule, place)
     print("\n".join(lines_of(prospect, schedule, place)), flush=True)
     args.config, args.max_duration = str(config), f"{schedule.total:g}s"
     args.vote_dir = args.vote_dir or str(place / "ensemble")
@@ -198,6 +190,21 @@ def plan_from_folder(args: Namespace) -> None:
     args.no_probe, args.reserve = True, schedule.refit
     link_here("ensemble", place / "ensemble")
     link_here("report.html", place / "report.html")
+
+
+def try_first(options: Sequence[str], at_once: int) -> tryout.Answers:
+    """Try a batch with the options of all trials; what is wrong is raised, the rest printed."""
+    command = parse_command(shlex.join(["python3", "train.py", *options]), ROOT)
+    inherited = outside_trials(os.environ)
+    with passing_words("looking at the data, and trying a batch ..."):
+        item = tryout.Item("the first configuration", {}, steps=True)
+        trial = tryout.start(command, ROOT, [item], threads_each(at_once), inherited)
+        answers = trial.finish()
+    for problem in tryout.problems_of(answers, "data_dir", "data_dir"):
+        if problem.fatal:
+            raise UserError(str(problem))
+        print(note(problem, terminal_width() - 1))
+    return answers
 
 
 def link_here(name: str, target: Path) -> None:
@@ -227,6 +234,7 @@ def preflight(engine: Engine, args: Namespace) -> Plan | None:
             probe=not args.no_probe,
             reach=reach,
             warm_start=args.warm_start,
+            inherited=outside_trials(os.environ),
         )
     if len(findings.errors) == 1:
         raise UserError(str(findings.errors[0]))
@@ -369,7 +377,9 @@ def check_data(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> Non
     """Refuse to train more on other data than the search was begun with, where they are here."""
     if not plan.elsewhere:
         with passing_words("checking the data ..."):
-            tryout.check_data_of(table_of(search, plan), plan, trials)
+            tryout.check_data_of(
+                table_of(search, plan), plan, trials, inherited=outside_trials(os.environ)
+            )
 
 
 def launch_of(args: Namespace, note: Mapping[str, Any]) -> Launch:
@@ -408,7 +418,9 @@ def see_through(engine: Engine, search: Search, plan: Plan, budget: Budget, args
         budget.hold(0.0)
         end = refit(engine, search, plan, results, budget, launch)
     vote_dir = vote_folder(args.vote_dir, note.get("vote_dir"), search.id)
-    report = conclude(search, plan, results, end, vote_dir, budget)
+    report = conclude(
+        search, plan, results, end, vote_dir, budget, refits=refits_of(results, search.trials())
+    )
     hurried = end.over or budget.closed
     write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
     search.amend_note(spent=budget.spent(time.time()))

@@ -25,8 +25,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from ballot.vote import combine  # noqa: E402
+from ballot.vote.comparison import Poll, independent_share  # noqa: E402
+from ballot.vote.options import VoteOptions  # noqa: E402
 from ballot.vote.rules import mixture_weights, weigh  # noqa: E402
-from ballot.vote.selection import Poll, VoteOptions, independent_share, rehearse  # noqa: E402
+from ballot.vote.selection import rehearse  # noqa: E402
 
 SIZES = (6, 12, 24)
 SINGLE, SHIPPED = "best single by validation", "--select auto (shipped)"

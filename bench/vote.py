@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from ballot.vote.ballots import read_ballot
 from ballot.vote.members import name_members
-from ballot.vote.selection import VoteOptions
+from ballot.vote.options import VoteOptions
 from ballot.vote.tally import TestFiles
 from ballot.vote.combine import Recipe; from ballot.vote.combine import combine
 def mean(files):

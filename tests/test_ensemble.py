@@ -21,7 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import ensemble
 from ballot.vote import combine, rules
-from ballot.vote.selection import VoteOptions
+from ballot.vote.options import VoteOptions
 from ballot.vote.table import format_table
 from ballot.vote.tally import run_vote
 

@@ -28,7 +28,8 @@ from ballot.training import loop, tensor_files
 from ballot.training.blocks import arrange, ordered
 from ballot.vote import combine
 from ballot.vote.ballots import read_ballot, write_ballot
-from ballot.vote.selection import FEWEST_ROWS, Honest, Poll, VoteOptions, compare
+from ballot.vote.comparison import FEWEST_ROWS, Honest, Poll, compare
+from ballot.vote.options import VoteOptions
 from ballot.wording import few
 
 SAME_START = 1e-4  # rounding of another processor; other seeds differ in the second digit

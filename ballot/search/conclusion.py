@@ -17,13 +17,11 @@ from ballot.report.page import try_report
 from ballot.runs.files import json_or_empty
 from ballot.runs.folder import ballots_of, is_validation, read_result, run_of
 from ballot.runs.results import Results, searched_values
-from ballot.search.finalize import is_final
-from ballot.search.refit import refits_of
-from ballot.search.supervise import End
+from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.time_budget import Budget, how_time_cut
-from ballot.search.trouble import Trouble
+from ballot.search.trouble import End, Trouble
+from ballot.vote.options import Refit, VoteOptions
 from ballot.vote.outcome import VoteReport
-from ballot.vote.selection import Refit, VoteOptions
 from ballot.vote.table import format_table
 from ballot.vote.tally import run_vote
 from ballot.wording import plural, terminal_width
@@ -34,7 +32,14 @@ SHOWN = 20  # last lines of a trial that ends the search
 
 
 def conclude(
-    search: Search, plan: Plan, results: Results, end: End, vote_dir: Path, budget: Budget
+    search: Search,
+    plan: Plan,
+    results: Results,
+    end: End,
+    vote_dir: Path,
+    budget: Budget,
+    *,
+    refits: Sequence[Refit] = (),
 ) -> VoteReport | None:
     """Say what went wrong and let the trials vote; None where none of them can."""
     trials = search.trials()
@@ -58,17 +63,22 @@ def conclude(
             file=sys.stderr,
         )
         return None
-    report = vote(ballots, vote_dir, budget, refits_of(results, trials))
+    report = vote(ballots, vote_dir, budget, refits)
     print(format_table(report, terminal_width()))
-    if best := results.best(own):
-        names, values = searched_values(best), results.values_of(best)
-        if "seed" in names and values.get("split_seed") is not None:
-            names["split_seed"] = values["split_seed"]  # which a trial by itself takes from seed
-        typed = typed_command(
-            plan.command, {key: values.get(key, value) for key, value in names.items()}
-        )
-        print(f"reproduce the best trial: {typed}")
+    print_best(plan, results, own)
     return report
+
+
+def print_best(plan: Plan, results: Results, trials: Sequence[TrialRecord]) -> None:
+    """Print the command that repeats the best trial, if there is one."""
+    best = results.best(trials)
+    if best is None:
+        return
+    names, values = searched_values(best), results.values_of(best)
+    if "seed" in names and values.get("split_seed") is not None:
+        names["split_seed"] = values["split_seed"]  # which a trial by itself takes from seed
+    wanted = {key: values.get(key, value) for key, value in names.items()}
+    print(f"reproduce the best trial: {typed_command(plan.command, wanted)}")
 
 
 def vote(

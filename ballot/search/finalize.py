@@ -15,21 +15,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballot.engines.choose import find_search, newest_search
 from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.errors import UserError
-from ballot.runs.files import read_json
 from ballot.runs.folder import ballots_of, run_of
 from ballot.runs.results import Results, searched_values
-from ballot.runs.trials import TrialRecord
+from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.status import table_of
-from ballot.search.supervise import End, follow
+from ballot.search.supervise import follow
 from ballot.search.time_budget import Budget, usual_seconds
-from ballot.search.trouble import Trouble
+from ballot.search.trouble import End, Trouble
 from ballot.values import Json, Values
 from ballot.wording import clock, short_value
-
-MARKS = {"fold", "folds", "split_seed"}  # no tuner gives all of them
 
 
 @dataclass(frozen=True)
@@ -72,30 +68,6 @@ class Standing:
     def deviation(self) -> float:
         """Standard deviation over the folds, nan of a single one."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
-
-
-def is_final(trial: TrialRecord) -> bool:
-    """Whether it was started here, and not by the search's tuner."""
-    return trial.parameters.keys() >= MARKS or "all_rows" in trial.parameters
-
-
-def choose_search(
-    engine: Engine, wanted: str | None, files: Sequence[Path]
-) -> tuple[Search, set[str] | None]:
-    """Return the search of an id, of the CSVs that are given, or the newest of this folder.
-
-    Beside it the names of the runs among which to choose; None stands for all.
-    """
-    if not files:
-        found = find_search(engine, wanted) if wanted else newest_search(engine, None)
-        return found, None
-    told = {file: read_json(run_of(file) / "result.json").get("experiment") for file in files}
-    known = {search for search in told.values() if search and search == (wanted or search)}
-    if len(known) != 1:
-        what = f"are of {len(known)} searches" if known else "are of no search"
-        raise UserError(f"--finalize: the files {what}; name one with --search")
-    search = known.pop()
-    return find_search(engine, search), {run_of(f).name for f, of in told.items() if of == search}
 
 
 def choose(

@@ -18,8 +18,7 @@ from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.layers import flatten, merge
 from ballot.config.schema import Config
 from ballot.cpus import count_cores
-from ballot.engines.choose import DEFAULT, load_engine
-from ballot.engines.interface import Sketch
+from ballot.engines.interface import Engine, Sketch
 from ballot.errors import UserError
 from ballot.runs.files import write_json
 from ballot.search.time_budget import BEGIN_S, Budget
@@ -198,7 +197,9 @@ def trial_command(request: Request, place: Path) -> str:
     return f"python3 -m ballot.preload train.py {shlex.join(words)}"
 
 
-def write_files(request: Request, prospect: Prospect, schedule: Schedule, place: Path) -> Path:
+def write_files(
+    engine: Engine, request: Request, prospect: Prospect, schedule: Schedule, place: Path
+) -> Path:
     """Write `search_space.json` and `config.yml` into `place`, and return the latter."""
     made = portfolio_of(prospect, schedule.epochs)
     place.mkdir(parents=True)
@@ -215,7 +216,7 @@ def write_files(request: Request, prospect: Prospect, schedule: Schedule, place:
         first=made.first,
         stops_early=schedule.expected >= ASHA_FROM,
     )
-    load_engine(DEFAULT).write_config(place / "config.yml", sketch)
+    engine.write_config(place / "config.yml", sketch)
     return place / "config.yml"
 
 

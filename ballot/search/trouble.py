@@ -28,6 +28,15 @@ class Trouble:
     trials: tuple[TrialRecord, ...] = ()  # those whose last words explain it
 
 
+@dataclass(frozen=True)
+class End:
+    """How a search came to its end."""
+
+    trouble: Trouble | None = None
+    interrupted: bool = False
+    over: bool = False  # its time was
+
+
 @dataclass
 class Watch:
     """What has been seen so far; `look` is asked about once a second."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import replacing
-from ballot.runs.folder import read_result, run_of
+from ballot.runs.folder import is_validation, read_result, run_of
 from ballot.wording import few, natural, short
 
 EXPECTED = "expected id,<class>,<class>,... with one row of probabilities an image"
@@ -85,6 +85,11 @@ def read_ballot(
     if labels is not None:
         _check_labels(path, ids, labels, classes)
     return Ballot(path, ids, classes, columns, probs, labels, rounded)
+
+
+def read_member(file: Path) -> Ballot:
+    """Read a member's file."""
+    return read_ballot(file, labelled=is_validation(file))
 
 
 def read_ballots(paths: Sequence[Path], like: Sequence[str]) -> Iterator[Ballot]:

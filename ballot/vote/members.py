@@ -12,7 +12,6 @@ from pathlib import Path
 from ballot.errors import UserError
 from ballot.runs.files import read_json
 from ballot.runs.folder import VALIDATION, is_validation, run_of
-from ballot.vote.ballots import Ballot, read_ballot
 from ballot.wording import few, natural
 
 # What may differ between the folds and seeds of one configuration.
@@ -46,11 +45,6 @@ class Member:
     def folders(self) -> list[Path]:
         """The folders of the files' runs, as far as there are any."""
         return [run for run in map(run_of, self.files) if run.is_dir()]
-
-
-def read_member(file: Path) -> Ballot:
-    """Read a member's file."""
-    return read_ballot(file, labelled=is_validation(file))
 
 
 def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:

@@ -13,7 +13,8 @@ from ballot.runs.files import write_json
 from ballot.values import Json
 from ballot.vote import combine
 from ballot.vote.ballots import write_answers, write_ballot
-from ballot.vote.selection import Honest, VoteOptions
+from ballot.vote.comparison import Honest
+from ballot.vote.options import VoteOptions
 from ballot.vote.truth import Submission
 from ballot.wording import few
 

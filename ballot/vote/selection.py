@@ -6,111 +6,21 @@ single member that it is compared with.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from ballot.errors import UserError, suggest
+from ballot.errors import UserError
 from ballot.vote import combine, rules
 from ballot.vote.ballots import Ballot, check_same_classes, read_ballot
+from ballot.vote.comparison import FEWEST_ROWS, Honest, Poll, compare, independent_share
 from ballot.vote.members import Member
+from ballot.vote.options import VoteOptions
 from ballot.vote.truth import Knowledge
 from ballot.wording import few, short
 
-FEWEST_ROWS = 20  # a choice among members on fewer validation rows is a lottery
 MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
-
-
-@dataclass(frozen=True)
-class Refit:
-    """A run on all rows, which no validation row can judge, and the name of the run it repeats."""
-
-    file: Path
-    of: str
-
-
-@dataclass(frozen=True)
-class VoteOptions:
-    """What a vote is asked for; None means that nothing was.
-
-    `select` is auto, greedy, best:N or all, `stack` is logistic.
-    """
-
-    out_dir: str = "ensemble"
-    method: str = "mean"
-    weights: Sequence[float] | None = None
-    select: str | None = None
-    bag: int = 1
-    stack: str | None = None
-    calibrate: bool = False
-    truth: str | None = None
-    group_folds: bool = False
-    metric: str = "acc"
-    seed: int = 0
-
-
-def check_options(options: VoteOptions) -> None:
-    """Refuse wishes that contradict one another, before any file is read."""
-    for name, value, choices in (
-        ("--method", options.method, combine.METHODS),
-        ("--metric", options.metric, combine.METRICS),
-        ("--stack", options.stack or "logistic", ("logistic",)),
-    ):
-        if value not in choices:
-            raise UserError(f"{name}: unknown {value!r}{suggest(value, choices)}")
-    select = options.select
-    if select is not None and not re.fullmatch(r"auto|greedy|all|best:[1-9][0-9]*", select):
-        raise UserError(f"--select: {select!r} is not understood; auto, greedy, best:N or all")
-    if options.bag < 1:
-        raise UserError(f"--bag: {options.bag} rounds; 1 or more")
-    if options.bag > 1 and select != "greedy":
-        raise UserError("--bag: rounds are of --select greedy; add it, or leave --bag out")
-    chosen = [n for n in ("weights", "select", "stack") if getattr(options, n) is not None]
-    if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; both decide the weights")
-    if options.stack and options.method != "mean":
-        raise UserError("--stack: does not go with --method; it learns its own combination")
-    if select == "greedy" and options.method == "geometric":
-        raise UserError("--select: greedy averages; it goes with --method mean, rank or hard")
-    if select == "auto" and options.method != "mean":
-        raise UserError("--select: auto averages; it goes with --method mean alone")
-    if options.weights is not None and options.group_folds:
-        raise UserError("--weights: does not go with --group_folds, which joins files")
-
-
-@dataclass(frozen=True)
-class Poll:
-    """Validation rows that all of `members` (numbers) have: `values` `[M, N, C]`."""
-
-    members: list[int]
-    ids: list[str]
-    targets: np.ndarray
-    groups: list[str] | None
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Honest:
-    """Scores by `metric` on validation rows that took no part in any choice (cross-fitted).
-
-    `gain` is `vote - best_single` in the direction in which more is better; `error` is the
-    standard error of that difference over rows, or over groups where rows have such (None for a
-    metric that is no mean of rows).
-    `nll_gain` is what the log loss gains, `worse` the verdict (`is_worse`).
-    """
-
-    metric: str
-    rows: int
-    parts: int
-    best_single: float
-    vote: float
-    gain: float
-    error: float | None
-    nll_gain: float = 0.0
-    worse: bool = False
 
 
 def read_poll(
@@ -378,61 +288,3 @@ def rehearse(options: VoteOptions, weights: list[float], poll: Poll) -> Rehearsa
     best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
     single = cross_fitted(best, weights, poll, parts)
     return Rehearsal(parts, single, voted, compare(options, poll, parts, single, voted))
-
-
-def compare(
-    options: VoteOptions, poll: Poll, parts: np.ndarray, single: np.ndarray, voted: np.ndarray
-) -> Honest:
-    """Compare the best single member and a vote on rows that neither had been chosen on."""
-    metric, targets = options.metric, poll.targets
-    before, after = (combine.score(metric, probs, targets) for probs in (single, voted))
-    each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
-    error = standard_error(each, poll.groups)
-    gain = before - after if metric in combine.LOWER_IS_BETTER else after - before
-    nll_gain = combine.score("nll", single, targets) - combine.score("nll", voted, targets)
-    worse = is_worse(gain, nll_gain, error)
-    return Honest(
-        metric,
-        len(targets),
-        int(parts.max()) + 1,
-        before,
-        after,
-        gain,
-        error if metric == "acc" else None,
-        nll_gain,
-        worse,
-    )
-
-
-def standard_error(values: np.ndarray, groups: Sequence[str] | None) -> float:
-    """Return the standard error of the mean of `values` `[N]`.
-
-    Rows of a group (a person's images) are right or wrong together and count as one draw.
-    """
-    names = range(len(values)) if groups is None else groups
-    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    sums = np.bincount([place[name] for name in names], weights=values - values.mean())
-    return float(np.sqrt((sums**2).sum() * len(sums) / max(1, len(sums) - 1)) / len(values))
-
-
-def independent_share(poll: Poll) -> float:
-    """Return as how many independent rows each row counts: 1 without groups, else less.
-
-    It is the design effect of a cluster sample (Kish, 1965), of how often the members are right.
-    """
-    if poll.groups is None:
-        return 1.0
-    right = np.mean([member.argmax(axis=1) == poll.targets for member in poll.values], axis=0)
-    by_row, by_group = standard_error(right, None), standard_error(right, poll.groups)
-    if by_group <= by_row:
-        return 1.0
-    return max((by_row / by_group) ** 2, len(set(poll.groups)) / len(right))
-
-
-def is_worse(gain: float, nll_gain: float, error: float) -> bool:
-    """Tell whether a vote is worse than the best single member.
-
-    A loss within two standard errors (of accuracy) is no loss yet: there the log loss decides,
-    which sees more of each row.
-    """
-    return gain < 0 and (gain < -2 * error or nll_gain < 0)

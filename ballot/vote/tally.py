@@ -21,26 +21,16 @@ from ballot.vote.ballots import (
     check_same_classes,
     looks_like_formula,
     read_ballots,
+    read_member,
     rows_like,
 )
-from ballot.vote.members import (
-    Member,
-    find_files,
-    group_folds,
-    name_members,
-    read_member,
-    status_of,
-)
+from ballot.vote.comparison import FEWEST_ROWS, Poll, compare
+from ballot.vote.members import Member, find_files, group_folds, name_members, status_of
+from ballot.vote.options import Refit, VoteOptions, check_options
 from ballot.vote.outcome import MemberReport, VoteReport, write_vote
 from ballot.vote.selection import (
-    FEWEST_ROWS,
-    Poll,
-    Refit,
     Rehearsal,
-    VoteOptions,
     best_members,
-    check_options,
-    compare,
     cross_fitted,
     make_recipe,
     read_poll,

@@ -18,7 +18,7 @@ import train
 from ballot.engines.interface import Launch, Plan
 from ballot.errors import UserError
 from ballot.preflight import tryout
-from ballot.vote.selection import VoteOptions
+from ballot.vote.options import VoteOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 

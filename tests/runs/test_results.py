@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from ballot.errors import UserError
-from ballot.runs.results import FACTS, Results, how_it_goes, read_table, write_table
+from ballot.runs.results import Results, how_it_goes
+from ballot.runs.table import FACTS, read_table, write_table
 from ballot.runs.trials import NO_WORD, TrialRecord
 
 SGD = {"lr": 0.1, "optimizer": {"_name": "SGD", "momentum": 0.9}}

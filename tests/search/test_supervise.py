@@ -13,8 +13,8 @@ from ballot.errors import UserError
 from ballot.search import supervise, trouble
 from ballot.search.conclusion import conclude
 from ballot.search.resume import Record, decide
-from ballot.search.supervise import End
 from ballot.search.time_budget import OVER, Budget
+from ballot.search.trouble import End
 
 GOOD = [{"score": 0.6}, {"score": 0.95}, {"score": 0.8}]
 

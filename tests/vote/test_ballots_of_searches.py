@@ -5,7 +5,7 @@ import pytest
 
 from ballot.errors import UserError
 from ballot.vote.ballots import write_ballot
-from ballot.vote.selection import VoteOptions
+from ballot.vote.options import VoteOptions
 from ballot.vote.tally import run_vote
 
 

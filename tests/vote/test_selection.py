@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 
 from ballot.vote.ballots import read_ballot, write_ballot
+from ballot.vote.comparison import Poll, independent_share, is_worse, standard_error
 from ballot.vote.members import name_members
-from ballot.vote.selection import (
-    Poll,
-    VoteOptions,
-    independent_share,
-    is_worse,
-    read_poll,
-    read_validations,
-    standard_error,
-)
+from ballot.vote.options import VoteOptions
+from ballot.vote.selection import read_poll, read_validations
 from ballot.vote.truth import Knowledge
 
 CLASSES = ["a", "b", "c", "d", "e"]

@@ -15,6 +15,9 @@ from ballot.values import Json, Values
 IMPLIED = {"recipe": "none"}
 ENDINGS = ("dataloader", "datamodule", "dataset", "loader")
 
+# The lowest rate in PyTorch's schedules, which here is a share of the highest: `min_factor`.
+LOWEST = ("eta_min", "min_lr")
+
 
 @dataclass
 class Reading:
@@ -297,13 +300,13 @@ def _settle_schedule(reading: Reading) -> None:
         return None
     given = {key: value for key, (_, value) in olds.items()}
     epochs, lr = (reading.values.get(key) for key in ("epochs", "lr"))
-    ours, args, lost = vocabulary.schedule(name, given, epochs, lr)
+    ours, args, lost = schedule(name, given, epochs, lr)
     reading.put("scheduler", ours, old, name)
     if args:
         reading.values["scheduler_args"] = dict(args)
     left = dict(args)
     for key, (where, value) in olds.items():
-        new = "min_factor" if key in vocabulary.LOWEST else key
+        new = "min_factor" if key in LOWEST else key
         if new in left:
             told = f"scheduler_args.{new} = {left.pop(new)!r}"
             reading.told.append((f"{where} = {value!r}", told))
@@ -404,3 +407,47 @@ def without_chance(steps: Values) -> Json:
         elif not name.startswith(vocabulary.CHANCE):
             done[name] = args
     return done
+
+
+def schedule(name: str, args: Json, epochs: Any, lr: Any) -> tuple[str, Json, dict[str, str]]:
+    """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
+
+    Defaults that differ from PyTorch's are written out.
+    """
+    plain, args = vocabulary.squeezed(name).removesuffix("lr"), dict(args)
+    lost: dict[str, str] = {}
+    ours: Json
+
+    def factor(key: str) -> dict[str, float]:
+        """A lowest rate as a share of the highest."""
+        floor = args.pop(key, 0) or 0
+        if floor and not lr:
+            lost[key] = "min_factor is its share of lr, which stands elsewhere"
+        return {"min_factor": floor / lr} if floor and lr else {}
+
+    if plain in ("step", "multistep"):
+        ours = _taken(args, "step_size", "milestones", "gamma")
+        name = "multistep" if "milestones" in ours else plain
+    elif plain == "exponential":
+        name, ours = "step", {"step_size": 1, "gamma": args.pop("gamma", 0.1)}
+    elif plain in ("cosineannealing", "cosine"):
+        if args.pop("t_max", None) not in (None, epochs):
+            lost["T_max"] = "the cosine ends with the epochs"
+        name, ours = "cosine", factor("eta_min")
+    elif plain in ("reduceonplateau", "reducelronplateau", "plateau"):
+        taken = _taken(args, "factor", "threshold", "cooldown")
+        ours = {"patience": args.pop("patience", 10), **taken, **factor("min_lr")}
+        name = "plateau"
+    elif plain in ("onecycle", "constant", "none"):
+        name = {"none": "constant"}.get(plain, plain)
+        ours = _taken(args, "pct_start", "div_factor", "final_div_factor")
+    else:
+        return name, args, {}  # one of our own, or unknown: checked where all names are
+    for key in args:
+        lost[key] = vocabulary.WITHOUT.get(key, f"{name} takes no such argument")
+    return name, ours, lost
+
+
+def _taken(args: Json, *keys: str) -> Json:
+    """Take keys out of arguments, as far as they are there."""
+    return {key: args.pop(key) for key in keys if key in args}

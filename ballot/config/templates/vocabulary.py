@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ballot.values import Json
-
 # Leaves of a configuration that mean one field, whatever section they stand in.
 FIELDS = {
     "lr": "lr learning_rate base_lr init_lr",
@@ -193,58 +191,10 @@ def known(table: Mapping[str, str], name: str, *endings: str) -> str:
     return name
 
 
-def _taken(args: Json, *keys: str) -> Json:
-    """Take keys out of arguments, as far as they are there."""
-    return {key: args.pop(key) for key in keys if key in args}
-
-
 def is_near(plain: str) -> bool:
     """Tell whether a name is so near that of a data set that it is a mistake in writing it."""
     names = [name for name in DATASETS if name]
     return bool(difflib.get_close_matches(plain, names, n=1, cutoff=0.8))
-
-
-# The lowest rate in PyTorch's schedules, which here is a share of the highest: `min_factor`.
-LOWEST = ("eta_min", "min_lr")
-
-
-def schedule(name: str, args: Json, epochs: Any, lr: Any) -> tuple[str, Json, dict[str, str]]:
-    """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
-
-    Defaults that differ from PyTorch's are written out.
-    """
-    plain, args = squeezed(name).removesuffix("lr"), dict(args)
-    lost: dict[str, str] = {}
-    ours: Json
-
-    def factor(key: str) -> dict[str, float]:
-        """A lowest rate as a share of the highest."""
-        floor = args.pop(key, 0) or 0
-        if floor and not lr:
-            lost[key] = "min_factor is its share of lr, which stands elsewhere"
-        return {"min_factor": floor / lr} if floor and lr else {}
-
-    if plain in ("step", "multistep"):
-        ours = _taken(args, "step_size", "milestones", "gamma")
-        name = "multistep" if "milestones" in ours else plain
-    elif plain == "exponential":
-        name, ours = "step", {"step_size": 1, "gamma": args.pop("gamma", 0.1)}
-    elif plain in ("cosineannealing", "cosine"):
-        if args.pop("t_max", None) not in (None, epochs):
-            lost["T_max"] = "the cosine ends with the epochs"
-        name, ours = "cosine", factor("eta_min")
-    elif plain in ("reduceonplateau", "reducelronplateau", "plateau"):
-        taken = _taken(args, "factor", "threshold", "cooldown")
-        ours = {"patience": args.pop("patience", 10), **taken, **factor("min_lr")}
-        name = "plateau"
-    elif plain in ("onecycle", "constant", "none"):
-        name = {"none": "constant"}.get(plain, plain)
-        ours = _taken(args, "pct_start", "div_factor", "final_div_factor")
-    else:
-        return name, args, {}  # one of our own, or unknown: checked where all names are
-    for key in args:
-        lost[key] = WITHOUT.get(key, f"{name} takes no such argument")
-    return name, ours, lost
 
 
 def metrics(spec: object) -> object:
