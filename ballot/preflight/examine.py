@@ -71,8 +71,7 @@ def examine(
     """Check all that can be checked of a search without starting it.
 
     `limits` is the command line's, `warm_start` has folders of earlier runs, `inherited` is the
-    environment of trials (default: this process's). While the engine reads the configuration, the
-    trial's interpreter tries some, and machines are asked.
+    environment of trials. The engine reads, a trial's interpreter tries and machines answer at once.
     """
     draft, problems = engine.read(path, limits, guarded=guarded)
     findings, outline = Findings(path, draft, problems=problems), draft.outline
