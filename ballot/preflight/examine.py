@@ -71,7 +71,7 @@ def examine(
     """Check all that can be checked of a search without starting it.
 
     `limits` is the command line's, `warm_start` has folders of earlier runs, `inherited` is the
-    environment of trials. The engine reads, a trial's interpreter tries and machines answer at once.
+    environment of trials. The engine, a trial's interpreter and machines are asked at once.
     """
     draft, problems = engine.read(path, limits, guarded=guarded)
     findings, outline = Findings(path, draft, problems=problems), draft.outline
