@@ -25,8 +25,8 @@ from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
 from ballot.vote.options import VoteOptions, check_options
+from ballot.vote.run import run_vote
 from ballot.vote.table import format_table
-from ballot.vote.tally import run_vote
 from ballot.wording import terminal_width
 
 

@@ -263,7 +263,7 @@ def reach_machines(engine: Engine, args: Namespace) -> Reach:
     )
     if wants and not reach.machines and not reach.problems:
         raise UserError(
-            f"{path}: is a search on this machine; --install and --sync_data set up others"
+            f"{path}: its trials run on this machine; --install and --sync_data are for others"
         )
     if args.install:
         requirements = Path(__file__).with_name("requirements.txt")

@@ -793,7 +793,7 @@ def say_the_end(job: Job, last: Outcome) -> None:
             "best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested, result["seconds"]
         )
         ballot = run.soft_csv if job.data.test else run.folder / "val.csv"
-        log.info("the ballot is %s; all else is in %s", ballot, run.folder)
+        log.info("predictions: %s; all other files: %s", ballot, run.folder)
     elif last.status == "stopped":
         log.info("no epoch had ended yet, so there is nothing to keep")
     elif job.config.all_rows and last.status == "done":

@@ -11,6 +11,7 @@ import pytest
 from bench.style import (
     LONG,
     circle_in,
+    floors_of,
     formatter_comments,
     functions_in,
     graph_of,
@@ -145,6 +146,11 @@ def test_scripts_and_catalogues_import_what_they_may():
 
 def test_no_modules_import_each_other_in_a_circle():
     assert circle_in(graph_of(PATHS, ROOT)) == []
+
+
+def test_modules_are_stacked_ten_floors_high_at_most():
+    floors = floors_of(graph_of(PATHS, ROOT))
+    assert max(floors.values()) < 10, {name for name, floor in floors.items() if floor >= 10}
 
 
 @every_file

@@ -38,6 +38,7 @@ from ballot.data.images import (
     is_image,
 )
 from ballot.errors import UserError
+from ballot.runs.files import json_or_empty
 from ballot.values import Json
 from ballot.walking import walk
 
@@ -326,11 +327,8 @@ def list_caches(folder: Path) -> list[Cached]:
 
 
 def _info(path: Path) -> Json | None:
-    try:
-        info = json.loads((path / "info.json").read_text())
-        return info if {"label", "method", "count", "created"} <= info.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    info = json_or_empty(path / "info.json")
+    return info if {"label", "method", "count", "created"} <= info.keys() else None
 
 
 def _staleness(path: Path, info: Json) -> str:

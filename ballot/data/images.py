@@ -308,7 +308,7 @@ def _from_pillow(image: Any) -> torch.Tensor:
     _halve_clear_colour(image)
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise UnreadableImage(
-            "has 32-bit pixels, of which nothing tells the white; save 8 or 16 bit"
+            "has 32-bit pixels without a known maximum; save it with 8 or 16 bits"
         )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

@@ -65,7 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a `best.pt`; nothing in it is executed, and a foreign file is a `UserError`."""
     saved = load_tensors(path)
     if not isinstance(saved, dict) or not {"model", "about"} <= set(saved):
-        raise UserError(f"{path}: is no best.pt of train.py; it says nothing about its model")
+        raise UserError(f"{path}: is no best.pt of train.py; it has no description of its model")
     model = saved["model"]
     if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
         raise UserError(f"{path}: its weights are damaged; train it again")
@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         views = tuple(tta.parse(",".join(about.get("tta") or ())) or ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: what it says about its model is damaged ({error!r}); train it again"
+            f"{path}: the description of its model is damaged ({error!r}); train it again"
         ) from None
     colours = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
     if not colours or len(set(classes)) < 2 or size < 4:

@@ -22,8 +22,8 @@ from ballot.search.time_budget import Budget, how_time_cut
 from ballot.search.trouble import End, Trouble
 from ballot.vote.options import Refit, VoteOptions
 from ballot.vote.outcome import VoteReport
+from ballot.vote.run import run_vote
 from ballot.vote.table import format_table
-from ballot.vote.tally import run_vote
 from ballot.wording import plural, terminal_width
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def conclude(
     ballots = sorted(ballots_of(map(results.folder_of, own)))
     if not ballots:
         print(
-            f"no trial of {search.id} left a ballot; the trials' own words are in "
+            f"no trial of {search.id} left predictions; the trials' output is in "
             f"{search.folder / 'environments'}",
             file=sys.stderr,
         )
@@ -86,7 +86,7 @@ def vote(
 ) -> VoteReport:
     """Weigh the members by their validation rows; the best of them answers where a vote is worse.
 
-    Where the trials share no validation rows, all of them have the same say.
+    Where the trials share no validation rows, all of them have the same weight.
     """
     monitor = read_result(run_of(ballots[0])).get("monitor") or ""
     metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
@@ -194,11 +194,11 @@ def say_trouble(trouble: Trouble, search: Search) -> None:
     print(f"the search ended early: {trouble.what}", file=out)
     if trouble.trials:
         last = trouble.trials[-1]
-        print(f"trial {last.sequence} ({last.id}) said at last:", file=out)
+        print(f"trial {last.sequence} ({last.id}) failed; the end of its output:", file=out)
         for line in search.last_words(last.id, SHOWN).splitlines():
             print(f"    {line}", file=out)
     elif trouble.of_tuner and (words := search.tuner_error()):
-        print(f"    the tuner said: {words}", file=out)
+        print(f"    last error of the tuner: {words}", file=out)
     print(
         f"what to do: {trouble.remedy} (its logs: {search.folder / 'log'})",
         file=out,

@@ -73,7 +73,7 @@ class Watch:
         if len(failing) >= IN_A_ROW:
             return Trouble(
                 f"{IN_A_ROW} trials in a row crashed before their first epoch",
-                f"mend what they say; then {again}",
+                f"correct the error above; then {again}",
                 trials=tuple(failing),
             )
         return self._idle(state, trials, now, again)

@@ -14,7 +14,7 @@ FEWEST_ROWS = 20  # a choice among members on fewer validation rows is a lottery
 
 
 @dataclass(frozen=True)
-class Poll:
+class SharedRows:
     """Validation rows that all of `members` (numbers) have: `values` `[M, N, C]`."""
 
     members: list[int]
@@ -46,13 +46,17 @@ class Honest:
 
 
 def compare(
-    options: VoteOptions, poll: Poll, parts: np.ndarray, single: np.ndarray, voted: np.ndarray
+    options: VoteOptions,
+    shared: SharedRows,
+    parts: np.ndarray,
+    single: np.ndarray,
+    voted: np.ndarray,
 ) -> Honest:
     """Compare the best single member and a vote on rows that neither had been chosen on."""
-    metric, targets = options.metric, poll.targets
+    metric, targets = options.metric, shared.targets
     before, after = (combine.score(metric, probs, targets) for probs in (single, voted))
     each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
-    error = standard_error(each, poll.groups)
+    error = standard_error(each, shared.groups)
     gain = before - after if metric in combine.LOWER_IS_BETTER else after - before
     nll_gain = combine.score("nll", single, targets) - combine.score("nll", voted, targets)
     worse = is_worse(gain, nll_gain, error)
@@ -80,18 +84,18 @@ def standard_error(values: np.ndarray, groups: Sequence[str] | None) -> float:
     return float(np.sqrt((sums**2).sum() * len(sums) / max(1, len(sums) - 1)) / len(values))
 
 
-def independent_share(poll: Poll) -> float:
+def independent_share(shared: SharedRows) -> float:
     """Return as how many independent rows each row counts: 1 without groups, else less.
 
     It is the design effect of a cluster sample (Kish, 1965), of how often the members are right.
     """
-    if poll.groups is None:
+    if shared.groups is None:
         return 1.0
-    right = np.mean([member.argmax(axis=1) == poll.targets for member in poll.values], axis=0)
-    by_row, by_group = standard_error(right, None), standard_error(right, poll.groups)
+    right = np.mean([member.argmax(axis=1) == shared.targets for member in shared.values], axis=0)
+    by_row, by_group = standard_error(right, None), standard_error(right, shared.groups)
     if by_group <= by_row:
         return 1.0
-    return max((by_row / by_group) ** 2, len(set(poll.groups)) / len(right))
+    return max((by_row / by_group) ** 2, len(set(shared.groups)) / len(right))
 
 
 def is_worse(gain: float, nll_gain: float, error: float) -> bool:

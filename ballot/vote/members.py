@@ -72,7 +72,7 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     for file in files:
         first = seen.setdefault(_resolved(file), file)
         if first is not file:
-            raise UserError(f"{file}: is given twice; --weights gives a member more say")
+            raise UserError(f"{file}: is given twice; use --weights to weight it more")
     held_out = [file for file in files if is_validation(file)]
     if held_out and len(held_out) < len(files):  # also the two files of one run
         raise UserError(

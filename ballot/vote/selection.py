@@ -14,7 +14,7 @@ import numpy as np
 from ballot.errors import UserError
 from ballot.vote import combine, rules
 from ballot.vote.ballots import Ballot, check_same_classes, read_ballot
-from ballot.vote.comparison import FEWEST_ROWS, Honest, Poll, compare, independent_share
+from ballot.vote.comparison import FEWEST_ROWS, Honest, SharedRows, compare, independent_share
 from ballot.vote.members import Member
 from ballot.vote.options import VoteOptions
 from ballot.vote.truth import Knowledge
@@ -23,16 +23,16 @@ from ballot.wording import few, short
 MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
 
 
-def read_poll(
+def read_shared_rows(
     members: Sequence[Member],
     first: Ballot,
     knowledge: Knowledge,
     notes: list[str],
     options: VoteOptions,
-) -> tuple[Poll | None, dict[int, dict[str, float]]]:
+) -> tuple[SharedRows | None, dict[int, dict[str, float]]]:
     """Read the members' `val.csv` and keep the rows they have in common.
 
-    Returns the poll (None where there are no such rows) and each member's score on its own rows.
+    Returns these rows (None where there are none) and each member's score on its own rows.
     """
     read = read_validations(members)
     missing = [m.name for i, m in enumerate(members) if i not in read]
@@ -51,7 +51,7 @@ def read_poll(
         return None, own
     groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
     targets = numbers([truth[i] for i in ids], first.classes)
-    return Poll(list(read), ids, targets, groups, take_rows(read, ids)), own
+    return SharedRows(list(read), ids, targets, groups, take_rows(read, ids)), own
 
 
 def common_rows(ballots: Collection[Ballot], notes: list[str]) -> list[str]:
@@ -163,36 +163,36 @@ def score_all(probs: np.ndarray, targets: np.ndarray, options: VoteOptions) -> d
 
 
 def make_recipe(
-    members: Sequence[Member], poll: Poll | None, options: VoteOptions, notes: list[str]
+    members: Sequence[Member], shared: SharedRows | None, options: VoteOptions, notes: list[str]
 ) -> combine.Recipe:
     """Decide weights, temperatures and stacking for all members, from the validation rows."""
     if options.select in (None, "all") and not options.stack and not options.calibrate:
         return combine.Recipe(options.method, [m.weight for m in members])
     wishes = {"--stack": options.stack, "--select": options.select, "--calibrate": True}
     asked = next(name for name, wish in wishes.items() if wish)
-    if options.select == "auto" and (poll is None or len(poll.ids) < FEWEST_ROWS):
-        rows = f"only {len(poll.ids)} validation rows are" if poll else "no validation row is"
-        notes.append(f"{rows} common to all members: all of them have the same say")
+    if options.select == "auto" and (shared is None or len(shared.ids) < FEWEST_ROWS):
+        rows = f"only {len(shared.ids)} validation rows are" if shared else "no validation row is"
+        notes.append(f"{rows} common to all members: all of them have the same weight")
         return combine.Recipe(options.method, [m.weight for m in members])
-    if poll is None:
+    if shared is None:
         raise UserError(
             f"{asked}: needs validation rows that all members predict; keep the run folders "
             "(outputs/<run>/val.csv) beside the CSVs, join folds with --group_folds"
         )
-    if len(poll.ids) < FEWEST_ROWS:
+    if len(shared.ids) < FEWEST_ROWS:
         raise UserError(
-            f"{asked}: only {len(poll.ids)} validation rows are common to all members; "
+            f"{asked}: only {len(shared.ids)} validation rows are common to all members; "
             f"it needs {FEWEST_ROWS}"
         )
-    weights = [members[i].weight for i in poll.members]
-    fitted = fit_recipe(options, weights, poll.values, poll.targets, independent_share(poll))
-    if len(poll.members) == len(members):
+    weights = [members[i].weight for i in shared.members]
+    fitted = fit_recipe(options, weights, shared.values, shared.targets, independent_share(shared))
+    if len(shared.members) == len(members):
         return fitted
     chooses = options.select not in (None, "all") or options.stack
-    left = [m.name for i, m in enumerate(members) if i not in set(poll.members)]
+    left = [m.name for i, m in enumerate(members) if i not in set(shared.members)]
     then = "and so left out" if chooses else "not calibrated"
     notes.append(f"without validation rows, {then}: {few(left)}")
-    return spread(fitted, poll.members, [0.0 if chooses else m.weight for m in members])
+    return spread(fitted, shared.members, [0.0 if chooses else m.weight for m in members])
 
 
 def spread(recipe: combine.Recipe, places: list[int], weights: list[float]) -> combine.Recipe:
@@ -249,26 +249,26 @@ def best_members(metric: str, values: np.ndarray, targets: np.ndarray) -> list[i
     return combine.ranking(metric, [combine.score(metric, member, targets) for member in values])
 
 
-def parts_of(poll: Poll, options: VoteOptions) -> np.ndarray:
+def parts_of(shared: SharedRows, options: VoteOptions) -> np.ndarray:
     """Deal the rows into five parts, many rows into halves; groups are not torn apart."""
-    parts = 5 if len(poll.ids) < MANY_ROWS else 2
-    groups = poll.groups if poll.groups and len(set(poll.groups)) >= 2 * parts else None
-    return combine.split_parts(poll.ids, poll.targets, groups, parts, options.seed)
+    parts = 5 if len(shared.ids) < MANY_ROWS else 2
+    groups = shared.groups if shared.groups and len(set(shared.groups)) >= 2 * parts else None
+    return combine.split_parts(shared.ids, shared.targets, groups, parts, options.seed)
 
 
 def cross_fitted(
-    options: VoteOptions, weights: list[float], poll: Poll, parts: np.ndarray
+    options: VoteOptions, weights: list[float], shared: SharedRows, parts: np.ndarray
 ) -> np.ndarray:
     """Predict every row by what was fitted on the other parts; without a fit, directly."""
 
-    share = independent_share(poll)
+    share = independent_share(shared)
 
     def fit(values: np.ndarray, targets: np.ndarray) -> combine.Recipe:
         return fit_recipe(options, weights, values, targets, share)
 
     if options.select in (None, "all") and not options.stack and not options.calibrate:
-        return combine.combine(fit(poll.values, poll.targets), poll.values)
-    return combine.cross_fit(fit, poll.values, poll.targets, parts)
+        return combine.combine(fit(shared.values, shared.targets), shared.values)
+    return combine.cross_fit(fit, shared.values, shared.targets, parts)
 
 
 @dataclass(frozen=True)
@@ -281,10 +281,10 @@ class Rehearsal:
     honest: Honest
 
 
-def rehearse(options: VoteOptions, weights: list[float], poll: Poll) -> Rehearsal:
+def rehearse(options: VoteOptions, weights: list[float], shared: SharedRows) -> Rehearsal:
     """Predict all validation rows by a vote, and by a single member, that had not seen them."""
-    parts = parts_of(poll, options)
-    voted = cross_fitted(options, weights, poll, parts)
+    parts = parts_of(shared, options)
+    voted = cross_fitted(options, weights, shared, parts)
     best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
-    single = cross_fitted(best, weights, poll, parts)
-    return Rehearsal(parts, single, voted, compare(options, poll, parts, single, voted))
+    single = cross_fitted(best, weights, shared, parts)
+    return Rehearsal(parts, single, voted, compare(options, shared, parts, single, voted))

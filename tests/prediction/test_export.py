@@ -16,7 +16,7 @@ from trained_for_tests import coloured, run
 
 import predict
 from ballot.vote.options import VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.run import run_vote
 
 CLASSES = ["blue", "green", "red"]
 

@@ -32,7 +32,7 @@ from ballot.report.trials import Trial, best_and_others, evenly, find_trials
 from ballot.runs.folder import open_run
 from ballot.vote.ballots import write_ballot
 from ballot.vote.options import VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.run import run_vote
 from bench.report import SEARCH, make_runs
 from report import diff_lines, main
 

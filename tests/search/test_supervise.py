@@ -88,7 +88,7 @@ def test_a_search_without_a_ballot_says_where_the_trials_words_are(tmp_path, cap
     end, results = see(search)
     budget = Budget(None, time.time())
     assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) is None
-    assert "no trial of s0 left a ballot" in capsys.readouterr().err
+    assert "no trial of s0 left predictions" in capsys.readouterr().err
 
 
 def test_a_tuner_that_dies_is_noticed_while_trials_run(tmp_path):

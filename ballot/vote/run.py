@@ -24,7 +24,7 @@ from ballot.vote.ballots import (
     read_member,
     rows_like,
 )
-from ballot.vote.comparison import FEWEST_ROWS, Poll, compare
+from ballot.vote.comparison import FEWEST_ROWS, SharedRows, compare
 from ballot.vote.members import Member, find_files, group_folds, name_members, status_of
 from ballot.vote.options import Refit, VoteOptions, check_options
 from ballot.vote.outcome import MemberReport, VoteReport, write_vote
@@ -33,7 +33,7 @@ from ballot.vote.selection import (
     best_members,
     cross_fitted,
     make_recipe,
-    read_poll,
+    read_shared_rows,
     rehearse,
     score_all,
 )
@@ -58,12 +58,12 @@ def run_vote(
     submission, remarks = find_submission(members, first.classes)
     notes += remarks
     knowledge = read_splits(members)
-    poll, own = read_poll(members, first, knowledge, notes, options)
-    recipe = make_recipe(members, poll, options, notes)
-    rehearsal = try_out(poll, recipe, options)
+    shared, own = read_shared_rows(members, first, knowledge, notes, options)
+    recipe = make_recipe(members, shared, options, notes)
+    rehearsal = try_out(shared, recipe, options)
     alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.worse
     if alone:
-        recipe = single_recipe(members, poll, options)
+        recipe = single_recipe(members, shared, options)
     judged = recipe
     if refits:
         members, statuses, recipe = with_refits(members, statuses, recipe, refits, notes)
@@ -76,7 +76,7 @@ def run_vote(
     ]
     report = VoteReport(options, first.ids, first.classes, probs, rows, alone=alone, notes=notes)
     report.test, report.test_rows = test.score(probs), int(test.known.sum())
-    score_validation(report, poll, own, judged, rehearsal)
+    score_validation(report, shared, own, judged, rehearsal)
     notes += test.notes()
     write_vote(report, recipe, first.columns, submission)
     return report
@@ -120,15 +120,15 @@ def with_refits(
     known = [each for each in refits if own.get(each.of)]
     say = {each.file: own[each.of] / times[each.of] for each in known}
     if not known:
-        notes.append("the runs on all rows repeat no member of the vote: they have no say")
+        notes.append("the runs on all rows repeat no member of the ensemble: they have weight 0")
         return members, statuses, recipe
     scale = REFIT_SAY / sum(say.values())
     weights = [(1 - REFIT_SAY) * weight / total for weight in recipe.weights]
     weights += [scale * say[each.file] for each in known]
     added = [Member(run_of(each.file).name, (each.file,)) for each in known]
     notes.append(
-        f"{len(known)} runs on all rows have {REFIT_SAY:.0%} of the say; validation scores are of "
-        "the other members"
+        f"{len(known)} runs on all rows have {REFIT_SAY:.0%} of the weight; validation scores "
+        "are those of the other members"
     )
     whole = [*statuses, *("done" for _ in known)]
     return [*members, *added], whole, replace(recipe, weights=weights)
@@ -210,28 +210,30 @@ def shares(recipe: combine.Recipe) -> list[float]:
     return [size / (sum(sizes) or 1.0) for size in sizes]
 
 
-def try_out(poll: Poll | None, recipe: combine.Recipe, options: VoteOptions) -> Rehearsal | None:
+def try_out(
+    shared: SharedRows | None, recipe: combine.Recipe, options: VoteOptions
+) -> Rehearsal | None:
     """Score the vote on rows held out of the choice, where its voters share enough of them."""
-    if poll is None or len(poll.ids) < FEWEST_ROWS:
+    if shared is None or len(shared.ids) < FEWEST_ROWS:
         return None
     voters = {i for i, weight in enumerate(recipe.weights) if weight}
-    if not voters <= set(poll.members):
+    if not voters <= set(shared.members):
         return None
-    return rehearse(options, [recipe.weights[i] for i in poll.members], poll)
+    return rehearse(options, [recipe.weights[i] for i in shared.members], shared)
 
 
 def single_recipe(
-    members: Sequence[Member], poll: Poll | None, options: VoteOptions
+    members: Sequence[Member], shared: SharedRows | None, options: VoteOptions
 ) -> combine.Recipe:
     """Let the best member by validation answer alone."""
-    assert poll is not None, "nothing was tried out"
-    best = poll.members[best_members(options.metric, poll.values, poll.targets)[0]]
+    assert shared is not None, "nothing was tried out"
+    best = shared.members[best_members(options.metric, shared.values, shared.targets)[0]]
     return combine.Recipe("mean", [float(i == best) for i in range(len(members))])
 
 
 def score_validation(
     report: VoteReport,
-    poll: Poll | None,
+    shared: SharedRows | None,
     own: dict[int, dict[str, float]],
     recipe: combine.Recipe,
     rehearsal: Rehearsal | None,
@@ -242,47 +244,49 @@ def score_validation(
         row.val = own.get(number, {})
         if recipe.temperatures is not None:
             row.temperature = recipe.temperatures[number]
-    if poll is not None:
-        report.val_rows = len(poll.ids)
-        for place, number in enumerate(poll.members):
-            rows[number].val = score_all(poll.values[place], poll.targets, options)
+    if shared is not None:
+        report.val_rows = len(shared.ids)
+        for place, number in enumerate(shared.members):
+            rows[number].val = score_all(shared.values[place], shared.targets, options)
     if judged := [i for i, row in enumerate(rows) if row.val]:
         order = combine.ranking(options.metric, [rows[i].val[options.metric] for i in judged])
         report.best_single = rows[judged[order[0]]]
     voters = {i for i, weight in enumerate(recipe.weights) if weight}
-    if poll is None or not voters <= set(poll.members):
+    if shared is None or not voters <= set(shared.members):
         return
     if rehearsal is None:
-        weights = [recipe.weights[i] for i in poll.members]
-        probs = combine.combine(replace(recipe, weights=weights), poll.values)
-        report.val = score_all(probs, poll.targets, options)
+        weights = [recipe.weights[i] for i in shared.members]
+        probs = combine.combine(replace(recipe, weights=weights), shared.values)
+        report.val = score_all(probs, shared.targets, options)
         return
-    judge(report, poll, recipe, rehearsal)
+    judge(report, shared, recipe, rehearsal)
 
 
-def judge(report: VoteReport, poll: Poll, recipe: combine.Recipe, rehearsal: Rehearsal) -> None:
+def judge(
+    report: VoteReport, shared: SharedRows, recipe: combine.Recipe, rehearsal: Rehearsal
+) -> None:
     """Score the vote, and what greedy would give, where they took no part in the choice."""
     options, parts = report.options, rehearsal.parts
-    report.val = score_all(rehearsal.voted, poll.targets, options)
+    report.val = score_all(rehearsal.voted, shared.targets, options)
     if options.calibrate:
         report.val["ece_after"] = report.val.pop("ece")
-        for place, number in enumerate(poll.members):
-            member = replace(poll, values=poll.values[place : place + 1])
+        for place, number in enumerate(shared.members):
+            member = replace(shared, values=shared.values[place : place + 1])
             alone = replace(options, select=None, stack=None, weights=None)
             probs = cross_fitted(alone, [1.0], member, parts)
-            report.members[number].val["ece_after"] = combine.ece(probs, poll.targets)
-    if len(poll.members) < 2:
+            report.members[number].val["ece_after"] = combine.ece(probs, shared.targets)
+    if len(shared.members) < 2:
         return
     report.honest = rehearsal.honest
     decided = options.select or options.stack or options.weights is not None
     if decided or options.method == "geometric":
         return
-    if poll.values.size > LARGEST_HINT:
+    if shared.values.size > LARGEST_HINT:
         report.notes.append("--select greedy: not tried unasked on so many validation predictions")
         return
-    wish, weights = replace(options, select="greedy"), [recipe.weights[i] for i in poll.members]
-    voted = cross_fitted(wish, weights, poll, parts)
-    report.greedy = compare(options, poll, parts, rehearsal.single, voted)
+    wish, weights = replace(options, select="greedy"), [recipe.weights[i] for i in shared.members]
+    voted = cross_fitted(wish, weights, shared, parts)
+    report.greedy = compare(options, shared, parts, rehearsal.single, voted)
 
 
 def known_targets(
