@@ -609,6 +609,24 @@ def affine_augmentation(
     return Recipe(seen(size, crop), steps)
 
 
+@AUGMENTATIONS.register("CropAugmentation")
+def crop_augmentation(
+    size: int,
+    *,
+    crop: int = 0,
+    flip: float = 0.5,
+    area: tuple[float, float] = (0.35, 1.0),
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+) -> Recipe:
+    """A random part of each image, enlarged (RandomResizedCrop), mirrored, with other colours."""
+    steps = [augment.flip(flip), augment.crop(area)]
+    if brightness or contrast or saturation:
+        steps.append(augment.jitter(brightness, contrast, saturation))
+    return Recipe(seen(size, crop), tuple(steps))
+
+
 @AUGMENTATIONS.register("GaussianAugmentation")
 def gaussian_augmentation(
     size: int,

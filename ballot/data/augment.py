@@ -87,6 +87,36 @@ def affine(
     return step
 
 
+def crop(area: Sequence[float] = (0.35, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)) -> Step:
+    """Cut a part of each image and enlarge it to the whole, as Szegedy et al. (2015) train.
+
+    `area` is the part's share of the image, `ratio` its width for each unit of its height: both
+    are drawn, and so is the place; a side that would not fit is cut to the image's.
+    """
+    low, high = _pair("area", area)
+    thin, wide = _pair("ratio", ratio)
+    if low <= 0 or high > 1:
+        raise UserError(f"augmentation_args: area is {tuple(area)}; shares go from above 0 to 1")
+    if thin <= 0:
+        raise UserError(f"augmentation_args: ratio is {tuple(ratio)}; ratios are above 0")
+
+    def step(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        count = len(images)
+        share = rng.uniform(low, high, count)
+        shape = np.exp(rng.uniform(math.log(thin), math.log(wide), count))
+        sides = np.minimum(np.sqrt(np.stack([share * shape, share / shape])), 1)  # width, height
+        theta = np.zeros((count, 2, 3), dtype=np.float32)
+        theta[:, 0, 0], theta[:, 1, 1] = sides
+        theta[:, :, 2] = (rng.uniform(-1, 1, (2, count)) * (1 - sides)).T
+        matrix = sent(torch.from_numpy(theta), images.device)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        return F.grid_sample(
+            images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+
+    return step
+
+
 def noise(std: float = 0.02) -> Step:
     """Add Gaussian noise to each image, with a strength drawn up to `std` (of 0..1)."""
     _check_number("std", std)

@@ -13,6 +13,7 @@ from ballot.errors import UserError
 STEPS = {
     "flip": augment.flip(),
     "affine": augment.affine(),
+    "crop": augment.crop(),
     "noise": augment.noise(),
     "blur": augment.blur(),
     "jitter": augment.jitter(0.3, 0.3, 0.3),
@@ -77,6 +78,23 @@ def test_affine_turns_as_torchvision_does():
     inside = (slice(None), slice(None), slice(12, 29), slice(12, 29))
     errors = [(ours - other)[inside].abs().mean() for other in (theirs, theirs_back)]
     assert min(errors) < 0.5
+
+
+def test_a_crop_is_a_part_of_the_asked_area_and_shape_anywhere_in_the_image():
+    across = torch.linspace(0, 255, 64).expand(64, 64)
+    batch = torch.stack([across, across.T, across]).repeat(200, 1, 1, 1)
+    out = run(augment.crop((0.2, 0.2), (0.5, 2.0)), batch)
+    width, height = ((out[:, c].amax((1, 2)) - out[:, c].amin((1, 2))) / 255 for c in (0, 1))
+    assert (width * height * 64 / 63 * 64 / 63).sub(0.2).abs().max() < 0.02  # edges of half a pixel
+    assert 0.45 < (width / height).min() < 0.6 and 1.7 < (width / height).max() < 2.2
+    middle = out[:, 0].mean((1, 2)) / 255
+    assert middle.min() < 0.3 and middle.max() > 0.7
+
+
+@pytest.mark.parametrize("area, ratio", [((0, 1), (1, 1)), ((0.5, 1.1), (1, 1)), ((1, 1), (0, 1))])
+def test_an_impossible_crop_is_an_error(area, ratio):
+    with pytest.raises(UserError, match=r"augmentation_args: (area|ratio) is"):
+        augment.crop(area, ratio)
 
 
 def test_blur_is_torchvisions_for_a_known_width():

@@ -17,6 +17,7 @@ import yaml
 from searches_for_tests import SPACE, environment, managers_and_trials, wait_for
 
 from ballot.engines.nni import database
+from ballot.engines.nni.manager import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +73,8 @@ def start(project, script, *words):
 
 
 def search(project, lab, *words):
-    return start(project, "search.py", "--ssh_config", lab.ssh_config, "--port", 18400, *words)
+    port = free_port(18400, 2)
+    return start(project, "search.py", "--ssh_config", lab.ssh_config, "--port", port, *words)
 
 
 def latest(project):
