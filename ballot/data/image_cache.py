@@ -29,14 +29,13 @@ from ballot.data.images import (
     Geometry,
     MappedStore,
     MemoryStore,
-    Source,
     Store,
     UnreadableImage,
     channels_first,
     cpu_count,
     file_stamp,
-    is_image,
 )
+from ballot.data.source import Source, is_image
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty
 from ballot.values import Json
