@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ballot.cpus import cpu_count
 from ballot.data.images import (
     ArraySource,
     DecodingStore,
@@ -32,7 +33,6 @@ from ballot.data.images import (
     Store,
     UnreadableImage,
     channels_first,
-    cpu_count,
     file_stamp,
 )
 from ballot.data.source import Source, is_image

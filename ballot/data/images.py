@@ -498,8 +498,3 @@ class DecodingStore:
                 f"{self._source.name(row)}: {error}, although it could be decoded before training; "
                 "leave the images alone while a trial runs"
             ) from None
-
-
-def cpu_count() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
