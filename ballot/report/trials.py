@@ -190,7 +190,7 @@ def read_table_of(path: Path) -> list[dict[str, str]]:
     """Read a run's CSV; one that cannot be read has no rows."""
     try:
         return [{k: v or "" for k, v in row.items() if k} for row in read_rows(path)]
-    except (OSError, ValueError):
+    except (UserError, OSError, ValueError):
         return []
 
 

@@ -71,11 +71,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if not set(FACTS[:4]) <= set(reader.fieldnames or ()):
-        raise UserError(f"{path}: is no table of a search; move it, the results are to stand there")
-    return rows
+        try:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            if set(FACTS[:4]) <= set(reader.fieldnames or ()):
+                return rows
+        except (csv.Error, UnicodeDecodeError):
+            pass
+    raise UserError(f"{path}: is no table of a search; move it, the results are to stand there")
 
 
 def _heading(columns: Sequence[str]) -> str:

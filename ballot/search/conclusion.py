@@ -150,7 +150,8 @@ def try_soups(ballots: list[Path], out: Path, metric: str, budget: Budget) -> li
         return []
     try:
         runs = [each.run for each in chosen]
-        soups = soup_process.make_soups(runs, out, metric=metric, limit=limit)
+        within = None if budget.limit is None else limit
+        soups = soup_process.make_soups(runs, out, metric=metric, limit=within)
     except UserError as error:
         print(error)
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import re
@@ -84,9 +85,11 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
 
 def _resolved(file: Path) -> Path:
     try:
-        return file.resolve()
-    except (OSError, RuntimeError):  # Python before 3.13 raises the second for a loop
-        raise UserError(f"{file}: is a link that leads to itself; leave it out") from None
+        file.stat()  # what `resolve` does about a loop depends on the version of Python
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{file}: is a link that leads to itself; leave it out") from None
+    return file.resolve()
 
 
 def name_members(files: Sequence[Path], weights: Sequence[float] | None) -> list[Member]:
