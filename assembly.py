@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import FIELDS, Config, parse_monitor
 from ballot.data.batches import Batch, Data, Fold
 from ballot.data.prepare import make_recipes
@@ -31,7 +31,7 @@ from ballot.training.blocks import arrange, ordered
 from ballot.training.group import Group
 from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState, make_ema, sample_of
-from ballot.values import Json
+from ballot.values import Json, Layer
 from dataset import AUGMENTATIONS, DATASETS, load_data
 from loss import CRITERIA, create_criterion
 from metrics import Metrics, create_metrics, lower_is_better

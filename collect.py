@@ -1,4 +1,4 @@
-"""Collect: bring the results of a search home from its machines, while it runs or long after."""
+"""Copy the results of a search from its remote machines, while it runs or afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if __name__ == "__main__":
 
 from ballot.config.command_line import Parser
 from ballot.engines.choose import find_search, load_engine, newest_search
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
+from ballot.scripts import script_main
 from ballot.search.status import table_of
 from ballot.wording import plural
 
@@ -53,15 +54,15 @@ def build_parser() -> Parser:
         "id",
         nargs="?",
         metavar="ID",
-        help="as search.py --list shows it (default: this folder's newest)",
+        help="search id, see search.py --list (default: the newest of this folder)",
     )
-    add("--config", metavar="FILE", help="the newest search of this configuration instead")
+    add("--config", metavar="FILE", help="use the newest search of this configuration file")
     add(
         "--checkpoints",
         type=int,
         default=1,
         metavar="N",
-        help="bring the weights of the best N trials too (default: 1)",
+        help="also copy the checkpoints of the N best trials (default: 1)",
     )
     return parser
 

@@ -44,10 +44,11 @@ from ballot.data.layouts import (
 from ballot.data.prepare import examine, make_data
 from ballot.data.splits import split_single
 from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
-from ballot.errors import UserError, script_main, suggest
+from ballot.errors import UserError, suggest
 from ballot.names import check_names
 from ballot.registry import Registry
 from ballot.runs.csv_files import DuplicateColumn
+from ballot.scripts import script_main
 
 if TYPE_CHECKING:
     from ballot.config.schema import Config
@@ -696,10 +697,12 @@ def main(argv: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")
-    parser.add_argument("dir", nargs="?", metavar="DIR", help="the same as --data_dir")
+    parser.add_argument("dir", nargs="?", metavar="DIR", help="same as --data_dir")
     parser.add_argument("--out", metavar="PNG", help="draw a contact sheet of augmented samples")
     parser.add_argument(
-        "--clean_cache", action="store_true", help="list kept decoded images, remove stale ones"
+        "--clean_cache",
+        action="store_true",
+        help="list the caches of decoded images and remove stale ones",
     )
     layer, known = parse_command_line(parser, argv)
     if known.dir is not None:

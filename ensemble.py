@@ -1,9 +1,11 @@
-"""The vote: `python ensemble.py outputs/*.csv` turns the CSVs of many runs into one answer."""
+"""Combine the predictions of many runs: `python ensemble.py outputs/*.csv`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,15 +15,18 @@ if __name__ == "__main__":
     require("numpy")
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, script_main
+from ballot.engines.interface import Engine, Search
+from ballot.errors import UserError
 from ballot.prediction import soup_process
+from ballot.runs.files import read_json
 from ballot.runs.folder import is_validation, run_of
+from ballot.scripts import script_main
 from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
-from ballot.vote.selection import VoteOptions, check_options
+from ballot.vote.options import VoteOptions, check_options
+from ballot.vote.run import run_vote
 from ballot.vote.table import format_table
-from ballot.vote.tally import run_vote
 from ballot.wording import terminal_width
 
 
@@ -30,48 +35,65 @@ def build_parser() -> Parser:
     parser = Parser(prog="ensemble.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     methods, metrics = "|".join(METHODS), "|".join(METRICS)
-    files = "predictions of runs: outputs/*.csv, without test rows outputs/*/val.csv"
+    files = "predictions of the runs: outputs/*.csv, or outputs/*/val.csv if there are no test rows"
     add("csv", nargs="*", metavar="CSV", help=files)
-    out_dir = "folder of soft.csv, submission.csv and ensemble.json (default: ensemble)"
+    out_dir = "output folder for soft.csv, submission.csv and ensemble.json (default: ensemble)"
     add("--out_dir", default="ensemble", metavar="DIR", help=out_dir)
-    method = "how probabilities are combined (default: mean)"
+    method = "how the probabilities are combined (default: mean)"
     add("--method", default="mean", metavar=methods, help=method)
-    weights = "weight of each file, in their order"
+    weights = "weights of the files, in the same order"
     add("--weights", nargs="+", type=number, metavar="X", help=weights)
-    select = "choose and weigh members by their validation predictions; auto is what a search does"
+    select = "select and weight members by their validation predictions; searches use auto"
     add("--select", metavar="auto|greedy|best:N|all", help=select)
-    bag = "greedy: rounds, each over a random half of the members (default: 1, over all)"
+    bag = "with --select greedy: bagging rounds over random halves of the members (default: 1, all)"
     add("--bag", type=int, default=1, metavar="N", help=bag)
-    add("--stack", metavar="logistic", help="learn the combination on validation predictions")
-    calibrate = "give each member a temperature, fitted on validation, before the vote"
+    add("--stack", metavar="logistic", help="fit a stacking model to the validation predictions")
+    calibrate = "apply temperature scaling to each member, fitted to its validation predictions"
     add("--calibrate", action="store_true", help=calibrate)
-    add("--truth", metavar="FILE", help="CSV of id and true class of test rows, for scores")
-    group_folds = "average folds and seeds of one configuration to one member first"
+    add(
+        "--truth",
+        metavar="FILE",
+        help="CSV with the id and true class of the test rows, to compute test scores",
+    )
+    group_folds = "first average the folds and seeds of one configuration into one member"
     add("--group_folds", action="store_true", help=group_folds)
-    metric = "score by which members are judged and chosen (default: acc)"
+    metric = "metric by which members are selected (default: acc)"
     add("--metric", default="acc", metavar=metrics, help=metric)
-    seed = "seed of bags and of the parts for choice and score (default: 0)"
+    seed = "seed of bagging and of the cross-fitting splits (default: 0)"
     add("--seed", type=int, default=0, metavar="N", help=seed)
     add_other_options(parser)
     return parser
 
 
 def add_other_options(parser: Parser) -> None:
-    """Add what averages weights, and what trains the best again."""
+    """Add the options for averaging weights and for retraining the best."""
     add = parser.add_argument
-    soup = "also average the weights of runs of one start, and let the mean vote where it gains"
+    soup = (
+        "also average the weights of runs with the same initialisation, if that improves the score"
+    )
     add("--soup", action="store_true", help=soup)
-    add("--data_dir", metavar="DIR", help="--soup: the runs' data, where they are not as they were")
-    finalize = "train a search's N best configurations again on folds, and vote with these alone"
+    add("--data_dir", metavar="DIR", help="with --soup: data folder, if it has moved")
+    finalize = "retrain the N best configurations of a search on all folds and combine only these"
     add("--finalize", type=int, metavar="N", help=finalize)
-    add("--folds", type=int, default=5, metavar="K", help="--finalize: folds (default: 5)")
-    search = "--finalize: the search (default: that of the CSVs, or the newest of this folder)"
+    add(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="K",
+        help="with --finalize: number of folds (default: 5)",
+    )
+    search = "with --finalize: search id (default: that of the CSVs, or the newest of this folder)"
     add("--search", metavar="ID", help=search)
-    add("--port", type=int, default=8080, help="--finalize: first port to try for NNI")
+    add(
+        "--port",
+        type=int,
+        default=8080,
+        help="with --finalize: first port to try for NNI (default: 8080)",
+    )
 
 
 def number(text: str) -> float:
-    """Read a weight; a file name that landed among them is told apart."""
+    """Read a weight; a file name among them gets a message of its own."""
     try:
         return float(text)
     except ValueError:
@@ -100,9 +122,10 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     return list(map(str, soup_process.ballots_of(soups, tested=tested)))
 
 
-def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
+def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
-    from ballot.engines.choose import load_engine
+    from ballot.engines.choose import outside_trials
+    from ballot.preflight.tryout import check_data_of
     from ballot.search import finalize  # what a search takes, a vote of files does not
 
     check_options(options)
@@ -112,12 +135,14 @@ def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     if asked["soup"] or options.weights is not None:
         raise UserError("--finalize: does not go with --soup or --weights")
     files = find_files(asked["csv"])[0] if asked["csv"] else []
-    engine = load_engine("nni")
-    search, among = finalize.choose_search(engine, asked["search"], files)
+    search, among = choose_search(engine, asked["search"], files)
     with search.watched():
-        standings, interrupted = finalize.finalize(
-            engine, search, count, folds, among=among, port=asked["port"]
-        )
+        job = finalize.find_job(search, count, folds, among)
+        if job.runs and not job.plan.elsewhere:
+            print("checking the data ...", flush=True)
+            inherited = outside_trials(os.environ)
+            check_data_of(job.results, job.plan, job.trials, inherited=inherited)
+        standings, interrupted = finalize.finalize(engine, search, job, port=asked["port"])
     if interrupted:
         print("the same command goes on from here")
         return 130
@@ -136,13 +161,36 @@ def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     return 1 if lost else 0
 
 
+def choose_search(
+    engine: Engine, wanted: str | None, files: Sequence[Path]
+) -> tuple[Search, set[str] | None]:
+    """Return the search of an id, of the CSVs that are given, or the newest of this folder.
+
+    Beside it the names of the runs among which to choose; None stands for all.
+    """
+    from ballot.engines.choose import find_search, newest_search
+
+    if not files:
+        found = find_search(engine, wanted) if wanted else newest_search(engine, None)
+        return found, None
+    told = {file: read_json(run_of(file) / "result.json").get("experiment") for file in files}
+    known = {search for search in told.values() if search and search == (wanted or search)}
+    if len(known) != 1:
+        what = f"are of {len(known)} searches" if known else "are of no search"
+        raise UserError(f"--finalize: the files {what}; name one with --search")
+    search = known.pop()
+    return find_search(engine, search), {run_of(f).name for f, of in told.items() if of == search}
+
+
 @script_main
 def main(argv: list[str] | None = None) -> int:
     """Vote, and print who voted, with what weight, and what it gained."""
     asked = vars(build_parser().parse_args(argv))
     options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
     if asked["finalize"] is not None:
-        return vote_of_finalists(asked, options)
+        from ballot.engines.choose import load_engine
+
+        return vote_of_finalists(load_engine("nni"), asked, options)
     if not asked["csv"]:
         raise UserError("command line: the following arguments are required: CSV")
     soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []

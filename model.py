@@ -33,8 +33,9 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.registry import Entry, Registry
+from ballot.scripts import script_main
 from ballot.training.blocks import blocks
 from ballot.training.packaged import SHORT_NAMES, TIMM_MODELS, check_file, packaged_file
 from ballot.training.weights import (
@@ -972,7 +973,10 @@ def main(argv: list[str] | None = None) -> int:
     """Print the names, or the table of one."""
     parser = Parser(prog="model.py", description="List the architectures.")
     parser.add_argument(
-        "name", nargs="?", default="*", help="one name for its table, or a pattern such as '*b3*'"
+        "name",
+        nargs="?",
+        default="*",
+        help="name of one architecture to describe, or a pattern such as '*b3*'",
     )
     pattern = parser.parse_args(argv).name
     if set("*?[") & set(pattern):

@@ -1,4 +1,4 @@
-"""A run or a vote on new images: `python predict.py outputs/<run> photos/ --out new.csv`."""
+"""Predict new images: `python predict.py outputs/<run> photos/ --out new.csv`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ import numpy as np
 import torch
 
 from ballot.config.command_line import Parser
+from ballot.cpus import cpu_count
 from ballot.data.augment import Recipe
 from ballot.data.batches import Data
-from ballot.data.images import cpu_count
 from ballot.data.prepare import make_recipes
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.prediction import soup, tta
 from ballot.prediction.checkpoints import Checkpoint, find_electorate
 from ballot.prediction.export import check_exportable, check_wish, export
 from ballot.prediction.inputs import Images, find_images
 from ballot.prediction.predictor import Answers, Predictor, decoded, load_predictor, predict
 from ballot.registry import load_plugins
+from ballot.scripts import script_main
 from ballot.training import process
 from ballot.values import Json
 from ballot.vote.ballots import write_ballot
@@ -44,29 +45,34 @@ def build_parser() -> Parser:
     """Declare the command line."""
     parser = Parser(prog="predict.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    model = "run folder, best.pt, or folder of a vote (with ensemble.json); more runs for --soup"
+    model = "run folder, best.pt, or ensemble folder (with ensemble.json); several runs for --soup"
     add("model", metavar="RUN_OR_ENSEMBLE", help=model)
-    inputs = "images, folders of images, or CSVs with a path (and an id) a row"
+    inputs = "images, folders of images, or CSVs with a path (and optionally an id) per row"
     add("input", nargs="*", metavar="INPUT", help=inputs)
-    out = "CSV of id and a probability for each class, or the file that --export makes"
+    out = "output CSV with id and class probabilities; with --export the model file"
     add("--out", metavar="FILE", help=out)
-    top = "print the K likeliest classes of each image (without --out: 1)"
+    top = "print the K most likely classes of each image (default without --out: 1)"
     add("--top", type=count, metavar="K", help=top)
     views = (
-        "average over views of each image, as in hflip,crops, or off (default: as the run "
-        f"did): {', '.join(tta.VIEWS)}"
+        "test-time augmentation: off, or names such as hflip,crops (default: as in training); "
+        f"available: {', '.join(tta.VIEWS)}"
     )
     add("--tta", metavar="NAMES", help=views)
-    add("--batch_size", type=count, default=64, metavar="N", help="images at once (default: 64)")
-    workers = "threads that decode images (default: one for each processor)"
+    add("--batch_size", type=count, default=64, metavar="N", help="batch size (default: 64)")
+    workers = "threads that decode images (default: number of CPUs)"
     add("--workers", type=count, default=cpu_count(), metavar="N", help=workers)
-    add("--device", default="auto", help="cpu, cuda, cuda:N, mps, or auto for the best there is")
-    amp = "mixed precision, as in training (default: auto)"
+    add("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto (default: auto)")
+    amp = "mixed precision, see train.py --help (default: auto)"
     add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help=amp)
-    add("--root", metavar="DIR", type=Path, help="where a CSV's paths start (default: its folder)")
-    allow_missing = "vote without the members whose checkpoints are not there"
+    add(
+        "--root",
+        metavar="DIR",
+        type=Path,
+        help="base folder of the paths in a CSV (default: its folder)",
+    )
+    allow_missing = "skip ensemble members whose checkpoints are missing"
     add("--allow_missing", action="store_true", help=allow_missing)
-    plugins = "Python files with models of your own; those that a checkpoint names are not run"
+    plugins = "Python files that define your models; files named in a checkpoint are never run"
     add("--plugins", nargs="+", default=[], metavar="FILE", help=plugins)
     add_soup_options(parser)
     return parser
@@ -75,13 +81,18 @@ def build_parser() -> Parser:
 def add_soup_options(parser: Parser) -> None:
     """Add what makes one file of a model or of several runs."""
     add = parser.add_argument
-    export = "write the model as one file, checked to give the same probabilities"
+    export = "export the model to one file and compare its probabilities with PyTorch"
     add("--export", metavar="onnx|torch", help=export)
-    soup = "average the weights of runs of one start into --out DIR, where that gains"
+    soup = "average the weights of runs with the same initialisation into --out DIR, if that helps"
     add("--soup", action="store_true", help=soup)
-    add("--metric", default="acc", choices=METRICS, help="--soup: what has to gain (default: acc)")
-    add("--data_dir", metavar="DIR", help="--soup: the runs' data, where they are not as they were")
-    seed = "--soup: seed of the rows for choice and score (default: 0)"
+    add(
+        "--metric",
+        default="acc",
+        choices=METRICS,
+        help="with --soup: metric to improve (default: acc)",
+    )
+    add("--data_dir", metavar="DIR", help="with --soup: data folder, if it has moved")
+    seed = "with --soup: seed of the cross-fitting splits (default: 0)"
     add("--seed", type=int, default=0, metavar="N", help=seed)
 
 

@@ -1,4 +1,4 @@
-"""Report: one HTML file about a search, to look at and to send to a colleague."""
+"""Write an HTML report about a search, in one file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.report.page import Pictures, Report, write_pngs, write_report
 from ballot.report.pictures import as_address, sheet_address
 from ballot.report.serve import PORT, open_server
 from ballot.report.statistics import differences
 from ballot.report.trials import Trial, find_trials
+from ballot.scripts import script_main
 
 SIDE = 160  # pixels of a picture at most
 
@@ -76,24 +77,28 @@ def build_parser() -> Parser:
     parser = Parser(prog="report.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("outputs", nargs="?", default="outputs", help="folder of the runs (default: outputs)")
-    add("--out", default="report.html", metavar="FILE", help="the page (default: report.html)")
-    add("--search", metavar="ID", help="one search alone; else all runs on the same data")
-    add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble beside outputs)")
-    add("--no_pictures", action="store_true", help="no images of the data")
-    add("--png", metavar="DIR", help="write each figure as a PNG file as well")
+    add("--out", default="report.html", metavar="FILE", help="output file (default: report.html)")
+    add(
+        "--search",
+        metavar="ID",
+        help="only the runs of this search (default: all runs on the same data)",
+    )
+    add("--vote_dir", metavar="DIR", help="ensemble folder (default: ensemble, next to outputs)")
+    add("--no_pictures", action="store_true", help="leave out sample images")
+    add("--png", metavar="DIR", help="also write each figure as a PNG file")
     add(
         "--serve",
         nargs="?",
         type=int,
         const=0,
         metavar="PORT",
-        help=f"show the page on 127.0.0.1 as well, until Ctrl-C (default: {PORT} or the next)",
+        help=f"also serve the report on 127.0.0.1 until Ctrl-C (default port: {PORT} or the next)",
     )
     add(
         "--diff",
         nargs=2,
         metavar=("RUN_A", "RUN_B"),
-        help="print what differs between two run folders instead",
+        help="print the differences between two run folders and stop",
     )
     return parser
 

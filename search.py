@@ -1,11 +1,10 @@
-"""Search: check the configuration, let NNI try it, watch, then let the trials vote."""
+"""Run a hyperparameter search, then combine its trials into one ensemble."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shlex
-import shutil
 import sys
 import time
 from argparse import Namespace
@@ -22,17 +21,17 @@ from ballot.config.command_line import Parser
 from ballot.config.trial_command import parse_command
 from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
-from ballot.engines.choose import find_search, load_engine, newest_search
+from ballot.engines.choose import find_search, load_engine, newest_search, outside_trials
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
-from ballot.errors import UserError, lasting_main
+from ballot.errors import UserError
 from ballot.machines import setup
 from ballot.machines.ssh import has_terminal
 from ballot.preflight import examine, machines, tryout
 from ballot.preflight.machines import Reach
 from ballot.problems import listed, note
 from ballot.runs.trials import TrialRecord
+from ballot.scripts import lasting_main
 from ballot.search.conclusion import answer_lines, conclude, vote_folder, write_report
-from ballot.search.finalize import is_final
 from ballot.search.plan import (
     PRESETS,
     REFIT_SHARE,
@@ -47,12 +46,12 @@ from ballot.search.plan import (
     schedule_of,
     write_files,
 )
-from ballot.search.refit import refit
+from ballot.search.refit import refit, refits_of
 from ballot.search.resume import Record, decide
 from ballot.search.status import list_lines, status_lines, table_of
 from ballot.search.supervise import follow
 from ballot.search.time_budget import Budget
-from ballot.wording import seconds_of
+from ballot.wording import seconds_of, terminal_width
 
 
 @lasting_main
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         with search.watched():
             return see_through(engine, *take_up(engine, search, args, began), args)
     if args.data_dir is not None:
-        plan_from_folder(args)
+        plan_from_folder(engine, args)
     if args.config is None:
         raise UserError(
             "command line: name what to search: --data_dir PHOTOS, or --config config_local.yml"
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_command_line(argv: list[str] | None) -> Namespace:
-    """Read the flags; with --data_dir those of train.py may follow, fixed for all trials."""
+    """Read the flags; with --data_dir those of train.py may be added, fixed for all trials."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     args.options, args.reserve = rest, None
@@ -110,50 +109,56 @@ def build_parser() -> Parser:
     """Make the command line."""
     parser = Parser(prog="search.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--data_dir", metavar="DIR", help="folder of labelled images: all else is decided from it")
-    preset = "--data_dir: many short trials, or few long ones (default: medium)"
+    add(
+        "--data_dir", metavar="DIR", help="folder of labelled images; the search is planned from it"
+    )
+    preset = "with --data_dir: fast runs many short trials, best few long ones (default: medium)"
     add("--preset", default="medium", choices=tuple(PRESETS), help=preset)
-    refit = "train the best again on all rows within the time (default: with --data_dir)"
+    refit = "retrain the best configurations on all rows (default: yes with --data_dir, else no)"
     add("--refit", choices=("yes", "no"), help=refit)
-    add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
-    add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
-    add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
-    add("--concurrency", type=int, metavar="K", help="trials at once")
-    add("--trial_timeout", metavar="TIME", help="time of a trial, which then ends with its best")
-    keep = "remove the checkpoints of all trials but the N best (default: keep all)"
+    add("--config", metavar="FILE", help="NNI configuration file, such as config_local.yml")
+    add("--max_trials", type=int, metavar="N", help="maximum number of trials, overrides --config")
+    add("--max_duration", metavar="TIME", help="total time, ensemble included: 90s, 30m or 2h")
+    add("--concurrency", type=int, metavar="K", help="number of trials that run at the same time")
+    add("--trial_timeout", metavar="TIME", help="time limit of each trial; its best epoch counts")
+    keep = "keep the checkpoints of the N best trials only (default: keep all)"
     add("--keep_checkpoints", type=int, metavar="N", help=keep)
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
-    add("--vote_dir", metavar="DIR", help="folder of the vote (default: ensemble)")
-    add("--public", action="store_true", help="let other machines reach the portal")
-    add("--no_guard", action="store_true", help="run NNI as it ships (docs/nni.md)")
+    add("--vote_dir", metavar="DIR", help="output folder of the ensemble (default: ensemble)")
+    add(
+        "--public",
+        action="store_true",
+        help="make the search's web page reachable from other machines",
+    )
+    add("--no_guard", action="store_true", help="run NNI without Ballot's fixes (docs/nni.md)")
     add("--check", action="store_true", help="check the configuration and stop")
-    add("--no_probe", action="store_true", help="check without trying a batch of training")
-    warm = "run folders, or folders of them, from which the tuner learns first"
+    add("--no_probe", action="store_true", help="skip the check that trains one batch")
+    warm = "earlier run folders, or folders of them, whose results initialise the tuner"
     add("--warm_start", nargs="+", default=[], metavar="DIR", help=warm)
     add_machine_options(parser)
-    resume = "go on with a search that was stopped or killed (default: the newest)"
+    resume = "continue a search that was stopped or killed (default: the newest)"
     add("--resume", nargs="?", const="", metavar="ID", help=resume)
     add("--status", nargs="?", const="", metavar="ID", help="show a search and its trials")
-    add("--list", action="store_true", help="list the searches")
-    add("--stop", metavar="ID|all", help="stop a search that runs; its results are kept")
+    add("--list", action="store_true", help="list all searches")
+    add("--stop", metavar="ID|all", help="stop a running search; its results are kept")
     return parser
 
 
 def add_machine_options(parser: Parser) -> None:
     """Add what a search on other machines may need."""
     add = parser.add_argument
-    install = "make or update an environment on each machine first (docs/remote.md)"
+    install = "create or update the Python environment on each machine first (docs/remote.md)"
     add("--install", action="store_true", help=install)
-    sync = "copy the data to each machine first (default: this machine's --data_dir)"
+    sync = "copy the data to each machine first (default folder: --data_dir of the trials)"
     add("--sync_data", nargs="?", const="", metavar="DIR", help=sync)
-    accept = "trust machines that ssh does not know yet; a changed key is always refused"
+    accept = "trust new ssh host keys; a changed key is always refused"
     add("--accept_new_host_keys", action="store_true", help=accept)
-    skip = "go on with the machines that nothing is wrong with"
+    skip = "continue without the machines that fail their check"
     add("--skip_bad_machines", action="store_true", help=skip)
-    add("--ssh_config", metavar="FILE", help="instead of ~/.ssh/config")
+    add("--ssh_config", metavar="FILE", help="ssh configuration file (default: ~/.ssh/config)")
 
 
-def plan_from_folder(args: Namespace) -> None:
+def plan_from_folder(engine: Engine, args: Namespace) -> None:
     """Plan a search of a folder, write it as files, and go on with these."""
     limits = limits_of(args)
     request = Request(
@@ -167,15 +172,7 @@ def plan_from_folder(args: Namespace) -> None:
     )
     fixed = read_request(request)
     check_folder(request.data_dir, fixed.base)
-    at_once = args.concurrency or concurrency_for(0)
-    command = parse_command(shlex.join(["python3", "train.py", *options_of(request)]), ROOT)
-    with passing_words("looking at the data, and trying a batch ..."):
-        item = tryout.Item("the first configuration", {}, steps=True)
-        answers = tryout.start(command, ROOT, [item], threads_each(at_once)).finish()
-    for problem in tryout.problems_of(answers, "data_dir", "data_dir"):
-        if problem.fatal:
-            raise UserError(str(problem))
-        print(note(problem, shutil.get_terminal_size((100, 24)).columns - 1))
+    answers = try_first(options_of(request), args.concurrency or concurrency_for(0))
     facts = answers.facts[0]
     gpus = answers.gpus if facts["device"] != "cpu" else 0
     prospect = Prospect(
@@ -185,7 +182,7 @@ def plan_from_folder(args: Namespace) -> None:
         mode=facts["mode"],
     )
     schedule, place = schedule_of(prospect, request), new_place(request.data_dir)
-    config = write_files(request, prospect, schedule, place)
+    config = write_files(engine, request, prospect, schedule, place)
     print("\n".join(lines_of(prospect, schedule, place)), flush=True)
     args.config, args.max_duration = str(config), f"{schedule.total:g}s"
     args.vote_dir = args.vote_dir or str(place / "ensemble")
@@ -193,6 +190,21 @@ def plan_from_folder(args: Namespace) -> None:
     args.no_probe, args.reserve = True, schedule.refit
     link_here("ensemble", place / "ensemble")
     link_here("report.html", place / "report.html")
+
+
+def try_first(options: Sequence[str], at_once: int) -> tryout.Answers:
+    """Try a batch with the options of all trials; what is wrong is raised, the rest printed."""
+    command = parse_command(shlex.join(["python3", "train.py", *options]), ROOT)
+    inherited = outside_trials(os.environ)
+    with passing_words("looking at the data, and trying a batch ..."):
+        item = tryout.Item("the first configuration", {}, steps=True)
+        trial = tryout.start(command, ROOT, [item], threads_each(at_once), inherited)
+        answers = trial.finish()
+    for problem in tryout.problems_of(answers, "data_dir", "data_dir"):
+        if problem.fatal:
+            raise UserError(str(problem))
+        print(note(problem, terminal_width() - 1))
+    return answers
 
 
 def link_here(name: str, target: Path) -> None:
@@ -209,7 +221,7 @@ def preflight(engine: Engine, args: Namespace) -> Plan | None:
 
     A single problem is raised, several are listed.
     """
-    path, width = Path(args.config), shutil.get_terminal_size((100, 24)).columns - 1
+    path, width = Path(args.config), terminal_width() - 1
     limits = limits_of(args)
     reach = reach_machines(engine, args)
     with passing_words(f"checking {path} ..."):
@@ -222,6 +234,7 @@ def preflight(engine: Engine, args: Namespace) -> Plan | None:
             probe=not args.no_probe,
             reach=reach,
             warm_start=args.warm_start,
+            inherited=outside_trials(os.environ),
         )
     if len(findings.errors) == 1:
         raise UserError(str(findings.errors[0]))
@@ -250,7 +263,8 @@ def reach_machines(engine: Engine, args: Namespace) -> Reach:
     )
     if wants and not reach.machines and not reach.problems:
         raise UserError(
-            f"{path}: is a search on this machine; --install and --sync_data set up others"
+            f"{path}: names no machines that are reached over ssh; leave --install and "
+            "--sync_data out, which set up such"
         )
     if args.install:
         requirements = Path(__file__).with_name("requirements.txt")
@@ -346,9 +360,10 @@ def take_up(
         return search, search.reconnected(plan), budget
     if decision.action == "complete":
         print(f"search {search.id} is complete; a larger {decision.more} goes on with it")
+        if record.note.get("reserve") is not None and budget.left_for_trials(began) > 0:
+            check_data(search, plan, trials)  # the best may be trained again
         return search, search.reconnected(plan), budget
-    if not plan.elsewhere:
-        check_data_of(search, plan, trials)
+    check_data(search, plan, trials)
     search.stop()  # what hangs, what is to run with other limits, and what a dead manager left
     search.record(plan)
     if decision.counts:
@@ -359,21 +374,19 @@ def take_up(
     return engine.resume(search, plan, launch_of(args, record.note)), plan, budget
 
 
+def check_data(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> None:
+    """Refuse to train more on other data than the search was begun with, where they are here."""
+    if not plan.elsewhere:
+        with passing_words("checking the data ..."):
+            tryout.check_data_of(
+                table_of(search, plan), plan, trials, inherited=outside_trials(os.environ)
+            )
+
+
 def launch_of(args: Namespace, note: Mapping[str, Any]) -> Launch:
     """Return how a search is started again: as safe or as open as it was, or as it is asked for."""
     guarded = not args.no_guard and note.get("guarded", True)
     return Launch(args.port, guarded, args.public or note.get("public", False))
-
-
-def check_data_of(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> None:
-    """Refuse to go on with a search on other data than its newest run was begun with."""
-    results = table_of(search, plan)
-    for trial in reversed(trials):
-        run = results.folder_of(trial)
-        if not is_final(trial) and (run / "split.csv").is_file():
-            with passing_words("checking the data ..."):
-                tryout.check_data(plan.command, plan.code, run, trial.parameters)
-            return
 
 
 def stop_searches(engine: Engine, wanted: str) -> int:
@@ -406,7 +419,9 @@ def see_through(engine: Engine, search: Search, plan: Plan, budget: Budget, args
         budget.hold(0.0)
         end = refit(engine, search, plan, results, budget, launch)
     vote_dir = vote_folder(args.vote_dir, note.get("vote_dir"), search.id)
-    report = conclude(search, plan, results, end, vote_dir, budget)
+    report = conclude(
+        search, plan, results, end, vote_dir, budget, refits=refits_of(results, search.trials())
+    )
     hurried = end.over or budget.closed
     write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
     search.amend_note(spent=budget.spent(time.time()))

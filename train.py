@@ -36,17 +36,18 @@ import torch
 from assembly import build_state, choose_metrics, configure, shaped, try_configurations
 from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.files import read_config_files
-from ballot.config.layers import Layer, environment_layer, merge
+from ballot.config.layers import environment_layer, merge
 from ballot.config.schema import Config
 from ballot.data.batches import Batch, Data, Fold, Subset
 from ballot.data.same_data import check_same_data
 from ballot.engines.choose import current_trial
 from ballot.engines.trial import Trial
-from ballot.errors import CannotWrite, TrialFailed, UserError, lasting_main
+from ballot.errors import CannotWrite, TrialFailed, UserError
 from ballot.gpus import Lease, choose_device, on_several
 from ballot.prediction import tta
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
 from ballot.runs.folder import Run, open_run, run_name
+from ballot.scripts import lasting_main
 from ballot.training import loop, process, run_log, signals, tensor_files
 from ballot.training.features import ROOM, FrozenFeatures, fit_classifier, take_features
 from ballot.training.group import Group, joined, launched
@@ -55,7 +56,7 @@ from ballot.training.provenance import machine_facts
 from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState
 from ballot.training.trackers import TensorBoard, log_best, sending
-from ballot.values import Json
+from ballot.values import Json, Layer
 from ballot.vote.ballots import write_answers as write_submission
 from ballot.vote.ballots import write_ballot
 from dataset import load_data
@@ -792,7 +793,7 @@ def say_the_end(job: Job, last: Outcome) -> None:
             "best %s %.4f%s in %.1f s", job.goal.name, result["score"], tested, result["seconds"]
         )
         ballot = run.soft_csv if job.data.test else run.folder / "val.csv"
-        log.info("the ballot is %s; all else is in %s", ballot, run.folder)
+        log.info("predictions: %s; all other files: %s", ballot, run.folder)
     elif last.status == "stopped":
         log.info("no epoch had ended yet, so there is nothing to keep")
     elif job.config.all_rows and last.status == "done":

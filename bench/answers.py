@@ -25,8 +25,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from ballot.vote import combine  # noqa: E402
+from ballot.vote.comparison import SharedRows, independent_share  # noqa: E402
+from ballot.vote.options import VoteOptions  # noqa: E402
 from ballot.vote.rules import mixture_weights, weigh  # noqa: E402
-from ballot.vote.selection import Poll, VoteOptions, independent_share, rehearse  # noqa: E402
+from ballot.vote.selection import rehearse  # noqa: E402
 
 SIZES = (6, 12, 24)
 SINGLE, SHIPPED = "best single by validation", "--select auto (shipped)"
@@ -122,11 +124,11 @@ def likeliest(rows: float, trials: Trials) -> np.ndarray:
     return mixture_weights(true, start, rows)
 
 
-def poll_of(trials: Trials) -> Poll:
+def poll_of(trials: Trials) -> SharedRows:
     """Return the trials' validation rows as a vote reads them."""
     ids = [str(row) for row in range(len(trials.val_targets))]
     members = list(range(len(trials.val)))
-    return Poll(members, ids, trials.val_targets, trials.groups, trials.val)
+    return SharedRows(members, ids, trials.val_targets, trials.groups, trials.val)
 
 
 def weighed(trials: Trials) -> np.ndarray:

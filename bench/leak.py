@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ballot.config.command_line import Parser  # noqa: E402
-from ballot.errors import UserError, script_main  # noqa: E402
+from ballot.errors import UserError  # noqa: E402
+from ballot.scripts import script_main  # noqa: E402
 
 SPLITS = {"MaskBaseDataset": "random rows", "MaskSplitByProfileDataset": "by person"}
 SPACE = {

@@ -218,8 +218,8 @@ def voting(folder: Path, size: int, select: str | None = None) -> Callable[[], A
     import numpy as np
 
     from ballot.vote.ballots import write_ballot
-    from ballot.vote.selection import VoteOptions
-    from ballot.vote.tally import run_vote
+    from ballot.vote.options import VoteOptions
+    from ballot.vote.run import run_vote
 
     rng = np.random.default_rng(0)
     ids, names = [f"img{row}.jpg" for row in range(FEW)], [str(k) for k in range(10)]

@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 from ballot.vote.ballots import read_ballot
 from ballot.vote.members import name_members
-from ballot.vote.selection import VoteOptions
-from ballot.vote.tally import TestFiles
+from ballot.vote.options import VoteOptions
+from ballot.vote.run import TestFiles
 from ballot.vote.combine import Recipe; from ballot.vote.combine import combine
 def mean(files):
     members = name_members([Path(f) for f in files], None)

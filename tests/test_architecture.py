@@ -11,6 +11,7 @@ import pytest
 from bench.style import (
     LONG,
     circle_in,
+    floors_of,
     formatter_comments,
     functions_in,
     graph_of,
@@ -63,12 +64,6 @@ WORDS_OF_NNI = re.compile(
     r"|trialCodeDirectory|trialGpuNumber|trainingService|machineList|pythonPath|nniignore|nnictl"
     r"|parameter_id|parameter_source|TUNER/|trial_end|NNI_|NNI's|\bnni_node\b"
 )
-# What is still longer than a screen; nothing may be added.
-TOO_LONG = {
-    "ballot/vote/ballots.py": {"_read_columns"},
-    "ballot/vote/selection.py": {"read_poll"},
-    "ballot/vote/tally.py": {"run_vote"},
-}
 NAMES_THE_ENGINE = "ballot/engines/choose.py"
 
 PATHS = sources(ROOT)
@@ -153,6 +148,11 @@ def test_no_modules_import_each_other_in_a_circle():
     assert circle_in(graph_of(PATHS, ROOT)) == []
 
 
+def test_modules_are_stacked_ten_floors_high_at_most():
+    floors = floors_of(graph_of(PATHS, ROOT))
+    assert max(floors.values()) < 10, {name for name, floor in floors.items() if floor >= 10}
+
+
 @every_file
 def test_an_outside_system_is_met_at_its_door_only(name):
     for system, door in DOORS.items():
@@ -180,9 +180,7 @@ def test_scripts_that_train_nothing_do_not_load_torch(name):
 
 @every_file
 def test_functions_fit_on_a_screen(name):
-    assert {f for f, lines in functions_in(ROOT / name) if lines > LONG} <= TOO_LONG.get(
-        name, set()
-    )
+    assert [f for f, lines in functions_in(ROOT / name) if lines > LONG] == []
 
 
 @every_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from assembly import configure
-from ballot.config.layers import Layer
+from ballot.values import Layer
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from PIL import Image
 
 from ballot.config.schema import Config
 from ballot.data.layouts import read_csv, sorted_classes
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.prediction.inputs import find_images
 from ballot.runs.files import read_json
+from ballot.scripts import script_main
 from ballot.vote.members import find_files, name_members
 from ballot.vote.truth import find_submission, read_splits, read_truth
 from dataset import find_table

@@ -21,9 +21,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import ensemble
 from ballot.vote import combine, rules
-from ballot.vote.selection import VoteOptions
+from ballot.vote.options import VoteOptions
+from ballot.vote.run import run_vote
 from ballot.vote.table import format_table
-from ballot.vote.tally import run_vote
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = [f"digit {k}" for k in range(10)]
@@ -255,7 +255,7 @@ def test_auto_without_common_validation_rows_is_the_mean_and_says_so(capsys):
         Path(f"{name}.csv").write_text(GOOD)
     assert ensemble.main(["a.csv", "b.csv", "--select", "auto"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "no validation row is common to all members: all of them have the same say" in said
+    assert "no validation row is common to all members: all of them have the same weight" in said
 
 
 def test_calibration_changes_no_members_answers_and_tells_its_error_before_and_after(

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 
 from ballot.config import search_space
 from ballot.config.files import read_config_files
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import FIELDS, Config
 from ballot.engines.nni.config import outline, read_content
 from ballot.engines.nni.database import read_trials
 from ballot.errors import UserError
 from ballot.report.trials import find_trials
 from ballot.training.tensor_files import load_tensors, save_tensors
+from ballot.values import Layer
 from ballot.vote.ballots import read_ballot
 from ballot.wording import natural
 from dataset import find_table

@@ -20,8 +20,8 @@ from ballot.prediction import tta
 from ballot.prediction.checkpoints import answering_checkpoints, read_checkpoint
 from ballot.prediction.predictor import decoded
 from ballot.training import tensor_files
-from ballot.vote.selection import VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.options import VoteOptions
+from ballot.vote.run import run_vote
 
 SMALL = ("--epochs", 1, "--image_size", 16)
 

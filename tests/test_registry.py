@@ -2,8 +2,9 @@
 
 import pytest
 
-from ballot.errors import UserError, script_main, suggest
+from ballot.errors import UserError, suggest
 from ballot.registry import Entry, Registry
+from ballot.scripts import script_main
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ballot.errors import lasting_main, script_main
+from ballot.scripts import lasting_main, script_main
 from ballot.streams import Lasting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +17,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 from ballot.installed import require
 require("sys")
-from ballot.errors import {wrap}
+from ballot.scripts import {wrap}
 @{wrap}
 def main(argv):
     with open("result", "w") as file:

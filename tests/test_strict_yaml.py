@@ -3,7 +3,8 @@
 import pytest
 
 from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.files import parse_yaml, read_config_file
+from ballot.config.files import read_config_file
+from ballot.config.parsing import parse_yaml
 from ballot.engines.nni import config
 from ballot.errors import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ballot import installed
-from ballot.errors import script_main
 from ballot.installed import PYTHON_NAMES, PYTHON_RANGE, PYTHONS
+from ballot.scripts import script_main
 from ballot.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]

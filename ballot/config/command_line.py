@@ -10,11 +10,11 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from ballot.config.files import _literal, parse_json
-from ballot.config.layers import Layer
+from ballot.config.parsing import parse_json, parse_literal
 from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
-from ballot.errors import UserError, script_main, suggest
-from ballot.values import Json
+from ballot.errors import UserError, suggest
+from ballot.scripts import script_main
+from ballot.values import Json, Layer
 from ballot.version import ShowVersion
 
 # Flags that people have in their fingers.
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=ShowVersion, help="print the version and stop")
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"command line: {message}; {self.prog} --help lists what there is")
+        raise UserError(f"command line: {message}; {self.prog} --help lists all options")
 
     def parse_args(  # type: ignore[override]
         self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -184,7 +184,7 @@ def parse_command_line(parser: Parser, argv: list[str] | None) -> tuple[Layer, a
             if following is None:
                 raise UserError(f"command line: {flag} needs a value")
             value = following
-        values[theirs or flag[2:]] = _literal(value)
+        values[theirs or flag[2:]] = parse_literal(value)
     return Layer("command line", values), known
 
 

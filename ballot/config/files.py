@@ -1,29 +1,52 @@
-"""Configuration files: JSON and YAML, read without surprises."""
+"""Configuration files: JSON and YAML, our own and those of other PyTorch templates.
+
+These are recognised by their shape:
+
+parts      model, data and environment in one JSON file or in three
+template   config.json with arch, data_loader, trainer and the like
+yaml       nested upper-case YAML over defaults: TRAIN.LR, DATA.DATASET_TYPE, MODEL_TYPE
+
+What each key becomes is printed, and what has no counterpart is named. The tables are in
+docs/moving.md.
+"""
 
 from __future__ import annotations
 
-import json
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ballot.config.layers import Layer
-from ballot.config.schema import _each_once, _Twice
-from ballot.config.templates import translate
+from ballot.config.parsing import parse_json, parse_literal, parse_yaml
+from ballot.config.templates.keys import walk
+from ballot.config.templates.reading import TEMPLATES, Reading, settle
 from ballot.errors import UserError
-from ballot.values import Json
+from ballot.values import Json, Layer, Values
 
-MANY = 100_000  # values in a YAML file
-
-
-def _literal(text: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_each_once)
-    except _Twice as error:
-        raise UserError(f"command line: duplicate key {error}; keep one") from None
-    except (ValueError, RecursionError):  # a text, or thousands of digits or of brackets
-        return text
+PARTS = ("model", "data", "env", "environment")
+# Keys that only a project of three parts has, at the top of a file or of a part.
+MARKS = {
+    "backbone",
+    "head",
+    "cls_head",
+    "loss_cls",
+    "num_class",
+    "evaluation",
+    "train",
+    "val",
+    "validation",
+    "dummy",
+    "train_freq",
+    "val_freq",
+    "start_epoch",
+    "distributed",
+    "world_size",
+    "dist_url",
+    "dist_backend",
+    "ngpus_per_node",
+    "weight_load",
+    "weight_dir",
+}
 
 
 def read_config_file(path: str | Path) -> Layer:
@@ -37,7 +60,7 @@ def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
     files: dict[str, list[tuple[str, Json]]] = {}
     for path in paths:
         values = _read_values(Path(path))
-        kind = translate.recognise(values)
+        kind = recognise(values)
         if kind is None:
             layers.append(Layer(str(path), values))
             continue
@@ -45,7 +68,7 @@ def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
             layers.append(kind)
         files.setdefault(kind, []).append((str(path), values))
     read = {
-        kind: Layer(" + ".join(name for name, _ in group), *translate.translate(group, kind))
+        kind: Layer(" + ".join(name for name, _ in group), *translate(group, kind))
         for kind, group in files.items()
     }
     return [read[layer] if isinstance(layer, str) else layer for layer in layers]
@@ -75,47 +98,69 @@ def _decoded(node: object) -> object:
     if isinstance(node, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", node):
         return float(node)
     if isinstance(node, str) and re.fullmatch(r"\([-+.,\deE\s]+\)", node):
-        return [_literal(word.strip()) for word in node[1:-1].split(",") if word.strip()]
+        return [parse_literal(word.strip()) for word in node[1:-1].split(",") if word.strip()]
     return node
 
 
-def parse_json(text: str, path: str | Path) -> object:
-    """Parse JSON; a mistake is a `UserError` with the line, and so is a key that stands twice."""
-    try:
-        return json.loads(text, object_pairs_hook=_each_once)
-    except _Twice as error:
-        raise UserError(f"{path}: duplicate key {error}; keep one") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: is not valid JSON; {error.msg} at {where}") from None
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise UserError(f"{path}: cannot be read as JSON; {error}") from None
+def recognise(values: Values) -> str | None:
+    """Name the template that a configuration is written for; None for our own words."""
+    if any(re.fullmatch(r"[A-Z][A-Z0-9_]+", str(key)) for key in values):
+        return "yaml"
+    if any(isinstance(values.get(key), Mapping) for key in ("trainer", "arch", "data_loader")):
+        return "template"
+    inner = [part for key, part in values.items() if key in PARTS and isinstance(part, Mapping)]
+    inner = [part for part in inner if part.get("type") != "backbone_head"]  # ours, nested
+    if MARKS & {str(key) for part in (values, *inner) for key in part}:
+        return "parts"
+    return None
 
 
-def parse_yaml(text: str, path: str | Path) -> Any:
-    """Parse YAML (plain data only); a mistake is a `UserError` with the line."""
-    import yaml
+def translate(files: Sequence[tuple[str, Values]], kind: str) -> tuple[Json, tuple[str, ...]]:
+    """Read the files of one project; return values in our words, and the lines to be told.
 
-    from ballot.config import strict_yaml
+    Parts say different things; of other templates a later file is laid over the earlier ones.
+    """
+    reading = Reading(" + ".join(name for name, _ in files), kind)
+    nodes: list[Values] = [values for _, values in files]
+    if kind != "parts":
+        nodes = [functools.reduce(laid_over, nodes)]
+    for values in nodes:
+        walk(reading, values, (), None)
+    settle(reading)
+    return reading.values, notes(reading)
 
-    try:
-        value = strict_yaml.load(text)
-    except strict_yaml.BadKey as error:
-        raise UserError(f"{path}: line {error.problem_mark.line + 1}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: is not valid YAML; {reason}{where}") from None
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise UserError(f"{path}: cannot be read as YAML; {error}") from None
-    # An alias costs nothing to read, but whoever walks through may never come to an end.
-    waiting, seen = [value], 0
-    while waiting:
-        node = waiting.pop()
-        seen += 1
-        if seen > MANY:
-            raise UserError(f"{path}: contains itself, or more than {MANY:,} values")
-        if isinstance(node, (dict, list)):
-            waiting += node.values() if isinstance(node, dict) else node
-    return value
+
+def laid_over(below: Values, above: Values) -> Json:
+    """Lay sections over sections; a component of another type brings its own arguments."""
+    done = dict(below)
+    for key, value in above.items():
+        old = done.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other = value.get("type", old.get("type")) != old.get("type")
+            done[key] = dict(value) if other else laid_over(old, value)
+        else:
+            done[key] = value
+    return done
+
+
+def notes(reading: Reading) -> tuple[str, ...]:
+    """Return three lists, a line a key: what was done, what is the same without it, and the rest.
+
+    The keys without a counterpart stand in one line, with the reasons.
+    """
+    lines = [f"{reading.source}: {TEMPLATES[reading.kind]}, read as"]
+    wide = min(max((len(old) for old, _ in reading.told), default=0), 60)
+    lines += [f"  {old:<{wide}} -> {new}" for old, new in reading.told]
+    if reading.alike:
+        lines.append(f"{reading.source}: the same without")
+        lines += [f"  {old}" + (f" ({why})" if why else "") for old, why in reading.alike]
+    if reading.lost:
+        why = {
+            reason: [o for o, r in reading.lost.items() if r == reason]
+            for reason in sorted(set(reading.lost.values()))
+        }
+        named = [
+            ", ".join(olds) + (f" ({reason})" if reason else "") for reason, olds in why.items()
+        ]
+        lines.append(f"warning: {reading.source}: without a counterpart: {'; '.join(named)}")
+    return tuple(lines)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from ballot.config.schema import COMPONENTS, DICT_FIELDS, OWN_FIELDS, Config, check_key, convert
 from ballot.config.templates.keys import in_our_words, is_theirs
 from ballot.errors import UserError
-from ballot.values import Json
+from ballot.values import Json, Layer
 
 # What else says how much is held out: a layer that says one forgets the other one below it.
 RIVALS = {"val_ratio": "val_rows"}
@@ -17,15 +16,6 @@ RIVALS = {"val_ratio": "val_rows"}
 # What the machines of image competitions say by their environment (Amazon SageMaker's names);
 # SM_CHANNEL_TRAIN and SM_CHANNEL_EVAL are read by the data set that has two folders.
 ENVIRONMENT = {"SM_OUTPUT_DATA_DIR": "out_dir", "SM_MODEL_DIR": "model_dir"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Values from one source, not yet checked; keys may be nested, dotted or in kebab-case."""
-
-    name: str
-    values: Mapping[str, object]
-    notes: tuple[str, ...] = ()  # what became of another template's words, for people
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:

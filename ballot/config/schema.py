@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ballot.errors import UserError, suggest
-from ballot.values import Json
 
 # A component is chosen by name and made with `<component>_args`.
 COMPONENTS = ("dataset", "augmentation", "model", "criterion", "optimizer", "scheduler")
@@ -234,19 +233,6 @@ def _check_limits(key: str, value: Any, source: str) -> None:
             finite = isinstance(number, int) or math.isfinite(number)
             if name in limits and not (finite and holds(number, limits[name])):
                 raise UserError(f"{source}: {key} is {value!r}; it must be {words} {limits[name]}")
-
-
-class _Twice(ValueError):
-    """A key of JSON that stands twice in one object."""
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> Json:
-    """Make an object of JSON, in which Python lets the last of two keys win."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(repr(next(name for name in names if names.count(name) > 1)))
-    return made
 
 
 def parse_monitor(monitor: str, lower_is_better: bool) -> tuple[str, str]:

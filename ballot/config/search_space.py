@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ballot.config.layers import Layer, flatten
+from ballot.config.layers import flatten
 from ballot.config.schema import COMPONENTS, OWN_FIELDS, convert
 from ballot.errors import UserError, suggest
-from ballot.values import Json, Values
+from ballot.values import Json, Layer, Values
 
 # How many numbers each type of a search space takes.
 SPACE_TYPES = {

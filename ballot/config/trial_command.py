@@ -1,4 +1,4 @@
-"""The command of a trial, taken apart as the shell will, and the options it gives to train.py."""
+"""The command of a trial, taken apart as the shell will."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.files import read_config_files
-from ballot.config.layers import merge
-from ballot.config.schema import Config
-from ballot.errors import UserError
 from ballot.problems import Problem
 from ballot.values import Values
 
@@ -101,19 +96,6 @@ def option_of(command: str, flag: str, default: str) -> str:
     return found
 
 
-def out_dir_of(command: str, code: Path) -> str:
-    """Return the folder of the runs: the trial command's, its files' or the usual one."""
-    if on_line := option_of(command, "--out_dir", ""):
-        return on_line
-    try:
-        _, others = parse_command_line(
-            build_parser(SCRIPT, ""), parse_command(command, code).options
-        )
-        return merge(read_config_files(Path(code, file) for file in others.config))[0].out_dir
-    except UserError:  # said where the options are checked
-        return Config().out_dir
-
-
 def typed_command(command: str, values: Values) -> str:
     """Return a command that trains by hand what a trial of `command` trained with `values`."""
     dropped = {
@@ -143,14 +125,3 @@ def flag(key: str, value: object) -> list[str]:
     if isinstance(value, list) and "." not in key:
         return [f"--{key}", *map(str, value)]
     return [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-
-
-def outputs_of(command: str, code: str | Path, *, elsewhere: bool = False) -> Path:
-    """Return the folder here that the runs of a command's trials come into.
-
-    What trials `elsewhere` name as theirs, with $HOME or another absolute path, has its last part.
-    """
-    wanted = Path(out_dir_of(command, Path(code)))
-    if elsewhere and (wanted.is_absolute() or str(wanted).startswith(("~", "$"))):
-        wanted = Path(wanted.name)
-    return Path(code, wanted).absolute()

@@ -23,21 +23,21 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ballot.cpus import cpu_count
 from ballot.data.images import (
     ArraySource,
     DecodingStore,
     Geometry,
     MappedStore,
     MemoryStore,
-    Source,
     Store,
     UnreadableImage,
     channels_first,
-    cpu_count,
     file_stamp,
-    is_image,
 )
+from ballot.data.source import Source, is_image
 from ballot.errors import UserError
+from ballot.runs.files import json_or_empty
 from ballot.values import Json
 from ballot.walking import walk
 
@@ -326,11 +326,8 @@ def list_caches(folder: Path) -> list[Cached]:
 
 
 def _info(path: Path) -> Json | None:
-    try:
-        info = json.loads((path / "info.json").read_text())
-        return info if {"label", "method", "count", "created"} <= info.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    info = json_or_empty(path / "info.json")
+    return info if {"label", "method", "count", "created"} <= info.keys() else None
 
 
 def _staleness(path: Path, info: Json) -> str:

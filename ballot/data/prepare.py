@@ -148,7 +148,7 @@ def examine(
         if config.fold >= len(pairs):
             raise UserError(
                 f"fold: is {config.fold}; of {len(pairs)} folds the last is "
-                f"{len(pairs) - 1}, and folds says how many there are"
+                f"{len(pairs) - 1}, and folds is the number of folds"
             )
         pairs, numbers = [pairs[config.fold]], [config.fold]
     problems = audit(table, first.digests, first.bad, _sides(table, pairs, first.bad), config.folds)

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ballot.config.layers import Layer, flatten
+from ballot.config.layers import flatten
 from ballot.config.search_space import FIXED
 from ballot.errors import UserError
-from ballot.values import Json
+from ballot.values import Json, Layer
 
 FINAL = (
     "fold",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import Config
 from ballot.errors import UserError, suggest
 from ballot.names import check_names
@@ -20,7 +20,7 @@ from ballot.prediction import tta
 from ballot.runs.folder import read_result, run_of
 from ballot.training.tensor_files import load_tensors
 from ballot.training.weights import check_tensors
-from ballot.values import Json
+from ballot.values import Json, Layer
 from ballot.vote.combine import METHODS, Recipe, Stack
 from ballot.wording import few, natural
 
@@ -65,7 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a `best.pt`; nothing in it is executed, and a foreign file is a `UserError`."""
     saved = load_tensors(path)
     if not isinstance(saved, dict) or not {"model", "about"} <= set(saved):
-        raise UserError(f"{path}: is no best.pt of train.py; it says nothing about its model")
+        raise UserError(f"{path}: is no best.pt of train.py; it has no description of its model")
     model = saved["model"]
     if not isinstance(model, dict) or not all(isinstance(v, torch.Tensor) for v in model.values()):
         raise UserError(f"{path}: its weights are damaged; train it again")
@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         views = tuple(tta.parse(",".join(about.get("tta") or ())) or ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: what it says about its model is damaged ({error!r}); train it again"
+            f"{path}: the description of its model is damaged ({error!r}); train it again"
         ) from None
     colours = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
     if not colours or len(set(classes)) < 2 or size < 4:

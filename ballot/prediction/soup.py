@@ -28,7 +28,8 @@ from ballot.training import loop, tensor_files
 from ballot.training.blocks import arrange, ordered
 from ballot.vote import combine
 from ballot.vote.ballots import read_ballot, write_ballot
-from ballot.vote.selection import FEWEST_ROWS, Honest, Poll, VoteOptions, compare
+from ballot.vote.comparison import FEWEST_ROWS, Honest, SharedRows, compare
+from ballot.vote.options import VoteOptions
 from ballot.wording import few
 
 SAME_START = 1e-4  # rounding of another processor; other seeds differ in the second digit
@@ -70,7 +71,7 @@ def find_candidates(runs: Iterable[Path]) -> tuple[list[Candidate], list[str]]:
             continue
         saved = replace(read_checkpoint(paths[0]), weights={})
         if not saved.start:
-            notes.append(f"{run.name} does not say from what weights it started")
+            notes.append(f"{run.name} does not record its initial weights")
             continue
         if not (run / "val.csv").is_file():
             notes.append(f"{run.name} has no validation predictions (val.csv)")
@@ -289,8 +290,8 @@ def make_soup(
         held[parts == part] = kitchen.taste(chosen)[parts == part]
         single[parts == part] = kitchen.taste(best)[parts == part]
     chosen, _ = chooser.choose(np.ones(len(ids), dtype=bool))
-    poll = Poll(list(range(len(group))), ids, targets, groups, probs)
-    honest = compare(VoteOptions(metric=metric), poll, parts, single, held)
+    shared = SharedRows(list(range(len(group))), ids, targets, groups, probs)
+    honest = compare(VoteOptions(metric=metric), shared, parts, single, held)
     kept = len(chosen) > 1 and honest.gain > 0
     files = _write(kitchen, chosen, name, out, held, honest) if kept else []
     return Soup(name, len(group), [group[k].name for k in chosen], honest, kept, files)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import Config, parse_monitor
 from ballot.config.search_space import ROWS, count, find_problems, keys_of
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
@@ -21,7 +21,7 @@ from ballot.preflight.machines import Reach
 from ballot.preflight.tryout import Answers, Tryout
 from ballot.problems import Problem, as_problem
 from ballot.training.options import PLACES, Options, own_problems, read_options
-from ballot.values import Values
+from ballot.values import Layer, Values
 
 DRAWN = 16  # configurations that the tuner draws to see whether trials take them
 
@@ -66,11 +66,12 @@ def examine(
     probe: bool = True,
     reach: Reach | None = None,
     warm_start: Sequence[str] = (),
+    inherited: Mapping[str, str] | None = None,
 ) -> Findings:
     """Check all that can be checked of a search without starting it.
 
-    `limits` is the command line's, `warm_start` has folders of earlier runs. While the engine
-    reads the configuration, the trial's interpreter tries some, and machines are asked.
+    `limits` is the command line's, `warm_start` has folders of earlier runs, `inherited` is the
+    environment of trials. The engine, a trial's interpreter and machines are asked at once.
     """
     draft, problems = engine.read(path, limits, guarded=guarded)
     findings, outline = Findings(path, draft, problems=problems), draft.outline
@@ -78,7 +79,7 @@ def examine(
     missing = draft.environment_problems(port)
     findings.problems += missing
     with ExitStack() as stack:
-        trial = _try(findings, options) if probe and outline.is_local else None
+        trial = _try(findings, options, inherited) if probe and outline.is_local else None
         if trial is not None:
             stack.callback(trial.end)
         asked = stack.enter_context(ThreadPoolExecutor(1)).submit(
@@ -145,7 +146,9 @@ def data_problems(config: Config, code: Path, where: str) -> list[Problem]:
     return found
 
 
-def _try(findings: Findings, options: Options) -> Tryout | None:
+def _try(
+    findings: Findings, options: Options, inherited: Mapping[str, str] | None
+) -> Tryout | None:
     """Begin to try what is valid of the search space; None where the command does not run."""
     outline = findings.outline
     if options.config is None or options.command is None:
@@ -159,7 +162,7 @@ def _try(findings: Findings, options: Options) -> Tryout | None:
     items = tryout.what_to_try(valid, train=not missing)
     threads = threads_each(findings.draft.concurrency)
     try:
-        return tryout.start(options.command, outline.code, items, threads)
+        return tryout.start(options.command, outline.code, items, threads, inherited)
     except OSError as error:
         what = f"a trial does not start: {options.command.words[0]}: {error.strerror}"
         remedy = "correct the trial command"

@@ -19,9 +19,11 @@ from pathlib import Path
 from ballot.config.search_space import corners, each_component
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
 from ballot.cpus import count_cores, threads_told
-from ballot.engines.choose import outside_trials
+from ballot.engines.interface import Plan
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
+from ballot.runs.results import Results
+from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.time_budget import USEFUL, seconds_for_trials
 from ballot.training.options import read_options
 from ballot.values import Json, Values
@@ -120,12 +122,21 @@ def what_to_try(space: Values, *, train: bool) -> list[Item]:
     return items + [Item("a choice of the search space", values, False) for values in rest]
 
 
-def start(command: TrialCommand, code: Path, items: Sequence[Item], threads: int) -> Tryout:
-    """Begin to try the configurations as trials of the search would run."""
+def start(
+    command: TrialCommand,
+    code: Path,
+    items: Sequence[Item],
+    threads: int,
+    inherited: Mapping[str, str] | None = None,
+) -> Tryout:
+    """Begin to try the configurations as trials of the search would run.
+
+    `inherited` is the environment without what an engine tells its trials (default: all of it).
+    """
     folder = tempfile.TemporaryDirectory(prefix="ballot-check-")
     wanted = Path(folder.name, "wanted.json")
     wanted.write_text(json.dumps([_for_probe(item) for item in items]))
-    inherited = outside_trials(os.environ)
+    inherited = os.environ if inherited is None else inherited
     share = {"OMP_NUM_THREADS": str(threads_told() or threads)}
     environment = {**inherited, **share, **command.environment}
     with Path(folder.name, "out").open("w") as out, Path(folder.name, "err").open("w") as err:
@@ -146,7 +157,13 @@ def _for_probe(item: Item) -> Json:
     return wish if item.run is None else {**wish, "run": item.run}
 
 
-def check_data(command: str, code: Path, run: Path, values: Json) -> None:
+def check_data(
+    command: str,
+    code: Path,
+    run: Path,
+    values: Json,
+    inherited: Mapping[str, str] | None = None,
+) -> None:
     """Refuse to resume a search whose trials find other data than `run`, one of them, began with.
 
     `values` are the tuner's for that run. What takes too long or is not ours is left to the trials.
@@ -160,13 +177,28 @@ def check_data(command: str, code: Path, run: Path, values: Json) -> None:
     if config is None or not (config.data_dir or os.environ.get("SM_CHANNEL_TRAIN")):
         return  # digits and random images never change
     item = Item("the data", values, steps=False, run=str(run.absolute()))
-    tryout = start(parsed, code, [item], count_cores())
+    tryout = start(parsed, code, [item], count_cores(), inherited)
     try:
         facts = tryout.finish().facts.get(0, {})
     finally:
         tryout.end()
     if "error" in facts:
         raise UserError(facts["error"])
+
+
+def check_data_of(
+    results: Results,
+    plan: Plan,
+    trials: Sequence[TrialRecord],
+    *,
+    inherited: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse to train more for a search on other data than its newest run was begun with."""
+    for trial in reversed(trials):
+        run = results.folder_of(trial)
+        if not is_final(trial) and (run / "split.csv").is_file():
+            check_data(plan.command, plan.code, run, trial.parameters, inherited)
+            return
 
 
 def problems_of(found: Answers, where: str, source: str) -> list[Problem]:

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ballot.cpus import threads_each, threads_told
-from ballot.errors import UserError, script_main
+from ballot.errors import UserError
 from ballot.gpus import lock_folder
+from ballot.scripts import script_main
 from ballot.values import Json
 
 ANSWER_S = 20.0  # a preloader that is well forks within milliseconds

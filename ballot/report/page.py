@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError
-from ballot.report import answer, figures, statistics
+from ballot.report import answer, figures, statistics, style
 from ballot.report.parallel_coordinates import parallel
 from ballot.report.trials import Found, Trial, find_trials, same_losses
 from ballot.runs.files import replacing
 from ballot.runs.folder import being_written
-from ballot.wording import compact, plural
+from ballot.wording import compact, plural, span
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Report:
     """All that the page shows; a figure is a specification by name, a lack a sentence."""
 
     found: Found
-    figures: dict[str, figures.Spec]
+    figures: dict[str, style.Spec]
     missing: dict[str, str]
     context: dict[str, Any]
 
@@ -119,10 +119,10 @@ def make_report(
 def _choice(trials: int, scored: int) -> str:
     """Say which of many trials the figures show."""
     said = []
-    if trials > figures.FIRST + figures.MOST_CURVES:
-        said.append(f"curves of {figures.MOST_CURVES:,} of the others")
-    if scored > figures.MOST_DRAWN:
-        said.append(f"{figures.MOST_DRAWN:,} trials in each other figure, half of them the best")
+    if trials > style.FIRST + style.MOST_CURVES:
+        said.append(f"curves of {style.MOST_CURVES:,} of the others")
+    if scored > style.MOST_DRAWN:
+        said.append(f"{style.MOST_DRAWN:,} trials in each other figure, half of them the best")
     return f"Drawn are {' and '.join(said)}, chosen evenly." if said else ""
 
 
@@ -264,7 +264,7 @@ def render(report: Report, out: Path) -> None:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"compact": compact, "clock": clock, "share": share}
+    environment.filters |= {"compact": compact, "time": time_taken, "share": share}
     found = report.found
     ordered = [*found.scored, *(t for t in found.trials if not t.rank)]
     page = environment.get_template(TEMPLATE).render(
@@ -295,15 +295,9 @@ def _vega() -> str:
     return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 
-def clock(seconds: float | None) -> str:
-    """Write a time for a person."""
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def time_taken(seconds: float | None) -> str:
+    """Write a time for a person; nothing where it is not known."""
+    return "" if seconds is None else span(seconds)
 
 
 def share(number: float | None) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from ballot.report.figures import BLUE, GREY, INK, LIGHT, LINE, MOST_AXES, MOST_DRAWN, Spec
-from ballot.report.statistics import is_numeric, spans_orders
-from ballot.report.trials import Found, best_and_others
+from ballot.report.style import BLUE, GREY, INK, LIGHT, LINE, MOST_AXES, MOST_DRAWN, Spec
+from ballot.report.trials import Found, best_and_others, is_numeric, spans_orders
 from ballot.wording import compact, natural
 
 HEIGHT, BAND = 260, 26  # pixels; a band is what the pointer can catch beside an axis

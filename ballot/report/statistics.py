@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from ballot.errors import UserError
-from ballot.report.trials import Found, Trial, evenly, finite, read_table_of
+from ballot.report.trials import Found, Trial, evenly, finite, is_numeric, read_table_of
 from ballot.runs.files import json_or_empty
 from ballot.runs.folder import is_validation
-from ballot.vote.ballots import read_ballot, rows_like
-from ballot.vote.members import read_member
+from ballot.vote.ballots import read_ballot, read_member, rows_like
 from ballot.wording import compact, natural
 
 FEWEST_TRIALS = 10  # below, a forest finds order in noise
@@ -121,20 +120,6 @@ def lost_by_shuffling(
         apart = (predict(shuffled).reshape(SHUFFLES, -1) - scores) ** 2
         lost[column] = (apart.mean(axis=1) - whole) / variance
     return lost
-
-
-def is_numeric(values: Sequence[Any]) -> bool:
-    """Tell whether all values that are there are finite numbers."""
-    there = [v for v in values if v is not None]
-    numbers = (isinstance(v, (int, float)) and not isinstance(v, bool) for v in there)
-    return bool(there) and all(numbers) and all(finite(v) is not None for v in there)
-
-
-def spans_orders(values: Sequence[float]) -> bool:
-    """Tell whether numbers are spread over orders of magnitude, so that logarithms show them."""
-    ordered = sorted(values)
-    low, high, middle = ordered[0], ordered[-1], ordered[len(ordered) // 2]
-    return low > 0 and high / low > 8 and middle - low < 0.3 * (high - low)
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import json_or_empty, read_rows
-from ballot.runs.results import FACTS, read_table, spread
+from ballot.runs.table import FACTS, read_table, spread
 from ballot.wording import compact, natural
 
 # What differs between trials and is no hyperparameter.
@@ -172,11 +172,25 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Tell whether all values that are there are finite numbers."""
+    there = [v for v in values if v is not None]
+    numbers = (isinstance(v, (int, float)) and not isinstance(v, bool) for v in there)
+    return bool(there) and all(numbers) and all(finite(v) is not None for v in there)
+
+
+def spans_orders(values: Sequence[float]) -> bool:
+    """Tell whether numbers are spread over orders of magnitude, so that logarithms show them."""
+    ordered = sorted(values)
+    low, high, middle = ordered[0], ordered[-1], ordered[len(ordered) // 2]
+    return low > 0 and high / low > 8 and middle - low < 0.3 * (high - low)
+
+
 def read_table_of(path: Path) -> list[dict[str, str]]:
     """Read a run's CSV; one that cannot be read has no rows."""
     try:
         return [{k: v or "" for k, v in row.items() if k} for row in read_rows(path)]
-    except (OSError, ValueError):
+    except (UserError, OSError, ValueError):
         return []
 
 

@@ -78,13 +78,19 @@ class _Lines:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a CSV that this module wrote; no file is no rows, and a row that is cut is none."""
+    """Read a CSV that this module wrote; no file is no rows, and a row that is cut is none.
+
+    What is no CSV any more is a `UserError`.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    return [row for row in rows if None not in row and None not in row.values()]
+    try:
+        return [row for row in rows if None not in row and None not in row.values()]
+    except csv.Error as error:
+        raise UserError(f"{path}: is no CSV ({error}); remove it, or the run") from None
 
 
 def stamp(path: str | Path) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from ballot.values import Json
 
 TrialStatus = Literal["waiting", "running", "succeeded", "failed", "cancelled", "early_stopped"]
 ENDED: tuple[TrialStatus, ...] = ("succeeded", "failed", "cancelled", "early_stopped")
+OF_A_FINAL = {"fold", "folds", "split_seed"}  # no tuner gives all of these
 NO_WORD = "it left no word"  # a trial that ended
 
 
@@ -31,3 +32,8 @@ class TrialRecord:
     def has_ended(self) -> bool:
         """Whether nothing more will come from it."""
         return self.status in ENDED
+
+
+def is_final(trial: TrialRecord) -> bool:
+    """Whether it trains a configuration of the search again, and was not chosen by its tuner."""
+    return trial.parameters.keys() >= OF_A_FINAL or "all_rows" in trial.parameters

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,15 +17,14 @@ from ballot.report.page import try_report
 from ballot.runs.files import json_or_empty
 from ballot.runs.folder import ballots_of, is_validation, read_result, run_of
 from ballot.runs.results import Results, searched_values
-from ballot.search.finalize import is_final
-from ballot.search.refit import refits_of
-from ballot.search.supervise import End
+from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.time_budget import Budget, how_time_cut
-from ballot.search.trouble import Trouble
-from ballot.vote.selection import Refit, VoteOptions
+from ballot.search.trouble import End, Trouble
+from ballot.vote.options import Refit, VoteOptions
+from ballot.vote.outcome import VoteReport
+from ballot.vote.run import run_vote
 from ballot.vote.table import format_table
-from ballot.vote.tally import VoteReport, run_vote
-from ballot.wording import plural
+from ballot.wording import plural, terminal_width
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK_PAGE_S = 5.0  # for the report without pictures, where the time is over
@@ -34,7 +32,14 @@ SHOWN = 20  # last lines of a trial that ends the search
 
 
 def conclude(
-    search: Search, plan: Plan, results: Results, end: End, vote_dir: Path, budget: Budget
+    search: Search,
+    plan: Plan,
+    results: Results,
+    end: End,
+    vote_dir: Path,
+    budget: Budget,
+    *,
+    refits: Sequence[Refit] = (),
 ) -> VoteReport | None:
     """Say what went wrong and let the trials vote; None where none of them can."""
     trials = search.trials()
@@ -53,22 +58,27 @@ def conclude(
     ballots = sorted(ballots_of(map(results.folder_of, own)))
     if not ballots:
         print(
-            f"no trial of {search.id} left a ballot; the trials' own words are in "
+            f"no trial of {search.id} left predictions; the trials' output is in "
             f"{search.folder / 'environments'}",
             file=sys.stderr,
         )
         return None
-    report = vote(ballots, vote_dir, budget, refits_of(results, trials))
-    print(format_table(report, shutil.get_terminal_size((100, 24)).columns))
-    if best := results.best(own):
-        names, values = searched_values(best), results.values_of(best)
-        if "seed" in names and values.get("split_seed") is not None:
-            names["split_seed"] = values["split_seed"]  # which a trial by itself takes from seed
-        typed = typed_command(
-            plan.command, {key: values.get(key, value) for key, value in names.items()}
-        )
-        print(f"reproduce the best trial: {typed}")
+    report = vote(ballots, vote_dir, budget, refits)
+    print(format_table(report, terminal_width()))
+    print_best(plan, results, own)
     return report
+
+
+def print_best(plan: Plan, results: Results, trials: Sequence[TrialRecord]) -> None:
+    """Print the command that repeats the best trial, if there is one."""
+    best = results.best(trials)
+    if best is None:
+        return
+    names, values = searched_values(best), results.values_of(best)
+    if "seed" in names and values.get("split_seed") is not None:
+        names["split_seed"] = values["split_seed"]  # which a trial by itself takes from seed
+    wanted = {key: values.get(key, value) for key, value in names.items()}
+    print(f"reproduce the best trial: {typed_command(plan.command, wanted)}")
 
 
 def vote(
@@ -76,7 +86,7 @@ def vote(
 ) -> VoteReport:
     """Weigh the members by their validation rows; the best of them answers where a vote is worse.
 
-    Where the trials share no validation rows, all of them have the same say.
+    Where the trials share no validation rows, all of them have the same weight.
     """
     monitor = read_result(run_of(ballots[0])).get("monitor") or ""
     metric = {"val_f1_macro": "f1_macro", "val_loss": "nll"}.get(monitor, "acc")
@@ -140,7 +150,8 @@ def try_soups(ballots: list[Path], out: Path, metric: str, budget: Budget) -> li
         return []
     try:
         runs = [each.run for each in chosen]
-        soups = soup_process.make_soups(runs, out, metric=metric, limit=limit)
+        within = None if budget.limit is None else limit
+        soups = soup_process.make_soups(runs, out, metric=metric, limit=within)
     except UserError as error:
         print(error)
         return []
@@ -184,11 +195,11 @@ def say_trouble(trouble: Trouble, search: Search) -> None:
     print(f"the search ended early: {trouble.what}", file=out)
     if trouble.trials:
         last = trouble.trials[-1]
-        print(f"trial {last.sequence} ({last.id}) said at last:", file=out)
+        print(f"trial {last.sequence} ({last.id}) failed; the end of its output:", file=out)
         for line in search.last_words(last.id, SHOWN).splitlines():
             print(f"    {line}", file=out)
     elif trouble.of_tuner and (words := search.tuner_error()):
-        print(f"    the tuner said: {words}", file=out)
+        print(f"    last error of the tuner: {words}", file=out)
     print(
         f"what to do: {trouble.remedy} (its logs: {search.folder / 'log'})",
         file=out,

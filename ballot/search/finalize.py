@@ -15,21 +15,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballot.engines.choose import find_search, newest_search
 from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.errors import UserError
-from ballot.runs.files import read_json
 from ballot.runs.folder import ballots_of, run_of
 from ballot.runs.results import Results, searched_values
-from ballot.runs.trials import TrialRecord
+from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.status import table_of
-from ballot.search.supervise import End, follow
+from ballot.search.supervise import follow
 from ballot.search.time_budget import Budget, usual_seconds
-from ballot.search.trouble import Trouble
+from ballot.search.trouble import End, Trouble
 from ballot.values import Json, Values
 from ballot.wording import clock, short_value
-
-MARKS = {"fold", "folds", "split_seed"}  # no tuner gives all of them
 
 
 @dataclass(frozen=True)
@@ -72,30 +68,6 @@ class Standing:
     def deviation(self) -> float:
         """Standard deviation over the folds, nan of a single one."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
-
-
-def is_final(trial: TrialRecord) -> bool:
-    """Whether it was started here, and not by the search's tuner."""
-    return trial.parameters.keys() >= MARKS or "all_rows" in trial.parameters
-
-
-def choose_search(
-    engine: Engine, wanted: str | None, files: Sequence[Path]
-) -> tuple[Search, set[str] | None]:
-    """Return the search of an id, of the CSVs that are given, or the newest of this folder.
-
-    Beside it the names of the runs among which to choose; None stands for all.
-    """
-    if not files:
-        found = find_search(engine, wanted) if wanted else newest_search(engine, None)
-        return found, None
-    told = {file: read_json(run_of(file) / "result.json").get("experiment") for file in files}
-    known = {search for search in told.values() if search and search == (wanted or search)}
-    if len(known) != 1:
-        what = f"are of {len(known)} searches" if known else "are of no search"
-        raise UserError(f"--finalize: the files {what}; name one with --search")
-    search = known.pop()
-    return find_search(engine, search), {run_of(f).name for f, of in told.items() if of == search}
 
 
 def choose(
@@ -174,19 +146,25 @@ def _ballots(results: Results, trials: Sequence[TrialRecord]) -> dict[str, Path]
     return {run_of(file).name: file for file in ballots_of(map(results.folder_of, trials))}
 
 
-def finalize(
-    engine: Engine,
-    search: Search,
-    count: int,
-    folds: int,
-    *,
-    among: Collection[str] | None,
-    port: int,
-) -> tuple[list[Standing], bool]:
-    """Train the `count` best configurations on `folds` folds, as far as that is not done.
+@dataclass(frozen=True)
+class Job:
+    """The best configurations of a search, and what is to be trained of their folds."""
 
-    Returns how they compare, and whether it was interrupted.
-    """
+    plan: Plan
+    results: Results
+    trials: list[TrialRecord]
+    finalists: list[Finalist]
+    folds: int
+    work: Work
+
+    @property
+    def runs(self) -> int:
+        """How many trials are to run."""
+        return len(self.work.missing) + len(self.work.again)
+
+
+def find_job(search: Search, count: int, folds: int, among: Collection[str] | None) -> Job:
+    """Find out what is to be trained of the `count` best configurations on `folds` folds."""
     if search.is_running():
         raise UserError(
             f"search {search.id}: still runs; wait for its end, or end it with "
@@ -203,16 +181,20 @@ def finalize(
     results.read(trials, over=True)
     finalists = choose(results, trials, count, among)
     wanted = [each.on_fold(k, folds) for each in finalists for k in range(folds)]
-    work = find_work(results, trials, wanted)
-    end = End()
-    if work.missing or work.again:
-        print(plan_line(search, plan, trials, work, len(wanted)), flush=True)
-        end = train(engine, search, plan, results, trials, work, port)
+    return Job(plan, results, trials, finalists, folds, find_work(results, trials, wanted))
+
+
+def finalize(engine: Engine, search: Search, job: Job, *, port: int) -> tuple[list[Standing], bool]:
+    """Train what is missing; return how the finalists compare, and whether it was interrupted."""
+    trials, end = job.trials, End()
+    if job.runs:
+        print(plan_line(search, job), flush=True)
+        end = train(engine, search, job, port)
         trials = search.trials()
-        results.update(trials, over=True)
+        job.results.update(trials, over=True)
         if end.trouble is not None:
             raise UserError(trouble_line(search, end.trouble))
-    return rank(results, trials, finalists, folds), end.interrupted
+    return rank(job.results, trials, job.finalists, job.folds), end.interrupted
 
 
 def trouble_line(search: Search, trouble: Trouble) -> str:
@@ -224,35 +206,26 @@ def trouble_line(search: Search, trouble: Trouble) -> str:
     )
 
 
-def plan_line(
-    search: Search, plan: Plan, trials: Sequence[TrialRecord], work: Work, wanted: int
-) -> str:
+def plan_line(search: Search, job: Job) -> str:
     """Say how many trials there are to run, and about how long that takes."""
-    number = len(work.missing) + len(work.again)
-    usual, rounds = usual_seconds(trials), math.ceil(number / plan.concurrency)
+    wanted = len(job.finalists) * job.folds
+    usual, rounds = usual_seconds(job.trials), math.ceil(job.runs / job.plan.concurrency)
     time_needed = f", about {clock(usual * rounds)}" if usual else ""
-    there = f"; {wanted - number} of {wanted} are there" if wanted > number else ""
-    return f"search {search.id}: {number} more trials{time_needed}{there}"
+    there = f"; {wanted - job.runs} of {wanted} are there" if wanted > job.runs else ""
+    return f"search {search.id}: {job.runs} more trials{time_needed}{there}"
 
 
-def train(
-    engine: Engine,
-    search: Search,
-    plan: Plan,
-    results: Results,
-    trials: Sequence[TrialRecord],
-    work: Work,
-    port: int,
-) -> End:
+def train(engine: Engine, search: Search, job: Job, port: int) -> End:
     """Run the trials without asking the tuner, and watch them to their end."""
     search.stop()  # what a dead manager left
+    trials, work = job.trials, job.work
     halted = frozenset(t.id for t in trials if not t.has_ended and t.id not in work.again)
     most = len(trials) + len(work.missing)
-    plan = dataclasses.replace(plan, max_trials=most, halted=halted)
+    plan = dataclasses.replace(job.plan, max_trials=most, halted=halted)
     launch = Launch(port, guarded=True, public=search.note().get("public", False))
     running = engine.run_more(search, plan, launch, work.missing, work.again)
     budget = Budget(None, time.time())  # that of the search is past, and does not count here
-    return follow(running, plan, results, budget, launch)
+    return follow(running, plan, job.results, budget, launch)
 
 
 def rank(

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ballot.config.command_line import build_parser, parse_command_line
-from ballot.config.layers import Layer, flatten, merge
+from ballot.config.layers import flatten, merge
 from ballot.config.schema import Config
 from ballot.cpus import count_cores
-from ballot.engines.choose import DEFAULT, load_engine
-from ballot.engines.interface import Sketch
+from ballot.engines.interface import Engine, Sketch
 from ballot.errors import UserError
 from ballot.runs.files import write_json
 from ballot.search.time_budget import BEGIN_S, Budget
@@ -28,7 +27,7 @@ from ballot.training.packaged import packaged_file
 from ballot.training.recipes import Situation, look, with_recipe
 from ballot.tuning import portfolio
 from ballot.tuning.portfolio import LITE, Portfolio, Values
-from ballot.values import Json
+from ballot.values import Json, Layer
 from ballot.wording import clock, span
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,7 +219,9 @@ def trial_command(request: Request, place: Path) -> str:
     return f"python3 -m ballot.preload train.py {shlex.join(words)}"
 
 
-def write_files(request: Request, prospect: Prospect, schedule: Schedule, place: Path) -> Path:
+def write_files(
+    engine: Engine, request: Request, prospect: Prospect, schedule: Schedule, place: Path
+) -> Path:
     """Write `search_space.json` and `config.yml` into `place`, and return the latter."""
     made = portfolio_of(prospect, schedule)
     place.mkdir(parents=True)
@@ -237,7 +238,7 @@ def write_files(request: Request, prospect: Prospect, schedule: Schedule, place:
         first=made.first,
         stops_early=schedule.expected >= ASHA_FROM,
     )
-    load_engine(DEFAULT).write_config(place / "config.yml", sketch)
+    engine.write_config(place / "config.yml", sketch)
     return place / "config.yml"
 
 

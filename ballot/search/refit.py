@@ -15,12 +15,12 @@ from pathlib import Path
 
 from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.runs.results import Results
-from ballot.runs.trials import TrialRecord
-from ballot.search.finalize import is_final
-from ballot.search.supervise import End, follow
+from ballot.runs.trials import TrialRecord, is_final
+from ballot.search.supervise import follow
 from ballot.search.time_budget import BEGIN_S, Budget
+from ballot.search.trouble import End
 from ballot.values import Json, Values
-from ballot.vote.selection import Refit
+from ballot.vote.options import Refit
 from ballot.wording import clock, plural
 
 BEST = 3  # configurations that are trained again

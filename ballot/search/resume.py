@@ -9,8 +9,7 @@ from typing import Literal
 
 from ballot.engines.interface import Limits, Plan, SearchState
 from ballot.errors import UserError
-from ballot.runs.trials import TrialRecord
-from ballot.search.finalize import is_final
+from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.time_budget import BEGIN_S, Budget, time_before
 from ballot.values import Values
 

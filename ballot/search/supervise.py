@@ -17,21 +17,12 @@ from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
 from ballot.search.screen import Pace, Screen
 from ballot.search.time_budget import OVER, Budget
-from ballot.search.trouble import Trouble, Watch, overdue
+from ballot.search.trouble import End, Watch, overdue
 
 LOOK_S = 1.0  # between two looks at a search
 PAGE_S = 60.0  # how often the report is brought up to date
 UPDATE_S = 2.0  # and the table
 NOTE_S = 5.0  # and what is known of the time
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """How a search came to its end."""
-
-    trouble: Trouble | None = None
-    interrupted: bool = False
-    over: bool = False  # its time was
 
 
 def follow(

@@ -28,6 +28,15 @@ class Trouble:
     trials: tuple[TrialRecord, ...] = ()  # those whose last words explain it
 
 
+@dataclass(frozen=True)
+class End:
+    """How a search came to its end."""
+
+    trouble: Trouble | None = None
+    interrupted: bool = False
+    over: bool = False  # its time was
+
+
 @dataclass
 class Watch:
     """What has been seen so far; `look` is asked about once a second."""
@@ -64,7 +73,7 @@ class Watch:
         if len(failing) >= IN_A_ROW:
             return Trouble(
                 f"{IN_A_ROW} trials in a row crashed before their first epoch",
-                f"mend what they say; then {again}",
+                f"correct the error above; then {again}",
                 trials=tuple(failing),
             )
         return self._idle(state, trials, now, again)

@@ -114,7 +114,7 @@ class Group:
             return f"cuda:{self.local}"
         raise UserError(
             f"device: there is no GPU for process {self.local + 1} of this machine; "
-            "start as many as there are GPUs, or say --device cpu"
+            "start one process per GPU, or add --device cpu"
         )
 
     def dissolve(self, signum: int) -> str | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.files import read_config_files
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import Config
 from ballot.config.trial_command import SCRIPT, TrialCommand
 from ballot.errors import UserError
 from ballot.problems import Problem, as_problem
 from ballot.training.recipes import with_recipe
+from ballot.values import Layer
 
 # Options that name a folder or a file that trials read.
 PLACES = ("data_dir", "train_dir", "val_dir", "test_dir", "init_from")
@@ -87,7 +88,7 @@ def _located(problems: list[Problem], where: str) -> list[Problem]:
         Problem(
             f"{where}: trial command" if p.where == "command line" else p.where,
             p.what,
-            p.remedy.replace(f"; {SCRIPT} --help lists what there is", ""),
+            p.remedy.replace(f"; {SCRIPT} --help lists all options", ""),
             p.fatal,
         )
         for p in problems

@@ -15,14 +15,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ballot.config.files import parse_yaml
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
+from ballot.config.parsing import parse_yaml
 from ballot.config.schema import Config
 from ballot.cpus import count_cores
 from ballot.data.survey import Survey, survey
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty
 from ballot.training.packaged import packaged_file
+from ballot.values import Layer
 
 NAME = "recipe"
 FILE = Path(__file__).with_name("recipes.yml")

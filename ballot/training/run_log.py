@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ballot.config.files import parse_json
+from ballot.config.parsing import parse_json
 from ballot.errors import UserError, suggest
 from ballot.values import Json, Values
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ballot.errors import UserError, suggest
 from ballot.runs.files import replacing
-from ballot.runs.folder import read_result, run_of
+from ballot.runs.folder import is_validation, read_result, run_of
 from ballot.wording import few, natural, short
 
 EXPECTED = "expected id,<class>,<class>,... with one row of probabilities an image"
@@ -85,6 +85,11 @@ def read_ballot(
     if labels is not None:
         _check_labels(path, ids, labels, classes)
     return Ballot(path, ids, classes, columns, probs, labels, rounded)
+
+
+def read_member(file: Path) -> Ballot:
+    """Read a member's file."""
+    return read_ballot(file, labelled=is_validation(file))
 
 
 def read_ballots(paths: Sequence[Path], like: Sequence[str]) -> Iterator[Ballot]:
@@ -216,32 +221,15 @@ def _check_classes(path: Path, names: list[str]) -> None:
 
 
 def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | None, np.ndarray]:
-    """Read with pandas' C reader; where it balks, read again slowly to name the row."""
-    import pandas as pd
-
-    # Made once: pandas looks a type's name up anew for each of 10,000 columns.
-    number, word = np.dtype(np.float64), np.dtype(object)
+    """Read with pandas' C reader; where that fails, read again slowly to name the row."""
     classes = set(layout.classes)
-    kinds = {i: number if i in classes else word for i in range(len(layout.header))}
-    texts: dict[int, list[str]] = {i: [] for i in kinds if i not in classes}
+    texts: dict[int, list[str]] = {i: [] for i in range(len(layout.header)) if i not in classes}
     blocks = []
     try:
-        # In chunks: a whole frame and its copy as one array would be two files in memory.
-        with pd.read_csv(
-            path,
-            header=0,
-            names=list(kinds),
-            dtype=kinds,
-            na_filter=False,
-            chunksize=max(1, CHUNK // len(kinds)),
-        ) as chunks:
-            for frame in chunks:
-                if not isinstance(frame.index, pd.RangeIndex):
-                    raise ValueError("rows are longer than the header")
-                # Row after row: some functions round otherwise where numbers lie apart.
-                blocks.append(np.ascontiguousarray(frame[layout.classes].to_numpy()))
-                for column, words in texts.items():
-                    words += frame[column].tolist()
+        for block, words in _read_chunks(path, layout, list(texts)):
+            blocks.append(block)
+            for column, more in zip(texts, words, strict=True):
+                texts[column] += more
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no text in UTF-8; {EXPECTED}") from None
     except (ValueError, OverflowError, OSError) as error:  # ParserError is a ValueError
@@ -251,14 +239,49 @@ def _read_columns(path: Path, layout: Layout) -> tuple[list[str], list[str] | No
     labels = None if layout.label is None else texts[layout.label]
     if layout.soft is not None:
         return ids, labels, _parse_lists(path, ids, texts[layout.soft])
-    probs = np.empty((len(ids), len(layout.classes)))
-    stop = len(ids)
-    while blocks:  # each is let go when it is copied
-        block = blocks.pop()
-        probs[stop - len(block) : stop] = block
-        stop -= len(block)
+    probs = _joined(blocks, len(layout.classes))
     _check_last_line(path, ids, probs)
     return ids, labels, probs
+
+
+def _read_chunks(
+    path: Path, layout: Layout, texts: Sequence[int]
+) -> Iterator[tuple[np.ndarray, list[list[str]]]]:
+    """Yield the probabilities of some rows, and the columns `texts` of them.
+
+    In chunks: a whole frame and its copy as one array would be two files in memory.
+    """
+    import pandas as pd
+
+    # Made once: pandas looks a type's name up anew for each of 10,000 columns.
+    number, word = np.dtype(np.float64), np.dtype(object)
+    texts_of = set(texts)
+    kinds = {i: word if i in texts_of else number for i in range(len(layout.header))}
+    with pd.read_csv(
+        path,
+        header=0,
+        names=list(kinds),
+        dtype=kinds,
+        na_filter=False,
+        chunksize=max(1, CHUNK // len(kinds)),
+    ) as chunks:
+        for frame in chunks:
+            if not isinstance(frame.index, pd.RangeIndex):
+                raise ValueError("rows are longer than the header")
+            # Row after row: some functions round otherwise where numbers lie apart.
+            block = np.ascontiguousarray(frame[layout.classes].to_numpy())
+            yield block, [frame[column].tolist() for column in texts]
+
+
+def _joined(blocks: list[np.ndarray], width: int) -> np.ndarray:
+    """Return the blocks `[n, width]` as one, and empty their list: each is let go when copied."""
+    stop = sum(map(len, blocks))
+    joined = np.empty((stop, width))
+    while blocks:
+        block = blocks.pop()
+        joined[stop - len(block) : stop] = block
+        stop -= len(block)
+    return joined
 
 
 def _name_bad_row(path: Path, layout: Layout) -> None:

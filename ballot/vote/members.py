@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import re
@@ -12,7 +13,6 @@ from pathlib import Path
 from ballot.errors import UserError
 from ballot.runs.files import read_json
 from ballot.runs.folder import VALIDATION, is_validation, run_of
-from ballot.vote.ballots import Ballot, read_ballot
 from ballot.wording import few, natural
 
 # What may differ between the folds and seeds of one configuration.
@@ -48,11 +48,6 @@ class Member:
         return [run for run in map(run_of, self.files) if run.is_dir()]
 
 
-def read_member(file: Path) -> Ballot:
-    """Read a member's file."""
-    return read_ballot(file, labelled=is_validation(file))
-
-
 def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     """Expand patterns that no shell has expanded; leave earlier votes out, and say so."""
     files: list[Path] = []
@@ -78,7 +73,7 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     for file in files:
         first = seen.setdefault(_resolved(file), file)
         if first is not file:
-            raise UserError(f"{file}: is given twice; --weights gives a member more say")
+            raise UserError(f"{file}: is given twice; use --weights to weight it more")
     held_out = [file for file in files if is_validation(file)]
     if held_out and len(held_out) < len(files):  # also the two files of one run
         raise UserError(
@@ -90,9 +85,11 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
 
 def _resolved(file: Path) -> Path:
     try:
-        return file.resolve()
-    except (OSError, RuntimeError):  # Python before 3.13 raises the second for a loop
-        raise UserError(f"{file}: is a link that leads to itself; leave it out") from None
+        file.stat()  # what `resolve` does about a loop depends on the version of Python
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{file}: is a link that leads to itself; leave it out") from None
+    return file.resolve()
 
 
 def name_members(files: Sequence[Path], weights: Sequence[float] | None) -> list[Member]:

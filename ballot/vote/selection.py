@@ -6,123 +6,33 @@ single member that it is compared with.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from ballot.errors import UserError, suggest
+from ballot.errors import UserError
 from ballot.vote import combine, rules
 from ballot.vote.ballots import Ballot, check_same_classes, read_ballot
+from ballot.vote.comparison import FEWEST_ROWS, Honest, SharedRows, compare, independent_share
 from ballot.vote.members import Member
+from ballot.vote.options import VoteOptions
 from ballot.vote.truth import Knowledge
 from ballot.wording import few, short
 
-FEWEST_ROWS = 20  # a choice among members on fewer validation rows is a lottery
 MANY_ROWS = 5000  # from here on halves do, and five parts would only cost time
 
 
-@dataclass(frozen=True)
-class Refit:
-    """A run on all rows, which no validation row can judge, and the name of the run it repeats."""
-
-    file: Path
-    of: str
-
-
-@dataclass(frozen=True)
-class VoteOptions:
-    """What a vote is asked for; None means that nothing was.
-
-    `select` is auto, greedy, best:N or all, `stack` is logistic.
-    """
-
-    out_dir: str = "ensemble"
-    method: str = "mean"
-    weights: Sequence[float] | None = None
-    select: str | None = None
-    bag: int = 1
-    stack: str | None = None
-    calibrate: bool = False
-    truth: str | None = None
-    group_folds: bool = False
-    metric: str = "acc"
-    seed: int = 0
-
-
-def check_options(options: VoteOptions) -> None:
-    """Refuse wishes that contradict one another, before any file is read."""
-    for name, value, choices in (
-        ("--method", options.method, combine.METHODS),
-        ("--metric", options.metric, combine.METRICS),
-        ("--stack", options.stack or "logistic", ("logistic",)),
-    ):
-        if value not in choices:
-            raise UserError(f"{name}: unknown {value!r}{suggest(value, choices)}")
-    select = options.select
-    if select is not None and not re.fullmatch(r"auto|greedy|all|best:[1-9][0-9]*", select):
-        raise UserError(f"--select: {select!r} is not understood; auto, greedy, best:N or all")
-    if options.bag < 1:
-        raise UserError(f"--bag: {options.bag} rounds; 1 or more")
-    if options.bag > 1 and select != "greedy":
-        raise UserError("--bag: rounds are of --select greedy; add it, or leave --bag out")
-    chosen = [n for n in ("weights", "select", "stack") if getattr(options, n) is not None]
-    if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; both decide the weights")
-    if options.stack and options.method != "mean":
-        raise UserError("--stack: does not go with --method; it learns its own combination")
-    if select == "greedy" and options.method == "geometric":
-        raise UserError("--select: greedy averages; it goes with --method mean, rank or hard")
-    if select == "auto" and options.method != "mean":
-        raise UserError("--select: auto averages; it goes with --method mean alone")
-    if options.weights is not None and options.group_folds:
-        raise UserError("--weights: does not go with --group_folds, which joins files")
-
-
-@dataclass(frozen=True)
-class Poll:
-    """Validation rows that all of `members` (numbers) have: `values` `[M, N, C]`."""
-
-    members: list[int]
-    ids: list[str]
-    targets: np.ndarray
-    groups: list[str] | None
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Honest:
-    """Scores by `metric` on validation rows that took no part in any choice (cross-fitted).
-
-    `gain` is `vote - best_single` in the direction in which more is better; `error` is the
-    standard error of that difference over rows, or over groups where rows have such (None for a
-    metric that is no mean of rows).
-    `nll_gain` is what the log loss gains, `worse` the verdict (`is_worse`).
-    """
-
-    metric: str
-    rows: int
-    parts: int
-    best_single: float
-    vote: float
-    gain: float
-    error: float | None
-    nll_gain: float = 0.0
-    worse: bool = False
-
-
-def read_poll(
+def read_shared_rows(
     members: Sequence[Member],
     first: Ballot,
     knowledge: Knowledge,
     notes: list[str],
     options: VoteOptions,
-) -> tuple[Poll | None, dict[int, dict[str, float]]]:
+) -> tuple[SharedRows | None, dict[int, dict[str, float]]]:
     """Read the members' `val.csv` and keep the rows they have in common.
 
-    Returns the poll (None where there are no such rows) and each member's score on its own rows.
+    Returns these rows (None where there are none) and each member's score on its own rows.
     """
     read = read_validations(members)
     missing = [m.name for i, m in enumerate(members) if i not in read]
@@ -133,35 +43,51 @@ def read_poll(
     for ballot in read.values():
         check_same_classes(ballot, first)
     truth = agreed_labels(read.values())
-    common = set(truth).intersection(*{id(b.ids): b.ids for b in read.values()}.values())
     own = {
         i: score_all(b.probs, numbers(b.labels or (), b.classes), options) for i, b in read.items()
     }
-    if len(common) < max(len(b.ids) for b in read.values()):
-        notes.append(
-            f"validation rows differ between members: {len(common):,} of {len(truth):,} are common "
-            "to all"
-            + (
-                ", scores are of these"
-                if common
-                else ", each score is of a member's own "
-                "rows; --group_folds joins the folds of one configuration"
-            )
-        )
-    if not common:
+    ids = common_rows(read.values(), notes)
+    if not ids:
         return None, own
-    ids, polled = sorted(common), list(read)
-    values = np.empty((len(read), len(ids), len(first.classes)))
-    order, rows = None, []
-    for place, number in enumerate(polled):
-        ballot = read.pop(number)  # let go as soon as it is copied
+    groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
+    targets = numbers([truth[i] for i in ids], first.classes)
+    return SharedRows(list(read), ids, targets, groups, take_rows(read, ids)), own
+
+
+def common_rows(ballots: Collection[Ballot], notes: list[str]) -> list[str]:
+    """Return the ids of the rows that all have, sorted; note where some have others as well."""
+    orders = {id(ballot.ids): ballot.ids for ballot in ballots}.values()  # most share one list
+    known = set[str]().union(*orders)
+    common = known.intersection(*orders)
+    if len(common) < max(len(ids) for ids in orders):
+        scored = ", scores are of these"
+        if not common:
+            scored = (
+                ", each score is of a member's own rows; "
+                "--group_folds joins the folds of one configuration"
+            )
+        notes.append(
+            f"validation rows differ between members: {len(common):,} of {len(known):,} are common "
+            f"to all{scored}"
+        )
+    return sorted(common)
+
+
+def take_rows(read: dict[int, Ballot], ids: Sequence[str]) -> np.ndarray:
+    """Return the rows `ids` of all ballots, `[M, N, C]`, and empty `read`.
+
+    Each ballot is let go as soon as it is copied: two copies of all would not fit into memory.
+    """
+    values = np.empty((len(read), len(ids), len(next(iter(read.values())).classes)))
+    order: list[str] | None = None
+    rows: list[int] = []
+    for place, number in enumerate(list(read)):
+        ballot = read.pop(number)
         if ballot.ids is not order:
             index = {name: row for row, name in enumerate(ballot.ids)}
             order, rows = ballot.ids, [index[name] for name in ids]
         values[place] = ballot.probs[rows]
-    groups = [knowledge.groups.get(i, f"\0{i}") for i in ids] if knowledge.groups else None
-    targets = numbers([truth[i] for i in ids], first.classes)
-    return Poll(polled, ids, targets, groups, values), own
+    return values
 
 
 def agreed_labels(ballots: Iterable[Ballot]) -> dict[str, str]:
@@ -237,36 +163,36 @@ def score_all(probs: np.ndarray, targets: np.ndarray, options: VoteOptions) -> d
 
 
 def make_recipe(
-    members: Sequence[Member], poll: Poll | None, options: VoteOptions, notes: list[str]
+    members: Sequence[Member], shared: SharedRows | None, options: VoteOptions, notes: list[str]
 ) -> combine.Recipe:
     """Decide weights, temperatures and stacking for all members, from the validation rows."""
     if options.select in (None, "all") and not options.stack and not options.calibrate:
         return combine.Recipe(options.method, [m.weight for m in members])
     wishes = {"--stack": options.stack, "--select": options.select, "--calibrate": True}
     asked = next(name for name, wish in wishes.items() if wish)
-    if options.select == "auto" and (poll is None or len(poll.ids) < FEWEST_ROWS):
-        rows = f"only {len(poll.ids)} validation rows are" if poll else "no validation row is"
-        notes.append(f"{rows} common to all members: all of them have the same say")
+    if options.select == "auto" and (shared is None or len(shared.ids) < FEWEST_ROWS):
+        rows = f"only {len(shared.ids)} validation rows are" if shared else "no validation row is"
+        notes.append(f"{rows} common to all members: all of them have the same weight")
         return combine.Recipe(options.method, [m.weight for m in members])
-    if poll is None:
+    if shared is None:
         raise UserError(
             f"{asked}: needs validation rows that all members predict; keep the run folders "
             "(outputs/<run>/val.csv) beside the CSVs, join folds with --group_folds"
         )
-    if len(poll.ids) < FEWEST_ROWS:
+    if len(shared.ids) < FEWEST_ROWS:
         raise UserError(
-            f"{asked}: only {len(poll.ids)} validation rows are common to all members; "
+            f"{asked}: only {len(shared.ids)} validation rows are common to all members; "
             f"it needs {FEWEST_ROWS}"
         )
-    weights = [members[i].weight for i in poll.members]
-    fitted = fit_recipe(options, weights, poll.values, poll.targets, independent_share(poll))
-    if len(poll.members) == len(members):
+    weights = [members[i].weight for i in shared.members]
+    fitted = fit_recipe(options, weights, shared.values, shared.targets, independent_share(shared))
+    if len(shared.members) == len(members):
         return fitted
     chooses = options.select not in (None, "all") or options.stack
-    left = [m.name for i, m in enumerate(members) if i not in set(poll.members)]
+    left = [m.name for i, m in enumerate(members) if i not in set(shared.members)]
     then = "and so left out" if chooses else "not calibrated"
     notes.append(f"without validation rows, {then}: {few(left)}")
-    return spread(fitted, poll.members, [0.0 if chooses else m.weight for m in members])
+    return spread(fitted, shared.members, [0.0 if chooses else m.weight for m in members])
 
 
 def spread(recipe: combine.Recipe, places: list[int], weights: list[float]) -> combine.Recipe:
@@ -323,26 +249,26 @@ def best_members(metric: str, values: np.ndarray, targets: np.ndarray) -> list[i
     return combine.ranking(metric, [combine.score(metric, member, targets) for member in values])
 
 
-def parts_of(poll: Poll, options: VoteOptions) -> np.ndarray:
+def parts_of(shared: SharedRows, options: VoteOptions) -> np.ndarray:
     """Deal the rows into five parts, many rows into halves; groups are not torn apart."""
-    parts = 5 if len(poll.ids) < MANY_ROWS else 2
-    groups = poll.groups if poll.groups and len(set(poll.groups)) >= 2 * parts else None
-    return combine.split_parts(poll.ids, poll.targets, groups, parts, options.seed)
+    parts = 5 if len(shared.ids) < MANY_ROWS else 2
+    groups = shared.groups if shared.groups and len(set(shared.groups)) >= 2 * parts else None
+    return combine.split_parts(shared.ids, shared.targets, groups, parts, options.seed)
 
 
 def cross_fitted(
-    options: VoteOptions, weights: list[float], poll: Poll, parts: np.ndarray
+    options: VoteOptions, weights: list[float], shared: SharedRows, parts: np.ndarray
 ) -> np.ndarray:
     """Predict every row by what was fitted on the other parts; without a fit, directly."""
 
-    share = independent_share(poll)
+    share = independent_share(shared)
 
     def fit(values: np.ndarray, targets: np.ndarray) -> combine.Recipe:
         return fit_recipe(options, weights, values, targets, share)
 
     if options.select in (None, "all") and not options.stack and not options.calibrate:
-        return combine.combine(fit(poll.values, poll.targets), poll.values)
-    return combine.cross_fit(fit, poll.values, poll.targets, parts)
+        return combine.combine(fit(shared.values, shared.targets), shared.values)
+    return combine.cross_fit(fit, shared.values, shared.targets, parts)
 
 
 @dataclass(frozen=True)
@@ -355,68 +281,10 @@ class Rehearsal:
     honest: Honest
 
 
-def rehearse(options: VoteOptions, weights: list[float], poll: Poll) -> Rehearsal:
+def rehearse(options: VoteOptions, weights: list[float], shared: SharedRows) -> Rehearsal:
     """Predict all validation rows by a vote, and by a single member, that had not seen them."""
-    parts = parts_of(poll, options)
-    voted = cross_fitted(options, weights, poll, parts)
+    parts = parts_of(shared, options)
+    voted = cross_fitted(options, weights, shared, parts)
     best = replace(options, select="best:1", stack=None, calibrate=False, method="mean")
-    single = cross_fitted(best, weights, poll, parts)
-    return Rehearsal(parts, single, voted, compare(options, poll, parts, single, voted))
-
-
-def compare(
-    options: VoteOptions, poll: Poll, parts: np.ndarray, single: np.ndarray, voted: np.ndarray
-) -> Honest:
-    """Compare the best single member and a vote on rows that neither had been chosen on."""
-    metric, targets = options.metric, poll.targets
-    before, after = (combine.score(metric, probs, targets) for probs in (single, voted))
-    each = (voted.argmax(axis=1) == targets) * 1.0 - (single.argmax(axis=1) == targets)
-    error = standard_error(each, poll.groups)
-    gain = before - after if metric in combine.LOWER_IS_BETTER else after - before
-    nll_gain = combine.score("nll", single, targets) - combine.score("nll", voted, targets)
-    worse = is_worse(gain, nll_gain, error)
-    return Honest(
-        metric,
-        len(targets),
-        int(parts.max()) + 1,
-        before,
-        after,
-        gain,
-        error if metric == "acc" else None,
-        nll_gain,
-        worse,
-    )
-
-
-def standard_error(values: np.ndarray, groups: Sequence[str] | None) -> float:
-    """Return the standard error of the mean of `values` `[N]`.
-
-    Rows of a group (a person's images) are right or wrong together and count as one draw.
-    """
-    names = range(len(values)) if groups is None else groups
-    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    sums = np.bincount([place[name] for name in names], weights=values - values.mean())
-    return float(np.sqrt((sums**2).sum() * len(sums) / max(1, len(sums) - 1)) / len(values))
-
-
-def independent_share(poll: Poll) -> float:
-    """Return as how many independent rows each row counts: 1 without groups, else less.
-
-    It is the design effect of a cluster sample (Kish, 1965), of how often the members are right.
-    """
-    if poll.groups is None:
-        return 1.0
-    right = np.mean([member.argmax(axis=1) == poll.targets for member in poll.values], axis=0)
-    by_row, by_group = standard_error(right, None), standard_error(right, poll.groups)
-    if by_group <= by_row:
-        return 1.0
-    return max((by_row / by_group) ** 2, len(set(poll.groups)) / len(right))
-
-
-def is_worse(gain: float, nll_gain: float, error: float) -> bool:
-    """Tell whether a vote is worse than the best single member.
-
-    A loss within two standard errors (of accuracy) is no loss yet: there the log loss decides,
-    which sees more of each row.
-    """
-    return gain < 0 and (gain < -2 * error or nll_gain < 0)
+    single = cross_fitted(best, weights, shared, parts)
+    return Rehearsal(parts, single, voted, compare(options, shared, parts, single, voted))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ballot.vote.combine import LOWER_IS_BETTER, ranking
-from ballot.vote.selection import Honest
-from ballot.vote.tally import MemberReport, VoteReport
+from ballot.vote.comparison import Honest
+from ballot.vote.outcome import MemberReport, VoteReport
 
 HEADINGS = {"val_ece": "ece", "val_ece_after": "ece_cal", "temperature": "temp"}
 LEAST_NAME = 18

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.search_space import find_problems
 from ballot.config.templates.keys import is_theirs, space_in_our_words
 from ballot.errors import UserError
+from ballot.values import Layer
 
 CHOICE = {"_type": "choice", "_value": [1]}
 

@@ -11,9 +11,10 @@ import pytest
 
 from ballot.config.command_line import build_parser, parse_command_line
 from ballot.config.files import read_config_file
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import FIELDS, Config, parse_monitor
 from ballot.errors import UserError
+from ballot.values import Layer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from assembly import configure
-from ballot.config.files import read_config_file, read_config_files
-from ballot.config.layers import Layer, merge
+from ballot.config.files import read_config_file, read_config_files, recognise, translate
+from ballot.config.layers import merge
 from ballot.config.schema import Config
 from ballot.config.templates import vocabulary
-from ballot.config.templates.translate import COMPONENTS, RULES, recognise, translate
+from ballot.config.templates.keys import COMPONENTS, RULES
 from ballot.errors import UserError
+from ballot.values import Layer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ballot.config.trial_command import command_problems, outputs_of, parse_command
+from ballot.config.out_dir import outputs_of
+from ballot.config.trial_command import command_problems, parse_command
 from ballot.training.options import own_problems, read_options
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process_engine import InProcessEngine
 from PIL import Image
 from trained_for_tests import coloured, run
 
+import ensemble
 import train
+from ballot.engines.interface import Launch, Plan
 from ballot.errors import UserError
 from ballot.preflight import tryout
+from ballot.vote.options import VoteOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,3 +134,28 @@ def test_a_search_on_changed_data_is_refused_before_it_is_resumed(trained, tmp_p
     repaint(data)
     with pytest.raises(UserError, match=f"^resume: .* {one} was begun with: the images"):
         tryout.check_data(command, ROOT, one, {"lr": 0.02})
+
+
+@pytest.mark.slow
+def test_changed_data_are_refused_before_more_is_trained_for_a_search(trained, tmp_path):
+    data, outputs = tmp_path / "data", tmp_path / "outputs"
+    shutil.copytree(trained / "data", data)
+    outputs.mkdir()
+    engine = InProcessEngine(one_epoch, [{"lr": 0.02}])
+    command = f"python3 train.py --resume auto --image_size 16 --data_dir {data}"
+    plan = Plan(None, command, ROOT, outputs, 1, None, 1, True)
+    search = engine.start(plan, Launch(), {})
+    while search.status().state != "done":
+        pass
+    search.stop()
+    shutil.copytree(trained / "outputs" / "one", outputs / "s0-000-t0")
+    repaint(data)
+    asked = {"finalize": 1, "folds": 2, "csv": [], "search": "s0", "soup": False, "port": 0}
+    with pytest.raises(UserError, match=r"^resume: .* was begun with: the images have other"):
+        ensemble.vote_of_finalists(engine, asked, VoteOptions(out_dir=str(tmp_path / "vote")))
+    assert len(search.trials()) == 1
+
+
+def one_epoch(_record, _search):
+    yield 0.5
+    return 0.5

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from searches_for_tests import wait_for
 
-from ballot.config.trial_command import outputs_of
+from ballot.config.out_dir import outputs_of
 from ballot.engines.nni import remote
 from ballot.engines.nni.remote import ON_MACHINE
 from ballot.engines.nni.sent.on_machine import listening, sweep

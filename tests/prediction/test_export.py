@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from trained_for_tests import coloured, run
 
 import predict
-from ballot.vote.selection import VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.options import VoteOptions
+from ballot.vote.run import run_vote
 
 CLASSES = ["blue", "green", "red"]
 

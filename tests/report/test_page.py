@@ -31,8 +31,8 @@ from ballot.report.serve import open_server
 from ballot.report.trials import Trial, best_and_others, evenly, find_trials
 from ballot.runs.folder import open_run
 from ballot.vote.ballots import write_ballot
-from ballot.vote.selection import VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.options import VoteOptions
+from ballot.vote.run import run_vote
 from bench.report import SEARCH, make_runs
 from report import diff_lines, main
 

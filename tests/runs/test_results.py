@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from ballot.errors import UserError
-from ballot.runs.results import FACTS, Results, how_it_goes, read_table, write_table
+from ballot.report.trials import read_table_of
+from ballot.runs.files import read_rows
+from ballot.runs.results import Results, how_it_goes
+from ballot.runs.table import FACTS, read_table, write_table
 from ballot.runs.trials import NO_WORD, TrialRecord
 
 SGD = {"lr": 0.1, "optimizer": {"_name": "SGD", "momentum": 0.9}}
@@ -226,7 +229,8 @@ def test_every_cell_is_read_back_as_it_was(tmp_path):
         assert [row["reason"] for row in read] == cells
         assert [float(row["score"]) for row in read] == [0.1 + 0.2] * len(cells)
         write_table(path, list(read[0]), read_table(path))
-    assert pd.read_csv(path)["score"].tolist() == [0.1 + 0.2] * len(cells)
+    read = pd.read_csv(path, float_precision="round_trip")
+    assert read["score"].tolist() == [0.1 + 0.2] * len(cells)
 
 
 def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
@@ -247,3 +251,21 @@ def test_the_best_trial_is_one_that_did_not_fail(tmp_path, maximize, best):
     results.update(trials)
     assert results.best(trials).id == best
     assert results.best([]) is None
+
+
+@pytest.mark.parametrize("content", [b"run," + b"x" * 200_000 + b"\n", b"\xff\xfe\n"])
+def test_a_file_that_is_no_csv_is_no_table_of_a_search(content, tmp_path):
+    csv.field_size_limit(131_072)  # as Python starts
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"results.csv: is no table of a search"):
+        read_table(path)
+
+
+def test_rows_of_a_run_that_are_no_csv_are_a_user_error(tmp_path):
+    csv.field_size_limit(131_072)  # as Python starts
+    path = tmp_path / "history.csv"
+    path.write_text("epoch," + "x" * 200_000 + "\n")
+    with pytest.raises(UserError, match=r"history.csv: is no CSV"):
+        read_rows(path)
+    assert read_table_of(path) == []

@@ -24,9 +24,8 @@ from ballot.engines.choose import load_engine
 from ballot.engines.nni.database import read_trials
 from ballot.errors import UserError
 from ballot.runs.results import Results
-from ballot.runs.trials import TrialRecord
-from ballot.search import finalize
-from ballot.search.finalize import Finalist, choose, find_work, is_final, rank, table
+from ballot.runs.trials import TrialRecord, is_final
+from ballot.search.finalize import Finalist, choose, find_work, rank, table
 
 
 def finish(folder, trial, score, status="done", seed=42, ballot=True, **values):
@@ -147,9 +146,9 @@ def test_the_search_is_that_of_the_files(tmp_path, monkeypatch):
     trials = [ended(0, lr=0.1)]
     finish(tmp_path, trials[0], 0.9)
     with pytest.raises(UserError, match="search 'exp': is not known"):
-        finalize.choose_search(load_engine("nni"), None, [tmp_path / "exp-000-t0.csv"])
+        ensemble.choose_search(load_engine("nni"), None, [tmp_path / "exp-000-t0.csv"])
     with pytest.raises(UserError, match="the files are of no search"):
-        finalize.choose_search(load_engine("nni"), "other", [tmp_path / "exp-000-t0.csv"])
+        ensemble.choose_search(load_engine("nni"), "other", [tmp_path / "exp-000-t0.csv"])
 
 
 @pytest.mark.parametrize(

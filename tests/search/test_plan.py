@@ -7,13 +7,15 @@ import pytest
 import yaml
 from images_for_tests import class_folders
 
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.search_space import find_problems
 from ballot.data.survey import check_folder
+from ballot.engines.choose import load_engine
 from ballot.errors import UserError
 from ballot.search import plan
 from ballot.search.plan import Prospect, Request, read_request, schedule_of, write_files
 from ballot.tuning.tpe import TPE
+from ballot.values import Layer
 
 
 @pytest.fixture
@@ -28,7 +30,9 @@ def prospect(request, trial_s=60.0):
 def configured(photos, tmp_path, **more):
     request = Request(photos, max_seconds=7200.0, **more)
     found = prospect(request)
-    file = write_files(request, found, schedule_of(found, request), tmp_path / "place")
+    file = write_files(
+        load_engine("nni"), request, found, schedule_of(found, request), tmp_path / "place"
+    )
     return yaml.safe_load(file.read_text()), json.loads(
         (file.parent / "search_space.json").read_text()
     )

@@ -9,8 +9,8 @@ from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
 from ballot.search.refit import candidates, refits_of, runs_to_make
 from ballot.vote.ballots import read_ballot, write_ballot
-from ballot.vote.selection import Refit, VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.options import Refit, VoteOptions
+from ballot.vote.run import run_vote
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from ballot.errors import UserError
 from ballot.search import supervise, trouble
 from ballot.search.conclusion import conclude
 from ballot.search.resume import Record, decide
-from ballot.search.supervise import End
 from ballot.search.time_budget import OVER, Budget
+from ballot.search.trouble import End
 
 GOOD = [{"score": 0.6}, {"score": 0.95}, {"score": 0.8}]
 
@@ -88,7 +88,7 @@ def test_a_search_without_a_ballot_says_where_the_trials_words_are(tmp_path, cap
     end, results = see(search)
     budget = Budget(None, time.time())
     assert conclude(search, search.plan(), results, end, tmp_path / "vote", budget) is None
-    assert "no trial of s0 left a ballot" in capsys.readouterr().err
+    assert "no trial of s0 left predictions" in capsys.readouterr().err
 
 
 def test_a_tuner_that_dies_is_noticed_while_trials_run(tmp_path):

@@ -11,11 +11,12 @@ from images_for_tests import class_folders
 from PIL import Image
 
 from ballot.config.files import read_config_files
-from ballot.config.layers import Layer, merge
+from ballot.config.layers import merge
 from ballot.config.schema import FIELDS, Config
 from ballot.data.survey import survey
 from ballot.errors import UserError
 from ballot.training.recipes import choose, read_recipes, with_recipe
+from ballot.values import Layer
 from dataset import find_table
 
 LITE0 = "timm:tf_efficientnet_lite0"

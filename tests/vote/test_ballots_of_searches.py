@@ -5,8 +5,8 @@ import pytest
 
 from ballot.errors import UserError
 from ballot.vote.ballots import write_ballot
-from ballot.vote.selection import VoteOptions
-from ballot.vote.tally import run_vote
+from ballot.vote.options import VoteOptions
+from ballot.vote.run import run_vote
 
 
 @pytest.mark.parametrize("classes, ids", [(["a", "c"], ["1", "2"]), (["a", "b"], ["1", "3"])])

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 
 from ballot.vote.ballots import read_ballot, write_ballot
+from ballot.vote.comparison import SharedRows, independent_share, is_worse, standard_error
 from ballot.vote.members import name_members
-from ballot.vote.selection import (
-    Poll,
-    VoteOptions,
-    independent_share,
-    is_worse,
-    read_poll,
-    read_validations,
-    standard_error,
-)
+from ballot.vote.options import VoteOptions
+from ballot.vote.selection import read_shared_rows, read_validations
 from ballot.vote.truth import Knowledge
 
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -42,12 +36,12 @@ def make_members(folder, count, rows, shuffled=()):
 @pytest.mark.parametrize("shuffled", [(), (1,), (0, 1, 2, 3)])
 def test_each_row_of_the_poll_is_the_members_own_whatever_their_order(tmp_path, shuffled):
     members, first, ids, probs = make_members(tmp_path, 4, 30, shuffled)
-    poll, own = read_poll(members, first, Knowledge({}, {}), [], VoteOptions())
-    assert poll.members == [0, 1, 2, 3] and poll.ids == ids
-    assert poll.targets.tolist() == [row % 5 for row in range(30)]
-    assert poll.values == pytest.approx(probs, abs=1e-6)
+    shared, own = read_shared_rows(members, first, Knowledge({}, {}), [], VoteOptions())
+    assert shared.members == [0, 1, 2, 3] and shared.ids == ids
+    assert shared.targets.tolist() == [row % 5 for row in range(30)]
+    assert shared.values == pytest.approx(probs, abs=1e-6)
     for number, scores in own.items():
-        right = probs[number].argmax(axis=1) == poll.targets
+        right = probs[number].argmax(axis=1) == shared.targets
         assert scores["acc"] == pytest.approx(right.mean())
 
 
@@ -61,12 +55,12 @@ def test_members_of_the_same_rows_hold_their_ids_and_labels_once(tmp_path):
 def test_a_poll_of_many_members_takes_little_more_than_its_numbers(tmp_path):
     members, first, *_ = make_members(tmp_path, 60, 1000)
     make = members, first, Knowledge({}, {}), [], VoteOptions()
-    read_poll(*make)  # imports, once
+    read_shared_rows(*make)  # imports, once
     tracemalloc.start()
-    poll, _ = read_poll(*make)
+    shared, _ = read_shared_rows(*make)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2.4 * poll.values.nbytes  # what was read, and the same in one array
+    assert peak < 2.4 * shared.values.nbytes  # what was read, and the same in one array
 
 
 @pytest.mark.parametrize(
@@ -97,7 +91,7 @@ def test_images_that_are_right_together_count_as_one_row():
     right = np.repeat([1, 0, 1, 1, 0, 1], 5)
     values = np.stack([np.stack([right, 1 - right], axis=1)] * 2)
     groups = [str(k // 5) for k in range(30)]
-    assert independent_share(Poll([0, 1], [], np.zeros(30, int), None, values)) == 1
-    assert independent_share(Poll([0, 1], [], np.zeros(30, int), groups, values)) == 1 / 5
+    assert independent_share(SharedRows([0, 1], [], np.zeros(30, int), None, values)) == 1
+    assert independent_share(SharedRows([0, 1], [], np.zeros(30, int), groups, values)) == 1 / 5
     mixed = np.tile(groups[:5] + groups[5:10], 3).tolist()  # of each person some are right
-    assert independent_share(Poll([0, 1], [], np.zeros(30, int), mixed, values)) > 1 / 5
+    assert independent_share(SharedRows([0, 1], [], np.zeros(30, int), mixed, values)) > 1 / 5

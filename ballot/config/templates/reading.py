@@ -9,11 +9,14 @@ from typing import Any
 
 from ballot.config.templates import vocabulary
 from ballot.errors import UserError
-from ballot.values import Json
+from ballot.values import Json, Values
 
 # What our own defaults would add, and no project of a template has.
 IMPLIED = {"recipe": "none"}
 ENDINGS = ("dataloader", "datamodule", "dataset", "loader")
+
+# The lowest rate in PyTorch's schedules, which here is a share of the highest: `min_factor`.
+LOWEST = ("eta_min", "min_lr")
 
 
 @dataclass
@@ -297,13 +300,13 @@ def _settle_schedule(reading: Reading) -> None:
         return None
     given = {key: value for key, (_, value) in olds.items()}
     epochs, lr = (reading.values.get(key) for key in ("epochs", "lr"))
-    ours, args, lost = vocabulary.schedule(name, given, epochs, lr)
+    ours, args, lost = schedule(name, given, epochs, lr)
     reading.put("scheduler", ours, old, name)
     if args:
         reading.values["scheduler_args"] = dict(args)
     left = dict(args)
     for key, (where, value) in olds.items():
-        new = "min_factor" if key in vocabulary.LOWEST else key
+        new = "min_factor" if key in LOWEST else key
         if new in left:
             told = f"scheduler_args.{new} = {left.pop(new)!r}"
             reading.told.append((f"{where} = {value!r}", told))
@@ -370,10 +373,7 @@ def _settle_pipelines(reading: Reading) -> None:
     if not stages:
         return
     size = reading.values.get("image_size")
-    made = {
-        s: vocabulary.sized(steps, f"{reading.source}: {old}", size)
-        for s, (old, steps) in stages.items()
-    }
+    made = {s: sized(steps, f"{reading.source}: {old}", size) for s, (old, steps) in stages.items()}
     if "mean" in reading.values or "std" in reading.values:
         for steps in made.values():
             if steps.get("Normalize") == vocabulary.HALF:
@@ -381,6 +381,73 @@ def _settle_pipelines(reading: Reading) -> None:
     for s, (old, _) in stages.items():
         reading.told.append((old, f"pipeline.{s} = {made[s]!r}"))
     if "val" not in made and "train" in made:
-        made["val"] = vocabulary.without_chance(made["train"])
+        made["val"] = without_chance(made["train"])
         reading.told.append((f"{stages['train'][0]}, less chance", f"pipeline.val = {made['val']}"))
     reading.values["pipeline"] = made
+
+
+def sized(steps: Values, where: str, size: object) -> Json:
+    """Give transforms of the size of the images, and without arguments, that size."""
+    done = dict(steps)
+    for name in ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop"):
+        if name in done and done[name] is None:
+            if size is None:
+                raise UserError(f"{where}: {name} needs a size")
+            done[name] = {"size": [size, size] if name == "Resize" else size}
+    return done
+
+
+def without_chance(steps: Values) -> Json:
+    """Return what validation sees of a pipeline for training: its sizes, nothing that draws."""
+    done: Json = {}
+    for name, args in steps.items():
+        if name in ("RandomCrop", "RandomResizedCrop"):
+            size = args["size"]
+            done["Resize"] = {"size": [size, size] if isinstance(size, int) else size}
+        elif not name.startswith(vocabulary.CHANCE):
+            done[name] = args
+    return done
+
+
+def schedule(name: str, args: Json, epochs: Any, lr: Any) -> tuple[str, Json, dict[str, str]]:
+    """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
+
+    Defaults that differ from PyTorch's are written out.
+    """
+    plain, args = vocabulary.squeezed(name).removesuffix("lr"), dict(args)
+    lost: dict[str, str] = {}
+    ours: Json
+
+    def factor(key: str) -> dict[str, float]:
+        """A lowest rate as a share of the highest."""
+        floor = args.pop(key, 0) or 0
+        if floor and not lr:
+            lost[key] = "min_factor is its share of lr, which stands elsewhere"
+        return {"min_factor": floor / lr} if floor and lr else {}
+
+    if plain in ("step", "multistep"):
+        ours = _taken(args, "step_size", "milestones", "gamma")
+        name = "multistep" if "milestones" in ours else plain
+    elif plain == "exponential":
+        name, ours = "step", {"step_size": 1, "gamma": args.pop("gamma", 0.1)}
+    elif plain in ("cosineannealing", "cosine"):
+        if args.pop("t_max", None) not in (None, epochs):
+            lost["T_max"] = "the cosine ends with the epochs"
+        name, ours = "cosine", factor("eta_min")
+    elif plain in ("reduceonplateau", "reducelronplateau", "plateau"):
+        taken = _taken(args, "factor", "threshold", "cooldown")
+        ours = {"patience": args.pop("patience", 10), **taken, **factor("min_lr")}
+        name = "plateau"
+    elif plain in ("onecycle", "constant", "none"):
+        name = {"none": "constant"}.get(plain, plain)
+        ours = _taken(args, "pct_start", "div_factor", "final_div_factor")
+    else:
+        return name, args, {}  # one of our own, or unknown: checked where all names are
+    for key in args:
+        lost[key] = vocabulary.WITHOUT.get(key, f"{name} takes no such argument")
+    return name, ours, lost
+
+
+def _taken(args: Json, *keys: str) -> Json:
+    """Take keys out of arguments, as far as they are there."""
+    return {key: args.pop(key) for key in keys if key in args}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from ballot.errors import UserError
-from ballot.values import Json, Values
 
 # Leaves of a configuration that mean one field, whatever section they stand in.
 FIELDS = {
@@ -194,131 +191,10 @@ def known(table: Mapping[str, str], name: str, *endings: str) -> str:
     return name
 
 
-def _taken(args: Json, *keys: str) -> Json:
-    """Take keys out of arguments, as far as they are there."""
-    return {key: args.pop(key) for key in keys if key in args}
-
-
 def is_near(plain: str) -> bool:
     """Tell whether a name is so near that of a data set that it is a mistake in writing it."""
     names = [name for name in DATASETS if name]
     return bool(difflib.get_close_matches(plain, names, n=1, cutoff=0.8))
-
-
-# The lowest rate in PyTorch's schedules, which here is a share of the highest: `min_factor`.
-LOWEST = ("eta_min", "min_lr")
-
-
-def schedule(name: str, args: Json, epochs: Any, lr: Any) -> tuple[str, Json, dict[str, str]]:
-    """Turn a schedule of `torch.optim.lr_scheduler` into ours; return what is left of its args too.
-
-    Defaults that differ from PyTorch's are written out.
-    """
-    plain, args = squeezed(name).removesuffix("lr"), dict(args)
-    lost: dict[str, str] = {}
-    ours: Json
-
-    def factor(key: str) -> dict[str, float]:
-        """A lowest rate as a share of the highest."""
-        floor = args.pop(key, 0) or 0
-        if floor and not lr:
-            lost[key] = "min_factor is its share of lr, which stands elsewhere"
-        return {"min_factor": floor / lr} if floor and lr else {}
-
-    if plain in ("step", "multistep"):
-        ours = _taken(args, "step_size", "milestones", "gamma")
-        name = "multistep" if "milestones" in ours else plain
-    elif plain == "exponential":
-        name, ours = "step", {"step_size": 1, "gamma": args.pop("gamma", 0.1)}
-    elif plain in ("cosineannealing", "cosine"):
-        if args.pop("t_max", None) not in (None, epochs):
-            lost["T_max"] = "the cosine ends with the epochs"
-        name, ours = "cosine", factor("eta_min")
-    elif plain in ("reduceonplateau", "reducelronplateau", "plateau"):
-        taken = _taken(args, "factor", "threshold", "cooldown")
-        ours = {"patience": args.pop("patience", 10), **taken, **factor("min_lr")}
-        name = "plateau"
-    elif plain in ("onecycle", "constant", "none"):
-        name = {"none": "constant"}.get(plain, plain)
-        ours = _taken(args, "pct_start", "div_factor", "final_div_factor")
-    else:
-        return name, args, {}  # one of our own, or unknown: checked where all names are
-    for key in args:
-        lost[key] = WITHOUT.get(key, f"{name} takes no such argument")
-    return name, ours, lost
-
-
-def pipeline(spec: Any, where: str) -> Json:
-    """Turn transforms, as a list or an object, into `{name: arguments}` in order."""
-    if isinstance(spec, Mapping):
-        steps: Sequence[Any] = [{name: args} for name, args in spec.items()]
-    elif isinstance(spec, (list, tuple)):
-        steps = spec
-    else:
-        raise UserError(f"{where}: is {spec!r}; transforms are a list or an object")
-    done: Json = {}
-    for step in steps:
-        name, args = _step(step, where)
-        if name in done:
-            raise UserError(f"{where}: {name} stands there twice; a pipeline names each once")
-        done[name] = args
-    return done
-
-
-def sized(steps: Values, where: str, size: object) -> Json:
-    """Give transforms of the size of the images, and without arguments, that size."""
-    done = dict(steps)
-    for name in ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop"):
-        if name in done and done[name] is None:
-            if size is None:
-                raise UserError(f"{where}: {name} needs a size")
-            done[name] = {"size": [size, size] if name == "Resize" else size}
-    return done
-
-
-def without_chance(steps: Values) -> Json:
-    """Return what validation sees of a pipeline for training: its sizes, nothing that draws."""
-    done: Json = {}
-    for name, args in steps.items():
-        if name in ("RandomCrop", "RandomResizedCrop"):
-            size = args["size"]
-            done["Resize"] = {"size": [size, size] if isinstance(size, int) else size}
-        elif not name.startswith(CHANCE):
-            done[name] = args
-    return done
-
-
-def _step(step: object, where: str) -> tuple[str, Json | None]:
-    if isinstance(step, str):
-        return _camel(step), dict(HALF) if step == "normalize" else None
-    if (
-        isinstance(step, Mapping)
-        and len(step) == 1
-        and not {"type", "name"} & set(map(str.lower, step))
-    ):
-        ((name, args),) = step.items()
-        name = _camel(name)
-        if args is None or isinstance(args, Mapping):
-            return name, _lowered(args)
-        return name, {FIRST_ARGUMENT.get(name, "size"): args}
-    if isinstance(step, Mapping):
-        rest = _lowered(step) or {}
-        for word in ("type", "name"):
-            if isinstance(rest.get(word), str):
-                name = _camel(rest.pop(word))
-                return name, {**(_lowered(rest.pop("args", None)) or {}), **rest} or None
-    raise UserError(f'{where}: {step!r} has no name; as in {{"type": "Resize", "size": 64}}')
-
-
-def _camel(name: str) -> str:
-    """Return torchvision's name of a transform that is written in small letters: `to_tensor`."""
-    if name != name.lower():
-        return name
-    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
-
-
-def _lowered(args: Values | None) -> Json | None:
-    return {str(key).lower(): value for key, value in args.items()} if args else None
 
 
 def metrics(spec: object) -> object:

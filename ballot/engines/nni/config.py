@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ballot.config.files import parse_json, parse_yaml
+from ballot.config.parsing import parse_json, parse_yaml
 from ballot.config.templates.keys import space_in_our_words
 from ballot.engines.interface import Outline
 from ballot.engines.nni import algorithms
 from ballot.engines.nni.algorithms import OURS, is_ours, name_of
+from ballot.engines.nni.spelling import plain
 from ballot.errors import UserError, suggest
 from ballot.problems import Problem, as_problem
 from ballot.values import Json, Values
@@ -138,11 +139,6 @@ def _whole_numbers(content: Values, path: Path) -> tuple[Json, list[Problem]]:
         )
         kept[key] = 1 if plain(key) == "trialconcurrency" else None  # the rest is checked as well
     return kept, problems
-
-
-def plain(key: object) -> str:
-    """Write a key as NNI compares them."""
-    return str(key).lower().replace("_", "")
 
 
 def _space(inline: object, file: object, path: Path) -> tuple[Json, str, list[Problem]]:

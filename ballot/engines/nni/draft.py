@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from ballot.config.out_dir import outputs_of
 from ballot.config.schema import Config
-from ballot.config.trial_command import outputs_of, with_own_interpreter
+from ballot.config.trial_command import with_own_interpreter
 from ballot.engines.interface import Limits, MachineCheck, Outline, Plan
 from ballot.engines.nni import checks, config, remote
 from ballot.engines.nni.algorithms import add_warm_start

@@ -47,13 +47,14 @@ class NniEngine:
 
     def start(self, plan: Plan, launch: Launch, note: Values) -> NniSearch:
         """Start a manager for a new search, and write down what it takes to go on with it."""
-        search = manager.start(plan.settings, launch.port, environment(plan, launch))
+        listed = manager.start(plan.settings, launch.port, environment(plan, launch))
+        search = NniSearch.of(listed)
         search.write_note(**note, **remote.note_of(plan.links))
         return search
 
     def resume(self, search: Search, plan: Plan, launch: Launch) -> NniSearch:
         """Start a manager that goes on with a search, from NNI's record of it."""
-        return manager.resume(search, launch.port, environment(plan, launch))
+        return NniSearch.of(manager.resume(search, launch.port, environment(plan, launch)))
 
     def run_more(
         self,
@@ -66,7 +67,7 @@ class NniEngine:
         """Run trials under a manager that asks no tuner (node/trials.js)."""
         extra = environment(plan, launch)
         extra |= {"BALLOT_TRIALS": str(plan.max_trials), "BALLOT_AGAIN": ",".join(again)}
-        running = manager.resume(search, launch.port, extra)
+        running = NniSearch.of(manager.resume(search, launch.port, extra))
         try:
             post(running, parameters)
         except BaseException:

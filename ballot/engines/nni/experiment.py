@@ -12,12 +12,12 @@ import psutil  # comes with NNI
 from ballot.engines.interface import WRITE_S, Launch, Limits, Machines, MachineState, Plan, Status
 from ballot.engines.nni import guard, logs, profile, remote
 from ballot.engines.nni.database import Records, database_of
-from ballot.engines.nni.portal import FAILURES, Portal
+from ballot.engines.nni.listed import Listed
+from ballot.engines.nni.portal import FAILURES
 from ballot.engines.nni.processes import (
     await_end,
     belonging,
     end_processes,
-    is_manager,
     kill,
 )
 from ballot.engines.notes import Noted
@@ -29,40 +29,20 @@ STOP_S = 90.0  # NNI gives itself 60 s to shut down
 
 
 @dataclass
-class NniSearch(Noted):
+class NniSearch(Listed, Noted):
     """A search, whether its manager runs or not."""
 
-    id: str
-    folder: Path  # NNI's: database, logs, words of the trials
-    port: int | None = None
-    pid: int | None = None  # of NNI's manager
-    prefix: str | None = None
-    began: float = 0.0  # seconds since the epoch
     _records: Records | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def portal(self) -> Portal:
-        """Where its manager listens."""
-        return Portal(self.port, self.prefix)
+    @classmethod
+    def of(cls, listed: Listed) -> NniSearch:
+        """Return the search of an entry of NNI's list."""
+        return cls(**vars(listed))
 
     @property
     def address(self) -> str:
         """The page of its portal, while it runs."""
         return self.portal.url if self.is_running() else ""
-
-    def manager(self) -> psutil.Process | None:
-        """Return its manager if that process lives: a pid alone may by now be another's."""
-        if self.pid is None:
-            return None
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            if process.status() != psutil.STATUS_ZOMBIE and is_manager(process, self.id):
-                return process
-        return None
-
-    def is_running(self) -> bool:
-        """Whether its manager runs."""
-        return self.manager() is not None
 
     def has_leftovers(self) -> bool:
         """Whether processes work for it although its manager is gone."""

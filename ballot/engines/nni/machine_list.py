@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ballot.engines.nni.config import plain
+from ballot.engines.nni.spelling import plain
 from ballot.errors import UserError
 from ballot.machines.machine import Machine
 from ballot.values import Json, Values

@@ -16,7 +16,7 @@ import psutil  # comes with NNI
 
 from ballot.engines.interface import Search
 from ballot.engines.nni import guard
-from ballot.engines.nni.experiment import NniSearch
+from ballot.engines.nni.listed import Listed
 from ballot.engines.nni.ports import is_free
 from ballot.engines.nni.processes import end_processes
 from ballot.engines.nni.profile import read_profile
@@ -38,7 +38,7 @@ def free_port(first: int, in_a_row: int = 1) -> int:
     raise UserError(f"port: none of {first} to {first + 99} is free; choose another with --port")
 
 
-def start(config: object, port: int, extra: Mapping[str, str]) -> NniSearch:
+def start(config: object, port: int, extra: Mapping[str, str]) -> Listed:
     """Start NNI's manager; try again where it does not start.
 
     It outlives this process once its folder has a `search.json` (node/trials.js).
@@ -46,7 +46,7 @@ def start(config: object, port: int, extra: Mapping[str, str]) -> NniSearch:
     return _launch(config, None, port, {**extra, "BALLOT_STARTER": str(os.getpid())})
 
 
-def resume(search: Search, port: int, extra: Mapping[str, str]) -> NniSearch:
+def resume(search: Search, port: int, extra: Mapping[str, str]) -> Listed:
     """Start a manager for a search that has none, from what NNI's database says of it."""
     from nni.experiment.config import ExperimentConfig
 
@@ -67,7 +67,7 @@ def environment(public: bool) -> dict[str, str]:
     return {**extra, "NODE_OPTIONS": f"{before} {extra['NODE_OPTIONS']} {after}"}
 
 
-def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> NniSearch:
+def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str]) -> Listed:
     """Start a manager on the first free port, and another one where it dies of a fault of NNI's."""
     import logging
 
@@ -92,7 +92,7 @@ def _launch(config: Any, known: str | None, port: int, extra: Mapping[str, str])
             time.sleep(0 if lost else 2)
 
 
-def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> NniSearch:
+def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> Listed:
     """Choose the id, the folder and the secret address of a search; no other user reads them."""
     from nni.experiment import management
 
@@ -109,12 +109,10 @@ def _new_search(config: Any, known: str | None, port: int, *, secret: bool) -> N
             ) from None
     # Without the guard it would stand in the list of processes.
     prefix = secrets.token_hex(16) if secret else None
-    return NniSearch(name, root / name, port, None, prefix, time.time())
+    return Listed(name, root / name, port, None, prefix, time.time())
 
 
-def _begin(
-    config: Any, search: NniSearch, extra: Mapping[str, str], *, resuming: bool
-) -> NniSearch:
+def _begin(config: Any, search: Listed, extra: Mapping[str, str], *, resuming: bool) -> Listed:
     """Start the manager of a search, and hand it what it is to do as soon as it listens."""
     from nni.experiment import RunMode, launcher, rest
     from nni.tools.nnictl.config_utils import Experiments
@@ -147,7 +145,7 @@ def _begin(
     return search
 
 
-def _await_answer(process: subprocess.Popen[bytes], search: NniSearch) -> None:
+def _await_answer(process: subprocess.Popen[bytes], search: Listed) -> None:
     """Wait until a manager answers on its port; what another program answers there is not its."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:

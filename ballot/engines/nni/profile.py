@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
-from ballot.config.trial_command import outputs_of
+from ballot.config.out_dir import outputs_of
 from ballot.engines.interface import Plan
 from ballot.engines.nni.algorithms import OURS
 from ballot.engines.nni.database import database_of, query_database

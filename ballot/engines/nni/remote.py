@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ballot.config.trial_command import out_dir_of
+from ballot.config.out_dir import out_dir_of
 from ballot.engines.interface import WRITE_S, Plan
 from ballot.engines.nni import logs
 from ballot.engines.nni.machine_list import NO_KEY, machines_of

@@ -3,10 +3,12 @@
 import json
 import shlex
 import sqlite3
+from pathlib import Path
 
 import pytest
 
 from ballot.config import trial_command
+from ballot.engines.interface import WRITE_S
 from ballot.engines.nni import manager
 from ballot.engines.nni.database import Records, read_trials
 
@@ -237,3 +239,9 @@ def test_the_mended_trials_come_before_the_guard_which_names_them():
     options = manager.environment(public=False)["NODE_OPTIONS"]
     order = [options.index(f"node/{name}.js") for name in ("trials", "guard", "remote")]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", ["trials.js", "keeper.js"])
+def test_a_trial_has_as_long_to_write_as_the_engine_says(name):
+    source = (Path(manager.__file__).parent / "node" / name).read_text()
+    assert f"const PATIENCE_MS = {WRITE_S * 1000:.0f};" in source

@@ -6,17 +6,14 @@ once, one at a time, into one running sum.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ballot.errors import UserError, suggest
-from ballot.runs.files import write_json
 from ballot.runs.folder import is_validation, run_of
 from ballot.vote import combine
 from ballot.vote.ballots import (
@@ -24,31 +21,19 @@ from ballot.vote.ballots import (
     check_same_classes,
     looks_like_formula,
     read_ballots,
-    rows_like,
-    write_answers,
-    write_ballot,
-)
-from ballot.vote.members import (
-    Member,
-    find_files,
-    group_folds,
-    name_members,
     read_member,
-    status_of,
+    rows_like,
 )
+from ballot.vote.comparison import FEWEST_ROWS, SharedRows, compare
+from ballot.vote.members import Member, find_files, group_folds, name_members, status_of
+from ballot.vote.options import Refit, VoteOptions, check_options
+from ballot.vote.outcome import MemberReport, VoteReport, write_vote
 from ballot.vote.selection import (
-    FEWEST_ROWS,
-    Honest,
-    Poll,
-    Refit,
     Rehearsal,
-    VoteOptions,
     best_members,
-    check_options,
-    compare,
     cross_fitted,
     make_recipe,
-    read_poll,
+    read_shared_rows,
     rehearse,
     score_all,
 )
@@ -57,44 +42,6 @@ from ballot.wording import few, natural, short
 
 REFIT_SAY = 0.5  # of runs on all rows together (docs/vote.md)
 LARGEST_HINT = 10**8  # numbers in memory (0.8 GB) for what nobody asked for
-
-
-@dataclass
-class MemberReport:
-    """One line of the table; scores by name, empty where they are not known."""
-
-    name: str
-    files: list[str]
-    weight: float | None
-    status: str | None = None
-    temperature: float | None = None
-    val: dict[str, float] = field(default_factory=dict)
-    test: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class VoteReport:
-    """All that a vote found; `probs` is `[N, C]` in the order of `ids` and `classes`.
-
-    There are none of these where members vote on validation rows alone. `alone` says that the best
-    single member answers, because the vote did worse on rows held out of the choice.
-    """
-
-    options: VoteOptions
-    ids: list[str]
-    classes: list[str]
-    probs: np.ndarray
-    members: list[MemberReport]
-    best_single: MemberReport | None = None
-    val: dict[str, float] = field(default_factory=dict)
-    test: dict[str, float] = field(default_factory=dict)
-    val_rows: int = 0
-    test_rows: int = 0
-    honest: Honest | None = None
-    greedy: Honest | None = None
-    alone: bool = False
-    notes: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
 
 
 def run_vote(
@@ -107,26 +54,16 @@ def run_vote(
     (`UserError`).
     """
     check_options(options)
-    members, notes = gather(paths, options)
-    tested = has_test_rows(members, options)
-    check_out_dir(Path(options.out_dir), members)
-    members, statuses = drop_broken(members, notes)
-    first = read_member(members[0].files[0])  # its order is the answer's order
-    if not tested:
-        first = replace(first, ids=[], labels=None, probs=first.probs[:0])
-        notes.append(without_test_rows(options))
-    # Sums run in the order of names, so that the order of the files changes no bit.
-    by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
-    members, statuses = [members[i] for i in by_name], [statuses[i] for i in by_name]
+    members, statuses, first, notes = read_members(paths, options)
     submission, remarks = find_submission(members, first.classes)
     notes += remarks
     knowledge = read_splits(members)
-    poll, own = read_poll(members, first, knowledge, notes, options)
-    recipe = make_recipe(members, poll, options, notes)
-    rehearsal = try_out(poll, recipe, options)
+    shared, own = read_shared_rows(members, first, knowledge, notes, options)
+    recipe = make_recipe(members, shared, options, notes)
+    rehearsal = try_out(shared, recipe, options)
     alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.worse
     if alone:
-        recipe = single_recipe(members, poll, options)
+        recipe = single_recipe(members, shared, options)
     judged = recipe
     if refits:
         members, statuses, recipe = with_refits(members, statuses, recipe, refits, notes)
@@ -139,10 +76,30 @@ def run_vote(
     ]
     report = VoteReport(options, first.ids, first.classes, probs, rows, alone=alone, notes=notes)
     report.test, report.test_rows = test.score(probs), int(test.known.sum())
-    score_validation(report, poll, own, judged, rehearsal)
+    score_validation(report, shared, own, judged, rehearsal)
     notes += test.notes()
     write_vote(report, recipe, first.columns, submission)
     return report
+
+
+def read_members(
+    paths: Sequence[str | Path], options: VoteOptions
+) -> tuple[list[Member], list[str | None], Ballot, list[str]]:
+    """Return who votes, how each run ended, the first file, and what has to be noted.
+
+    The order of the first file is that of the answer; without test rows it has none.
+    """
+    members, notes = gather(paths, options)
+    tested = has_test_rows(members, options)
+    check_out_dir(Path(options.out_dir), members)
+    members, statuses = drop_broken(members, notes)
+    first = read_member(members[0].files[0])
+    if not tested:
+        first = replace(first, ids=[], labels=None, probs=first.probs[:0])
+        notes.append(without_test_rows(options))
+    # Sums run in the order of names, so that the order of the files changes no bit.
+    by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
+    return [members[i] for i in by_name], [statuses[i] for i in by_name], first, notes
 
 
 def with_refits(
@@ -163,15 +120,15 @@ def with_refits(
     known = [each for each in refits if own.get(each.of)]
     say = {each.file: own[each.of] / times[each.of] for each in known}
     if not known:
-        notes.append("the runs on all rows repeat no member of the vote: they have no say")
+        notes.append("the runs on all rows repeat no member of the ensemble: they have weight 0")
         return members, statuses, recipe
     scale = REFIT_SAY / sum(say.values())
     weights = [(1 - REFIT_SAY) * weight / total for weight in recipe.weights]
     weights += [scale * say[each.file] for each in known]
     added = [Member(run_of(each.file).name, (each.file,)) for each in known]
     notes.append(
-        f"{len(known)} runs on all rows have {REFIT_SAY:.0%} of the say; validation scores are of "
-        "the other members"
+        f"{len(known)} runs on all rows have {REFIT_SAY:.0%} of the weight; validation scores "
+        "are those of the other members"
     )
     whole = [*statuses, *("done" for _ in known)]
     return [*members, *added], whole, replace(recipe, weights=weights)
@@ -253,28 +210,30 @@ def shares(recipe: combine.Recipe) -> list[float]:
     return [size / (sum(sizes) or 1.0) for size in sizes]
 
 
-def try_out(poll: Poll | None, recipe: combine.Recipe, options: VoteOptions) -> Rehearsal | None:
+def try_out(
+    shared: SharedRows | None, recipe: combine.Recipe, options: VoteOptions
+) -> Rehearsal | None:
     """Score the vote on rows held out of the choice, where its voters share enough of them."""
-    if poll is None or len(poll.ids) < FEWEST_ROWS:
+    if shared is None or len(shared.ids) < FEWEST_ROWS:
         return None
     voters = {i for i, weight in enumerate(recipe.weights) if weight}
-    if not voters <= set(poll.members):
+    if not voters <= set(shared.members):
         return None
-    return rehearse(options, [recipe.weights[i] for i in poll.members], poll)
+    return rehearse(options, [recipe.weights[i] for i in shared.members], shared)
 
 
 def single_recipe(
-    members: Sequence[Member], poll: Poll | None, options: VoteOptions
+    members: Sequence[Member], shared: SharedRows | None, options: VoteOptions
 ) -> combine.Recipe:
     """Let the best member by validation answer alone."""
-    assert poll is not None, "nothing was tried out"
-    best = poll.members[best_members(options.metric, poll.values, poll.targets)[0]]
+    assert shared is not None, "nothing was tried out"
+    best = shared.members[best_members(options.metric, shared.values, shared.targets)[0]]
     return combine.Recipe("mean", [float(i == best) for i in range(len(members))])
 
 
 def score_validation(
     report: VoteReport,
-    poll: Poll | None,
+    shared: SharedRows | None,
     own: dict[int, dict[str, float]],
     recipe: combine.Recipe,
     rehearsal: Rehearsal | None,
@@ -285,47 +244,49 @@ def score_validation(
         row.val = own.get(number, {})
         if recipe.temperatures is not None:
             row.temperature = recipe.temperatures[number]
-    if poll is not None:
-        report.val_rows = len(poll.ids)
-        for place, number in enumerate(poll.members):
-            rows[number].val = score_all(poll.values[place], poll.targets, options)
+    if shared is not None:
+        report.val_rows = len(shared.ids)
+        for place, number in enumerate(shared.members):
+            rows[number].val = score_all(shared.values[place], shared.targets, options)
     if judged := [i for i, row in enumerate(rows) if row.val]:
         order = combine.ranking(options.metric, [rows[i].val[options.metric] for i in judged])
         report.best_single = rows[judged[order[0]]]
     voters = {i for i, weight in enumerate(recipe.weights) if weight}
-    if poll is None or not voters <= set(poll.members):
+    if shared is None or not voters <= set(shared.members):
         return
     if rehearsal is None:
-        weights = [recipe.weights[i] for i in poll.members]
-        probs = combine.combine(replace(recipe, weights=weights), poll.values)
-        report.val = score_all(probs, poll.targets, options)
+        weights = [recipe.weights[i] for i in shared.members]
+        probs = combine.combine(replace(recipe, weights=weights), shared.values)
+        report.val = score_all(probs, shared.targets, options)
         return
-    judge(report, poll, recipe, rehearsal)
+    judge(report, shared, recipe, rehearsal)
 
 
-def judge(report: VoteReport, poll: Poll, recipe: combine.Recipe, rehearsal: Rehearsal) -> None:
+def judge(
+    report: VoteReport, shared: SharedRows, recipe: combine.Recipe, rehearsal: Rehearsal
+) -> None:
     """Score the vote, and what greedy would give, where they took no part in the choice."""
     options, parts = report.options, rehearsal.parts
-    report.val = score_all(rehearsal.voted, poll.targets, options)
+    report.val = score_all(rehearsal.voted, shared.targets, options)
     if options.calibrate:
         report.val["ece_after"] = report.val.pop("ece")
-        for place, number in enumerate(poll.members):
-            member = replace(poll, values=poll.values[place : place + 1])
+        for place, number in enumerate(shared.members):
+            member = replace(shared, values=shared.values[place : place + 1])
             alone = replace(options, select=None, stack=None, weights=None)
             probs = cross_fitted(alone, [1.0], member, parts)
-            report.members[number].val["ece_after"] = combine.ece(probs, poll.targets)
-    if len(poll.members) < 2:
+            report.members[number].val["ece_after"] = combine.ece(probs, shared.targets)
+    if len(shared.members) < 2:
         return
     report.honest = rehearsal.honest
     decided = options.select or options.stack or options.weights is not None
     if decided or options.method == "geometric":
         return
-    if poll.values.size > LARGEST_HINT:
+    if shared.values.size > LARGEST_HINT:
         report.notes.append("--select greedy: not tried unasked on so many validation predictions")
         return
-    wish, weights = replace(options, select="greedy"), [recipe.weights[i] for i in poll.members]
-    voted = cross_fitted(wish, weights, poll, parts)
-    report.greedy = compare(options, poll, parts, rehearsal.single, voted)
+    wish, weights = replace(options, select="greedy"), [recipe.weights[i] for i in shared.members]
+    voted = cross_fitted(wish, weights, shared, parts)
+    report.greedy = compare(options, shared, parts, rehearsal.single, voted)
 
 
 def known_targets(
@@ -424,80 +385,3 @@ class TestFiles:
                 " they are written as they are, because a submission needs them so"
             )
         return notes
-
-
-def write_vote(
-    report: VoteReport, recipe: combine.Recipe, columns: Sequence[str], submission: Submission
-) -> None:
-    """Write `soft.csv`, `submission.csv` and, last, `ensemble.json`: that alone without answers."""
-    folder = Path(report.options.out_dir)
-    soft, answers, record = (folder / n for n in ("soft.csv", "submission.csv", "ensemble.json"))
-    if not report.ids:
-        stale = [path for path in (soft, answers) if record.exists() and path.exists()]
-        if stale:
-            report.notes.append(f"removed: {few(map(str, stale))} of an earlier vote")
-        write_json(record, describe(report, recipe, columns, submission))
-        for path in stale:
-            path.unlink()
-        report.files = [record]
-        return
-    place = {name: number for number, name in enumerate(report.classes)}
-    order = [place[name] for name in columns]
-    same = order == list(range(len(order)))
-    write_ballot(soft, report.ids, columns, report.probs if same else report.probs[:, order])
-    words = [submission.words[name] for name in report.classes]
-    chosen = [words[number] for number in report.probs.argmax(axis=1).tolist()]
-    rows = list(zip(report.ids, chosen, strict=True))
-    if submission.order is not None and submission.order != report.ids:
-        by_id = dict(rows)
-        if len(submission.order) == len(rows) and by_id.keys() == set(submission.order):
-            rows = [(name, by_id[name]) for name in submission.order]
-    write_answers(answers, submission.columns, rows)
-    write_json(record, describe(report, recipe, columns, submission))
-    report.files = [soft, answers, record]
-
-
-def describe(
-    report: VoteReport, recipe: combine.Recipe, columns: Sequence[str], submission: Submission
-) -> dict[str, Any]:
-    """Return all of a vote that is needed to repeat or to apply it; paths are from its folder."""
-    options = report.options
-    members = []
-    for number, row in enumerate(report.members):
-        files = [relative(Path(file), Path(options.out_dir)) for file in row.files]
-        members.append({**asdict(row), "files": files, "raw_weight": recipe.weights[number]})
-    stack = None
-    if recipe.stack is not None:
-        stack = {
-            "coef": recipe.stack.coef.tolist(),
-            "intercept": recipe.stack.intercept.tolist(),
-            "seen": recipe.stack.seen,
-        }
-    return {
-        "method": recipe.method,
-        "classes": list(report.classes),
-        "columns": list(columns),
-        "members": members,
-        "stack": stack,
-        "submission": {"columns": submission.columns, "answers": submission.words},
-        "options": {**asdict(options), "weights": options.weights and list(options.weights)},
-        "scores": {
-            "best_single": report.best_single and report.best_single.name,
-            "answer": "best_single" if report.alone else "vote",
-            "val": report.val,
-            "test": report.test,
-            "val_rows": report.val_rows,
-            "test_rows": report.test_rows,
-            "held_out": report.honest and asdict(report.honest),
-            "greedy_held_out": report.greedy and asdict(report.greedy),
-        },
-        "notes": report.notes,
-    }
-
-
-def relative(path: Path, folder: Path) -> str:
-    """Return `path` as seen from `folder`, so that both can be moved together."""
-    try:
-        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive of Windows
-        return path.resolve().as_posix()
