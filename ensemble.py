@@ -102,7 +102,7 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
 
 def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
-    from ballot.engines.choose import load_engine
+    from ballot.engines.choose import AnyEngine
     from ballot.search import finalize  # what a search takes, a vote of files does not
 
     check_options(options)
@@ -112,8 +112,9 @@ def vote_of_finalists(asked: Json, options: VoteOptions) -> int:
     if asked["soup"] or options.weights is not None:
         raise UserError("--finalize: does not go with --soup or --weights")
     files = find_files(asked["csv"])[0] if asked["csv"] else []
-    engine = load_engine("nni")
-    search, among = finalize.choose_search(engine, asked["search"], files)
+    every = AnyEngine()
+    search, among = finalize.choose_search(every, asked["search"], files)
+    engine = every.of(search)
     with search.watched():
         standings, interrupted = finalize.finalize(
             engine, search, count, folds, among=among, port=asked["port"]

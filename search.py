@@ -22,7 +22,14 @@ from ballot.config.command_line import Parser
 from ballot.config.trial_command import parse_command
 from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
-from ballot.engines.choose import find_search, load_engine, newest_search
+from ballot.engines.choose import (
+    DEFAULT,
+    NAMES,
+    AnyEngine,
+    engine_of_config,
+    find_search,
+    newest_search,
+)
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
 from ballot.errors import UserError, lasting_main
 from ballot.machines import setup
@@ -60,19 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run a search from its configuration to its vote, or look after others."""
     began = time.time()
     args = read_command_line(argv)
-    engine = load_engine("nni")
+    every = AnyEngine()
     if args.list:
-        print("\n".join(list_lines(engine.known_searches())))
+        print("\n".join(list_lines(every.known_searches())))
         return 0
     if args.status is not None:
-        print("\n".join(status_lines(named_search(engine, args.status, args.config))))
+        print("\n".join(status_lines(named_search(every, args.status, args.config))))
         return 0
     if args.stop is not None:
-        return stop_searches(engine, args.stop)
+        return stop_searches(every, args.stop)
     if args.resume is not None:
         if args.warm_start:
             raise UserError("command line: --warm_start is for a new search; leave it out")
-        search = named_search(engine, args.resume, args.config)
+        search = named_search(every, args.resume, args.config)
+        engine = every.of(search)
         with search.watched():
             return see_through(engine, *take_up(engine, search, args, began), args)
     if args.data_dir is not None:
@@ -81,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             "command line: name what to search: --data_dir PHOTOS, or --config config_local.yml"
         )
+    engine = chosen_engine(args)
     plan = preflight(engine, args)
     if plan is None:
         return 2
@@ -91,6 +100,17 @@ def main(argv: list[str] | None = None) -> int:
     budget = Budget(plan.max_seconds, began, away=plan.elsewhere)
     with search.watched():
         return see_through(engine, search, plan, budget, args)
+
+
+def chosen_engine(args: Namespace) -> Engine:
+    """Return the engine that a configuration is written for, which may be named as well."""
+    engine = engine_of_config(Path(args.config))
+    if args.engine not in (None, engine.name):
+        raise UserError(
+            f"command line: engine is {args.engine}, but {args.config} is for {engine.name}; "
+            "leave --engine out"
+        )
+    return engine
 
 
 def read_command_line(argv: list[str] | None) -> Namespace:
@@ -115,7 +135,8 @@ def build_parser() -> Parser:
     add("--preset", default="medium", choices=tuple(PRESETS), help=preset)
     refit = "train the best again on all rows within the time (default: with --data_dir)"
     add("--refit", choices=("yes", "no"), help=refit)
-    add("--config", metavar="FILE", help="NNI configuration, as config_local.yml")
+    add("--config", metavar="FILE", help="configuration of a search, as config_local.yml")
+    add("--engine", choices=NAMES, help="--data_dir: what runs the trials (default: nni)")
     add("--max_trials", type=int, metavar="N", help="trials in all, instead of the configuration's")
     add("--max_duration", metavar="TIME", help="time in all, the vote included: 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="trials at once")
@@ -164,6 +185,7 @@ def plan_from_folder(args: Namespace) -> None:
         concurrency=args.concurrency,
         max_trials=args.max_trials,
         refit=args.refit != "no",
+        engine=args.engine or DEFAULT,
     )
     fixed = read_request(request)
     check_folder(request.data_dir, fixed.base)
@@ -316,7 +338,7 @@ def reserve_of(args: Namespace, seconds: float | None) -> float | None:
     return 0.0 if seconds is None else REFIT_SHARE * seconds
 
 
-def named_search(engine: Engine, search_id: str, config: str | None) -> Search:
+def named_search(engine: AnyEngine, search_id: str, config: str | None) -> Search:
     """Return the search of an id, or the newest of a configuration or of this folder."""
     if search_id:
         return find_search(engine, search_id)
@@ -376,7 +398,7 @@ def check_data_of(search: Search, plan: Plan, trials: Sequence[TrialRecord]) -> 
             return
 
 
-def stop_searches(engine: Engine, wanted: str) -> int:
+def stop_searches(engine: AnyEngine, wanted: str) -> int:
     """Stop one search, or all that search.py started and that run."""
     if wanted == "all":
         searches = [s for s in engine.known_searches() if s.note() and s.is_running()]

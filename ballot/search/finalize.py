@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballot.engines.choose import find_search, newest_search
+from ballot.engines.choose import HasSearches, find_search, newest_search
 from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.errors import UserError
 from ballot.runs.files import read_json
@@ -80,7 +80,7 @@ def is_final(trial: TrialRecord) -> bool:
 
 
 def choose_search(
-    engine: Engine, wanted: str | None, files: Sequence[Path]
+    engine: HasSearches, wanted: str | None, files: Sequence[Path]
 ) -> tuple[Search, set[str] | None]:
     """Return the search of an id, of the CSVs that are given, or the newest of this folder.
 

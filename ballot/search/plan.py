@@ -63,6 +63,7 @@ class Request:
     concurrency: int | None = None
     max_trials: int | None = None
     refit: bool = True
+    engine: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def write_files(request: Request, prospect: Prospect, schedule: Schedule, place:
         first=made.first,
         stops_early=schedule.expected >= ASHA_FROM,
     )
-    load_engine(DEFAULT).write_config(place / "config.yml", sketch)
+    load_engine(request.engine).write_config(place / "config.yml", sketch)
     return place / "config.yml"
 
 
