@@ -10,11 +10,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ballot.engines.ray.node import Home, run_trial
+from ballot.engines.ray.node import run_trial
 from ballot.engines.ray.receiver import Receiver
 from ballot.engines.ray.sent import excludes
 from ballot.errors import UserError
@@ -42,14 +43,22 @@ class Ended:
 
 
 class RayHome:
-    """The way from a node to the receiver."""
+    """The way from a node to the receiver.
+
+    A task that waits for Ray in its main thread lends its CPUs to another task meanwhile, which
+    would be one trial too many. All that waits is therefore done in a second thread.
+    """
 
     def __init__(self, actor: Any, trial: str, attempt: int) -> None:
         self._actor, self._trial, self._attempt = actor, trial, attempt
-        self._order = actor.orders.remote(trial, attempt)
+        self._thread = ThreadPoolExecutor(1)
+        self._order = self._thread.submit(actor.orders.remote, trial, attempt).result()
 
     def _ask(self, method: str, *args: object) -> Any:
-        return load_ray().get(getattr(self._actor, method).remote(*args))
+        def ask() -> Any:
+            return load_ray().get(getattr(self._actor, method).remote(*args))
+
+        return self._thread.submit(ask).result()
 
     def put(self, run: str, name: str, offset: int, piece: bytes) -> bool:
         """Send a piece of a file."""
@@ -74,8 +83,16 @@ class RayHome:
     def order(self, patience: float) -> str | None:
         """Wait a moment for an order."""
         ray = load_ray()
-        ready, _ = ray.wait([self._order], timeout=patience)
-        return ray.get(ready[0]) if ready else None
+
+        def wait() -> str | None:
+            ready, _ = ray.wait([self._order], timeout=patience)
+            return ray.get(ready[0]) if ready else None
+
+        return self._thread.submit(wait).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
 
 
 def load_ray() -> Any:
@@ -87,8 +104,11 @@ def load_ray() -> Any:
 
 def trial_task(job: Json, actor: Any) -> Json:
     """Run a trial; this is what Ray calls on a node."""
-    home: Home = RayHome(actor, job["id"], job["attempt"])
-    return run_trial(job, home)
+    home = RayHome(actor, job["id"], job["attempt"])
+    try:
+        return run_trial(job, home)
+    finally:
+        home.close()
 
 
 class Cluster:

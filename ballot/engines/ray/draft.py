@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ballot.config.schema import Config
-from ballot.config.search_space import keys_of
 from ballot.config.trial_command import outputs_of, parse_command
 from ballot.engines.interface import Limits, MachineCheck, Outline, Plan
 from ballot.engines.ray import asked, config, sent
@@ -253,7 +252,7 @@ class RayDraft:
             "resources": dataclasses.asdict(self.wanted.resources),
             "asked": self.wanted.resources.words,
             "space": outline.space,
-            "searched": keys_of(outline.space),
+            "searched": list(outline.space),
             "tuner": self.arguments("tuner") or {},
             "assessor": self.arguments("assessor"),
             "defaults": None if given is None else dataclasses.asdict(given),
