@@ -71,7 +71,9 @@ TOO_LONG = {
 }
 NAMES_THE_ENGINE = "ballot/engines/choose.py"
 RAY = "ballot/engines/ray/"
-SAME_KEYS = {f"{RAY}config.py", f"{RAY}draft.py"}  # its files are those of config_local.yml
+SAME_KEYS = {
+    f"{RAY}{name}.py" for name in ("config", "draft", "sent")
+}  # its files are those of config_local.yml
 
 PATHS = sources(ROOT)
 FILES = [str(path.relative_to(ROOT)) for path in PATHS]

@@ -442,7 +442,7 @@ def run(folder: Path, spec: Values, board: control.Board) -> None:
     """Connect, and do what is due until it is told to stop."""
     code, outputs = Path(spec["code"]), Path(spec["outputs"])
     outputs.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(spec["resources"]["address"], code, outputs, spec["resources"])
+    cluster = Cluster(spec["address"], code, outputs, spec["resources"])
     watch_head(cluster.head(), board)
     driver = Driver(folder, spec, cluster)
     signal.signal(signal.SIGTERM, lambda *_: driver.stop())

@@ -56,7 +56,9 @@ class RayEngine:
         folder = Path.home() / ROOT / new_id()
         folder.mkdir(mode=0o700, parents=True)
         (folder / "began").write_text(str(time.time()))
-        write_json(folder / SPEC, {**plan.settings.spec, "search": folder.name})
+        facts = plan.settings.facts
+        address = "local" if facts is None else facts.address
+        write_json(folder / SPEC, {**plan.settings.spec, "search": folder.name, "address": address})
         search = RaySearch(folder)
         search.write_note(**note)
         return launch_driver(search)
@@ -80,10 +82,13 @@ class RayEngine:
     def _again(self, search: Search, launch: Launch, *, posted: object, again: object) -> RaySearch:
         assert isinstance(search, RaySearch)
         spec = search.spec()
-        address = spec["resources"]["address"]
-        if address != "local":
-            refuse_open(asked.ask_cluster(address), launch)
-        write_json(search.folder / SPEC, {**spec, "posted": posted, "again": again})
+        address = os.environ.get("RAY_ADDRESS") or spec["resources"]["address"]
+        if address != "local":  # the cluster may be another one by now
+            facts = asked.ask_cluster(address)
+            refuse_open(facts, launch)
+            address = facts.address
+        told = {"posted": posted, "again": again, "address": address}
+        write_json(search.folder / SPEC, {**spec, **told})
         return launch_driver(RaySearch(search.folder))
 
 

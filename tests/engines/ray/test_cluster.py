@@ -111,10 +111,10 @@ def test_a_trial_goes_on_elsewhere_to_the_same_bits_when_its_node_is_killed(clus
     new = next(e["new"] for e in events(folder) if e["id"] == again and "new" in e)
     run = cluster.home / "outputs" / f"{folder.name}-{new['sequence']:03d}-{again}"
     assert "resum" in (run / "run.log").read_text()
+    options = ["--epochs", "40", "--lr", str(new["parameters"]["lr"]), "--no_tensorboard"]
+    options += ["--out_dir", str(cluster.home / "alone")]
     alone = subprocess.run(
-        [sys.executable, "train.py", "--model", "simple_cnn", "--epochs", "40"]
-        + ["--lr", str(new["parameters"]["lr"]), "--out_dir", str(cluster.home / "alone")]
-        + ["--run_name", "alone", "--no_tensorboard"],
+        [sys.executable, "train.py", "--model", "simple_cnn", "--run_name", "alone", *options],
         cwd=ROOT,
         env=cluster.environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
