@@ -176,11 +176,10 @@ def add_machine_options(parser: Parser) -> None:
 
 def plan_from_folder(args: Namespace) -> None:
     """Plan a search of a folder, write it as files, and go on with these."""
-    limits = limits_of(args)
     request = Request(
         data_dir=Path(args.data_dir).expanduser(),
         options=args.options,
-        max_seconds=limits.max_seconds,
+        max_seconds=limits_of(args).max_seconds,
         preset=args.preset,
         concurrency=args.concurrency,
         max_trials=args.max_trials,
