@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ballot.engines.ray.sent import excludes
 from ballot.errors import UserError
 from ballot.values import Json, Values
 
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 CALLS = 10_000  # of the receiver at once: each trial that runs waits there for its orders
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -224,10 +226,22 @@ def connect(address: str, code: Path) -> None:
     }
     if address == "local":
         options["include_dashboard"] = False
+        make_token()
     try:
         ray.init(address=address, **options)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, AuthenticationError
         raise UserError(f"ray: {address} cannot be used ({one_line(error)})") from None
+
+
+def make_token() -> None:
+    """Make this user's token where there is none: one that Ray makes everybody here could read."""
+    path = Path.home() / ".ray" / "auth_token"
+    if path.exists() or any(name in os.environ for name in TOKENS):
+        return
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def one_line(error: BaseException) -> str:

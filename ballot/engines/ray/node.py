@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ballot.config.trial_command import parse_command
-from ballot.engines.ray.receiver import LAST
+from ballot.engines.ray.receiver import LAST, OVER
 from ballot.engines.ray.trial import REPORTS, TRIAL
 from ballot.runs.files import stamp, write_json
 from ballot.values import Json, Values
@@ -123,7 +123,9 @@ class Attempt:
     def _watch(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait for its end; whether it was told to stop."""
         while process.poll() is None:
-            if self._home.order(LOOK_S):
+            if word := self._home.order(LOOK_S):
+                if word == OVER:
+                    raise Over
                 end(process, WRITE_S)
                 return True
             self._read_reports()

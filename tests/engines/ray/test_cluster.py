@@ -103,9 +103,11 @@ def test_a_trial_goes_on_elsewhere_to_the_same_bits_when_its_node_is_killed(clus
     process, folder = begin(cluster, write_config(cluster, epochs=40, trials=2))
     await_(lambda: min(len(scores_of(folder, n)) for n in (0, 1)) >= 5, process)
     cluster.kill(cluster.nodes.pop(), "raylet")
+    cluster.add_node()
     status, said = finish(process)
     assert status == 0, said
     assert "lost its node; it goes on" in said
+    assert "has joined the cluster" in said
     moved = [e["id"] for e in events(folder) if e.get("status") == "running"]
     (again,) = {trial for trial in moved if moved.count(trial) == 2}
     new = next(e["new"] for e in events(folder) if e["id"] == again and "new" in e)
@@ -124,7 +126,6 @@ def test_a_trial_goes_on_elsewhere_to_the_same_bits_when_its_node_is_killed(clus
     for name in ("val.csv", f"../{run.name}.csv"):
         same = cluster.home / "alone" / "alone" / name.replace(run.name, "alone")
         assert (run / name).read_bytes() == same.read_bytes()
-    cluster.add_node()
 
 
 def test_a_search_whose_driver_is_killed_ends_its_trials_and_is_resumed(cluster):
@@ -137,6 +138,19 @@ def test_a_search_whose_driver_is_killed_ends_its_trials_and_is_resumed(cluster)
     status, said = finish(cluster.search("--resume", folder.name))
     assert status == 0, said
     assert "2/2 trials done" in said
+
+
+def test_a_search_is_stopped_from_elsewhere_and_votes_with_what_it_has(cluster):
+    process, folder = begin(cluster, write_config(cluster, epochs=90, trials=2))
+    await_(lambda: min(len(scores_of(folder, n)) for n in (0, 1)) >= 2, process)
+    stopped, words = finish(cluster.search("--stop", folder.name))
+    assert stopped == 0 and f"--resume {folder.name} goes on with it" in words
+    status, said = finish(process)
+    assert status == 130 and "vote of 2 members" in said, said
+    for run in (cluster.home / "outputs").glob(f"{folder.name}-*/"):
+        assert json.loads((run / "result.json").read_text())["status"] == "stopped"
+    shown, words = finish(cluster.search("--status", folder.name))
+    assert shown == 0 and f"search {folder.name}: stopped" in words
 
 
 def trials_running(cluster):
