@@ -4,8 +4,8 @@
 
 With trials that are forked from a preloaded process and with plain starts, against what a start
 cannot do without: NNI's own gap, and `python -c "import torch, torchvision"`. Where Ray is
-installed, the same on a cluster of this machine alone, beside NNI. The end is read from the engine's
-record, the step is written down by a plugin in the trial.
+installed, the same on a cluster of this machine alone, beside NNI. The end is read from the
+engine's record, the step is written down by a plugin in the trial.
 """
 
 from __future__ import annotations
