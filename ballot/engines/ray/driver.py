@@ -38,6 +38,7 @@ NODES_S = 2.0  # how often the nodes are counted, and the head is tried
 WAITS_S = 30.0  # for room, until it is said
 MOVES = 10  # nodes that a trial may lose
 STAYS_S = 600.0  # a search that is done waits so long for its search.py
+SEEN_S = 1.5  # a search.py that watches looks every second, and is to see who stopped it
 STOP_S = 60.0  # for all trials to have written and sent what they have
 MODES = {"maximize": "max", "minimize": "min"}
 BAD_INPUT = 2  # the exit status of train.py where a second attempt would fail alike
@@ -446,17 +447,21 @@ def run(folder: Path, spec: Values, board: control.Board) -> None:
     watch_head(cluster.head(), board)
     driver = Driver(folder, spec, cluster)
     signal.signal(signal.SIGTERM, lambda *_: driver.stop())
-    deadline, done_at = None, None
+    stopped_at: float | None = None
+    done_at: float | None = None
+    was_done = False
     try:
         while True:
             driver.step()
             board.write(driver.state, nodes=driver.nodes())
             now = time.monotonic()
             if driver.state == "stopping":
-                deadline = deadline or now + STOP_S
-                if driver.is_empty() or now > deadline:
+                stopped_at = stopped_at or now
+                seen = was_done or now - stopped_at > SEEN_S
+                if (driver.is_empty() and seen) or now - stopped_at > STOP_S:
                     break
-            done_at = (done_at or now) if driver.state == "done" else None
+            was_done = driver.state == "done"
+            done_at = (done_at or now) if was_done else None
             if done_at is not None and now - done_at > STAYS_S:
                 break
     finally:

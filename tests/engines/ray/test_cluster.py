@@ -140,9 +140,14 @@ def test_a_search_whose_driver_is_killed_ends_its_trials_and_is_resumed(cluster)
     assert "2/2 trials done" in said
 
 
-def test_a_search_is_stopped_from_elsewhere_and_votes_with_what_it_has(cluster):
-    process, folder = begin(cluster, write_config(cluster, epochs=90, trials=2))
+def test_a_search_outlives_its_terminal_and_is_watched_and_stopped_from_elsewhere(cluster):
+    process, folder = begin(cluster, write_config(cluster, epochs=150, trials=2))
     await_(lambda: min(len(scores_of(folder, n)) for n in (0, 1)) >= 2, process)
+    process.kill()
+    process.communicate()
+    process = cluster.search("--resume", folder.name)
+    assert "still runs: watching it" in process.stdout.readline()
+    process.stdout.readline()  # it watches
     stopped, words = finish(cluster.search("--stop", folder.name))
     assert stopped == 0 and f"--resume {folder.name} goes on with it" in words
     status, said = finish(process)
