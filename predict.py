@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from ballot.config.command_line import Parser
+from ballot.cpus import cpu_count
 from ballot.data.augment import Recipe
 from ballot.data.batches import Data
-from ballot.data.images import cpu_count
 from ballot.data.prepare import make_recipes
 from ballot.errors import UserError
 from ballot.prediction import soup, tta

@@ -23,20 +23,19 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ballot.cpus import cpu_count
 from ballot.data.images import (
     ArraySource,
     DecodingStore,
     Geometry,
     MappedStore,
     MemoryStore,
-    Source,
     Store,
     UnreadableImage,
     channels_first,
-    cpu_count,
     file_stamp,
-    is_image,
 )
+from ballot.data.source import Source, is_image
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty
 from ballot.values import Json

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ballot.data.source import Source
 from ballot.errors import UserError
 
 # A picture with more pixels than this is a decompression bomb or a scan nobody trains on.
 MOST_PIXELS = 89_478_485
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = 0x0112  # EXIF's tag
 IN_MEMORY = 512 * 2**20  # bytes of resized images that a data set held in memory may take
@@ -86,29 +86,6 @@ def _resize(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     batch = images if images.ndim == 4 else images[None]
     batch = F.interpolate(batch, size=shape, mode="bilinear", antialias=True, align_corners=False)
     return batch if images.ndim == 4 else batch[0]
-
-
-class Source(Protocol):
-    """Images by number, each of its own size."""
-
-    in_memory: bool
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: np.ndarray) -> Source:
-        """Return the source of `rows` alone, in that order."""
-
-    def read(self, row: int) -> torch.Tensor:
-        """Decode one image to uint8 [3, H, W]; raises `UnreadableImage`."""
-
-    def name(self, row: int) -> str:
-        """What a person calls the image."""
-
-    def sizes(self) -> list[str]:
-        """The size of each image as stored, for the fingerprint of the data."""
-
-    def stamps(self) -> list[str]:
-        """A text for each image that changes when the image does; part of the cache's key."""
 
 
 class ArraySource:
@@ -195,11 +172,6 @@ class FileSource:
     def stamps(self) -> list[str]:
         # The change time too: a file can be replaced and given its old modification time.
         return [file_stamp(os.path.join(self.root, path)) for path in self.paths]  # noqa: PTH118
-
-
-def is_image(name: str) -> bool:
-    """Tell whether a file name is an image's; `._*` is what macOS leaves beside the real one."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")  # noqa: PTH122
 
 
 def file_stamp(path: str) -> str:
@@ -526,8 +498,3 @@ class DecodingStore:
                 f"{self._source.name(row)}: {error}, although it could be decoded before training; "
                 "leave the images alone while a trial runs"
             ) from None
-
-
-def cpu_count() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,15 +7,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ballot.data.source import Source, is_image
 from ballot.walking import walk
-
-if TYPE_CHECKING:
-    from ballot.data.images import Source
-
 
 UNKNOWN = -1  # the label of a test row whose truth nobody told
 
@@ -117,8 +113,6 @@ def list_images(folder: Path) -> list[str]:
 
     Texts and not `Path`s: a trial lists all of its images, and those cost 20 times as much.
     """
-    from ballot.data.images import is_image  # with torch, which a tuner does without
-
     found: list[str] = []
     for where, folders, files in walk(folder):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
@@ -136,6 +130,4 @@ def subfolders(folder: Path) -> list[Path]:
 
 def has_image(folder: Path) -> bool:
     """Tell whether there is an image anywhere below `folder`, without walking all of it."""
-    from ballot.data.images import is_image
-
     return any(is_image(name) for _, _, files in walk(folder) for name in files)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ballot.data.images import ArraySource, ItemSource, Source
+from ballot.data.images import ArraySource, ItemSource
+from ballot.data.source import Source
 from ballot.data.tables import Table
 from ballot.errors import UserError
 from ballot.values import Values

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballot.data.images import is_image
 from ballot.data.layouts import PATHS, column, read_csv
+from ballot.data.source import is_image
 from ballot.data.tables import list_images
 from ballot.errors import UserError
 from ballot.names import check_names

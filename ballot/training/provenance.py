@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from ballot.data.images import cpu_count
+from ballot.cpus import cpu_count
 from ballot.values import Json
 
 PACKAGES = ("torch", "torchvision", "numpy", "nni", "timm", "efficientnet-pytorch", "scikit-learn")

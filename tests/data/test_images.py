@@ -20,9 +20,9 @@ from ballot.data.images import (
     UnreadableImage,
     decode,
     decode_file,
-    is_image,
     one_thread,
 )
+from ballot.data.source import is_image
 from ballot.errors import UserError
 
 GREY = np.linspace(0, 255, 40 * 30).reshape(30, 40).astype(np.uint8)
