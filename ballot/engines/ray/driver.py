@@ -88,12 +88,12 @@ class Driver:
         self._records = {trial.id: trial for trial in self._writer.trials}
         self._tasks: dict[str, Task] = {}
         self._attempts = 0
-        self._again = {t.id for t in self._records.values() if not t.has_ended}
+        self._again = [t.id for t in self._records.values() if not t.has_ended]  # are to go on
         self._limits = {key: spec[key] for key in ("max_trials", "concurrency", "command")}
         self._queue = list(spec.get("posted") or [])
         self._asks = spec.get("posted") is None
         if not self._asks:
-            self._again &= set(spec.get("again") or ())
+            self._again = [each for each in self._again if each in (spec.get("again") or ())]
         self._closed = self._exhausted = self._stopping = False
         self._tuner = tuner_of(spec, self._writer.journal) if self._asks else None
         self._asha = asha_of(spec) if self._asks else None
@@ -181,11 +181,9 @@ class Driver:
     def _begin(self) -> None:
         """Start as many trials as may run at once: first those that are to go on."""
         while len(self._tasks) < int(self._limits["concurrency"]):
-            trial = next((t for t in self._records.values() if t.id in self._again), None)
-            trial = trial or self._new_trial()
+            trial = self._records[self._again.pop(0)] if self._again else self._new_trial()
             if trial is None:
                 return
-            self._again.discard(trial.id)
             self._submit(trial, Task(0, time.monotonic()))
 
     def _new_trial(self) -> TrialRecord | None:
