@@ -285,7 +285,8 @@ def reach_machines(engine: Engine, args: Namespace) -> Reach:
     )
     if wants and not reach.machines and not reach.problems:
         raise UserError(
-            f"{path}: its trials run on this machine; --install and --sync_data are for others"
+            f"{path}: names no machines that are reached over ssh; leave --install and "
+            "--sync_data out, which set up such"
         )
     if args.install:
         requirements = Path(__file__).with_name("requirements.txt")

@@ -75,7 +75,8 @@ def search(
         config["tuner"] = {"name": "TPE"}
         config["trainingService"] = {"platform": "ray", "address": "local"}
     (home / "config.yml").write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30"}
+    # As many threads with either engine: NNI's trials would share all cores, Ray's have one each.
+    environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30", "OMP_NUM_THREADS": "1"}
     words = ["--config", "config.yml", "--no_probe", "--port", str(port)]
     subprocess.run(
         [sys.executable, str(ROOT / "search.py"), *words],

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,7 +166,11 @@ class Cluster:
         errors = self._ray.exceptions
         try:
             outcome = self._ray.get(ref)
-        except (errors.OutOfMemoryError, errors.RayTaskError) as error:
+        except (
+            errors.OutOfMemoryError,
+            errors.RayTaskError,
+            errors.RuntimeEnvSetupError,
+        ) as error:
             return Ended(trial, attempt, None, "crashed", one_line(error))
         except (errors.NodeDiedError, errors.WorkerCrashedError, errors.LocalRayletDiedError) as e:
             how = self._how_it_died(e)
@@ -195,14 +200,16 @@ class Cluster:
 
     def nodes(self) -> list[Json]:
         """Return the nodes: their ids, names, whether they live, and what they have."""
+        known = self._ray.nodes()
+        hosts = Counter(node["NodeManagerHostname"] for node in known if node["Alive"])
         return [
             {
                 "id": node["NodeID"],
-                "name": f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})",
+                "name": name_of(node, hosts),
                 "alive": bool(node["Alive"]),
                 "has": {k: v for k, v in node["Resources"].items() if k in ("CPU", "GPU")},
             }
-            for node in self._ray.nodes()
+            for node in known
         ]
 
     def head(self) -> str:
@@ -212,6 +219,12 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster; what still runs there of this search ends."""
         self._ray.shutdown()
+
+
+def name_of(node: Values, hosts: Mapping[str, int]) -> str:
+    """Return a node's name: its host's, and its id where several nodes are of one host."""
+    host = str(node["NodeManagerHostname"])
+    return host if hosts.get(host, 0) <= 1 else f"{host} ({node['NodeID'][:6]})"
 
 
 def connect(address: str, code: Path) -> None:

@@ -14,7 +14,8 @@ from ballot.engines.interface import Limits, MachineCheck, Outline, Plan
 from ballot.engines.ray import asked, config, sent
 from ballot.engines.ray.asked import Facts
 from ballot.engines.ray.config import Resources, Wanted
-from ballot.engines.ray.driver import MODES
+from ballot.engines.ray.names import MODES
+from ballot.engines.ray.search import plan_of
 from ballot.errors import UserError
 from ballot.machines.machine import Machine
 from ballot.machines.ssh import Link
@@ -261,22 +262,6 @@ class RayDraft:
             "warm_start": self._warm_start,
         }
         return dataclasses.replace(plan_of(spec), settings=Settings(spec, self._facts), links=links)
-
-
-def plan_of(spec: Values) -> Plan:
-    """Return the plan of a search from what its driver is told."""
-    return Plan(
-        settings=None,
-        command=spec["command"],
-        code=Path(spec["code"]),
-        outputs=Path(spec["outputs"]),
-        max_trials=spec["max_trials"],
-        max_seconds=spec["max_seconds"],
-        concurrency=spec["concurrency"],
-        maximize=spec["maximize"],
-        may_wait=True,
-        elsewhere=True,
-    )
 
 
 def room_problems(facts: Facts, wanted: Resources, where: str) -> list[Problem]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
-import string
 import sys
 import threading
 import time
@@ -26,6 +24,7 @@ from typing import Protocol
 from ballot.engines.ray import control
 from ballot.engines.ray.cluster import Cluster, Ended
 from ballot.engines.ray.journal import FILE, Journal, Writer
+from ballot.engines.ray.names import MODES, new_id
 from ballot.errors import UserError
 from ballot.runs.files import read_json
 from ballot.runs.trials import TrialRecord, TrialStatus
@@ -40,7 +39,6 @@ MOVES = 10  # nodes that a trial may lose
 STAYS_S = 600.0  # a search that is done waits so long for its search.py
 SEEN_S = 1.5  # a search.py that watches looks every second, and is to see who stopped it
 STOP_S = 60.0  # for all trials to have written and sent what they have
-MODES = {"maximize": "max", "minimize": "min"}
 BAD_INPUT = 2  # the exit status of train.py where a second attempt would fail alike
 
 log = logging.getLogger("ballot.engines.ray")
@@ -88,12 +86,12 @@ class Driver:
         self._records = {trial.id: trial for trial in self._writer.trials}
         self._tasks: dict[str, Task] = {}
         self._attempts = 0
-        self._again = {t.id for t in self._records.values() if not t.has_ended}
+        self._again = [t.id for t in self._records.values() if not t.has_ended]  # are to go on
         self._limits = {key: spec[key] for key in ("max_trials", "concurrency", "command")}
         self._queue = list(spec.get("posted") or [])
         self._asks = spec.get("posted") is None
         if not self._asks:
-            self._again &= set(spec.get("again") or ())
+            self._again = [each for each in self._again if each in (spec.get("again") or ())]
         self._closed = self._exhausted = self._stopping = False
         self._tuner = tuner_of(spec, self._writer.journal) if self._asks else None
         self._asha = asha_of(spec) if self._asks else None
@@ -181,11 +179,9 @@ class Driver:
     def _begin(self) -> None:
         """Start as many trials as may run at once: first those that are to go on."""
         while len(self._tasks) < int(self._limits["concurrency"]):
-            trial = next((t for t in self._records.values() if t.id in self._again), None)
-            trial = trial or self._new_trial()
+            trial = self._records[self._again.pop(0)] if self._again else self._new_trial()
             if trial is None:
                 return
-            self._again.discard(trial.id)
             self._submit(trial, Task(0, time.monotonic()))
 
     def _new_trial(self) -> TrialRecord | None:
@@ -406,11 +402,6 @@ def asha_of(spec: Values) -> ASHA | None:
         reduction_factor=arguments.get("reduction_factor", 3),
         min_trials=arguments.get("min_trials", 2),
     )
-
-
-def new_id(length: int = 8) -> str:
-    """Return a new name of a search or a trial."""
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
 
 
 # ---------------------------------------------------------------------- the process

@@ -15,7 +15,7 @@ from pathlib import Path
 from ballot.engines.interface import Draft, Launch, Limits, Plan, Search, Sketch
 from ballot.engines.ray import asked, config, control
 from ballot.engines.ray.draft import RayDraft, Settings
-from ballot.engines.ray.driver import new_id
+from ballot.engines.ray.names import new_id
 from ballot.engines.ray.search import LOG, ROOT, SPEC, RaySearch, known_searches
 from ballot.errors import UserError
 from ballot.machines.machine import Machine

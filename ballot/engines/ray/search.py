@@ -22,11 +22,11 @@ from ballot.engines.interface import (
 )
 from ballot.engines.notes import Noted
 from ballot.engines.ray import control
-from ballot.engines.ray.draft import plan_of
 from ballot.engines.ray.journal import FILE, Journal
 from ballot.errors import UserError
 from ballot.runs.files import read_json, write_json
 from ballot.runs.trials import NO_WORD, TrialRecord
+from ballot.values import Values
 
 SPEC = "spec.json"
 ROOT = Path(".ballot", "ray")  # in the user's home
@@ -215,6 +215,22 @@ class Nodes:
 
     def close(self) -> None:
         """Close nothing."""
+
+
+def plan_of(spec: Values) -> Plan:
+    """Return the plan of a search from what its driver is told."""
+    return Plan(
+        settings=None,
+        command=spec["command"],
+        code=Path(spec["code"]),
+        outputs=Path(spec["outputs"]),
+        max_trials=spec["max_trials"],
+        max_seconds=spec["max_seconds"],
+        concurrency=spec["concurrency"],
+        maximize=spec["maximize"],
+        may_wait=True,
+        elsewhere=True,
+    )
 
 
 def known_searches() -> list[RaySearch]:

@@ -158,6 +158,20 @@ def test_a_search_outlives_its_terminal_and_is_watched_and_stopped_from_elsewher
     assert shown == 0 and f"search {folder.name}: stopped" in words
 
 
+def test_a_trial_whose_worker_is_killed_runs_once_more_on_what_was_kept(cluster):
+    process, folder = begin(cluster, write_config(cluster, epochs=40, trials=1))
+    await_(lambda: len(scores_of(folder)) >= 5, process)
+    for pid in cluster.processes():
+        if command_of(pid).startswith("ray::ballot"):
+            subprocess.run(["kill", "-9", str(pid)], check=True)
+    status, said = finish(process)
+    assert status == 0 and "it runs once more" in said, said
+    (again,) = [event["again"] for event in events(folder) if "again" in event]
+    assert again.startswith("crashed"), again
+    run = next((cluster.home / "outputs").glob(f"{folder.name}-*/"))
+    assert "resum" in (run / "run.log").read_text()
+
+
 def trials_running(cluster):
     words = [p for pid in cluster.processes() if (p := command_of(pid)) and "train.py" in p]
     return [p for p in words if "search.py" not in p]
