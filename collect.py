@@ -11,7 +11,7 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
-from ballot.engines.choose import find_search, load_engine, newest_search
+from ballot.engines.choose import AnyEngine, find_search, newest_search
 from ballot.errors import UserError
 from ballot.scripts import script_main
 from ballot.search.status import table_of
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.checkpoints < 0:
         raise UserError(f"command line: checkpoints is {args.checkpoints}; it must be at least 0")
-    engine = load_engine("nni")
+    engine = AnyEngine()
     config = Path(args.config).resolve() if args.config else None
     search = find_search(engine, args.id) if args.id else newest_search(engine, config)
     plan = search.plan()

@@ -15,7 +15,8 @@ if __name__ == "__main__":
     require("numpy")
 
 from ballot.config.command_line import Parser
-from ballot.engines.interface import Engine, Search
+from ballot.engines.choose import AnyEngine, HasSearches, find_search, newest_search, outside_trials
+from ballot.engines.interface import Search
 from ballot.errors import UserError
 from ballot.prediction import soup_process
 from ballot.runs.files import read_json
@@ -122,9 +123,8 @@ def make_soups(csvs: list[str], options: VoteOptions, data_dir: str | None) -> l
     return list(map(str, soup_process.ballots_of(soups, tested=tested)))
 
 
-def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
+def vote_of_finalists(every: AnyEngine, asked: Json, options: VoteOptions) -> int:
     """Train the best configurations on all folds, as far as that is not done, and let them vote."""
-    from ballot.engines.choose import outside_trials
     from ballot.preflight.tryout import check_data_of
     from ballot.search import finalize  # what a search takes, a vote of files does not
 
@@ -135,7 +135,8 @@ def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
     if asked["soup"] or options.weights is not None:
         raise UserError("--finalize: does not go with --soup or --weights")
     files = find_files(asked["csv"])[0] if asked["csv"] else []
-    search, among = choose_search(engine, asked["search"], files)
+    search, among = choose_search(every, asked["search"], files)
+    engine = every.of(search)
     with search.watched():
         job = finalize.find_job(search, count, folds, among)
         if job.runs and not job.plan.elsewhere:
@@ -162,14 +163,12 @@ def vote_of_finalists(engine: Engine, asked: Json, options: VoteOptions) -> int:
 
 
 def choose_search(
-    engine: Engine, wanted: str | None, files: Sequence[Path]
+    engine: HasSearches, wanted: str | None, files: Sequence[Path]
 ) -> tuple[Search, set[str] | None]:
     """Return the search of an id, of the CSVs that are given, or the newest of this folder.
 
     Beside it the names of the runs among which to choose; None stands for all.
     """
-    from ballot.engines.choose import find_search, newest_search
-
     if not files:
         found = find_search(engine, wanted) if wanted else newest_search(engine, None)
         return found, None
@@ -188,9 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = vars(build_parser().parse_args(argv))
     options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
     if asked["finalize"] is not None:
-        from ballot.engines.choose import load_engine
-
-        return vote_of_finalists(load_engine("nni"), asked, options)
+        return vote_of_finalists(AnyEngine(), asked, options)
     if not asked["csv"]:
         raise UserError("command line: the following arguments are required: CSV")
     soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []

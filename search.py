@@ -21,7 +21,16 @@ from ballot.config.command_line import Parser
 from ballot.config.trial_command import parse_command
 from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
-from ballot.engines.choose import find_search, load_engine, newest_search, outside_trials
+from ballot.engines.choose import (
+    DEFAULT,
+    NAMES,
+    AnyEngine,
+    engine_of_config,
+    find_search,
+    load_engine,
+    newest_search,
+    outside_trials,
+)
 from ballot.engines.interface import Engine, Launch, Limits, Plan, Search
 from ballot.errors import UserError
 from ballot.machines import setup
@@ -59,27 +68,29 @@ def main(argv: list[str] | None = None) -> int:
     """Run a search from its configuration to its vote, or look after others."""
     began = time.time()
     args = read_command_line(argv)
-    engine = load_engine("nni")
+    every = AnyEngine()
     if args.list:
-        print("\n".join(list_lines(engine.known_searches())))
+        print("\n".join(list_lines(every.known_searches())))
         return 0
     if args.status is not None:
-        print("\n".join(status_lines(named_search(engine, args.status, args.config))))
+        print("\n".join(status_lines(named_search(every, args.status, args.config))))
         return 0
     if args.stop is not None:
-        return stop_searches(engine, args.stop)
+        return stop_searches(every, args.stop)
     if args.resume is not None:
         if args.warm_start:
             raise UserError("command line: --warm_start is for a new search; leave it out")
-        search = named_search(engine, args.resume, args.config)
+        search = named_search(every, args.resume, args.config)
+        engine = every.of(search)
         with search.watched():
             return see_through(engine, *take_up(engine, search, args, began), args)
     if args.data_dir is not None:
-        plan_from_folder(engine, args)
+        plan_from_folder(load_engine(args.engine or DEFAULT), args)
     if args.config is None:
         raise UserError(
             "command line: name what to search: --data_dir PHOTOS, or --config config_local.yml"
         )
+    engine = chosen_engine(args)
     plan = preflight(engine, args)
     if plan is None:
         return 2
@@ -90,6 +101,17 @@ def main(argv: list[str] | None = None) -> int:
     budget = Budget(plan.max_seconds, began, away=plan.elsewhere)
     with search.watched():
         return see_through(engine, search, plan, budget, args)
+
+
+def chosen_engine(args: Namespace) -> Engine:
+    """Return the engine that a configuration is written for, which may be named as well."""
+    engine = engine_of_config(Path(args.config))
+    if args.engine not in (None, engine.name):
+        raise UserError(
+            f"command line: engine is {args.engine}, but {args.config} is for {engine.name}; "
+            "leave --engine out"
+        )
+    return engine
 
 
 def read_command_line(argv: list[str] | None) -> Namespace:
@@ -116,7 +138,8 @@ def build_parser() -> Parser:
     add("--preset", default="medium", choices=tuple(PRESETS), help=preset)
     refit = "retrain the best configurations on all rows (default: yes with --data_dir, else no)"
     add("--refit", choices=("yes", "no"), help=refit)
-    add("--config", metavar="FILE", help="NNI configuration file, such as config_local.yml")
+    add("--config", metavar="FILE", help="search configuration, such as config_local.yml")
+    add("--engine", choices=NAMES, help="with --data_dir: what runs the trials (default: nni)")
     add("--max_trials", type=int, metavar="N", help="maximum number of trials, overrides --config")
     add("--max_duration", metavar="TIME", help="total time, ensemble included: 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="number of trials that run at the same time")
@@ -160,11 +183,10 @@ def add_machine_options(parser: Parser) -> None:
 
 def plan_from_folder(engine: Engine, args: Namespace) -> None:
     """Plan a search of a folder, write it as files, and go on with these."""
-    limits = limits_of(args)
     request = Request(
         data_dir=Path(args.data_dir).expanduser(),
         options=args.options,
-        max_seconds=limits.max_seconds,
+        max_seconds=limits_of(args).max_seconds,
         preset=args.preset,
         concurrency=args.concurrency,
         max_trials=args.max_trials,
@@ -330,7 +352,7 @@ def reserve_of(args: Namespace, seconds: float | None) -> float | None:
     return 0.0 if seconds is None else REFIT_SHARE * seconds
 
 
-def named_search(engine: Engine, search_id: str, config: str | None) -> Search:
+def named_search(engine: AnyEngine, search_id: str, config: str | None) -> Search:
     """Return the search of an id, or the newest of a configuration or of this folder."""
     if search_id:
         return find_search(engine, search_id)
@@ -389,7 +411,7 @@ def launch_of(args: Namespace, note: Mapping[str, Any]) -> Launch:
     return Launch(args.port, guarded, args.public or note.get("public", False))
 
 
-def stop_searches(engine: Engine, wanted: str) -> int:
+def stop_searches(engine: AnyEngine, wanted: str) -> int:
     """Stop one search, or all that search.py started and that run."""
     if wanted == "all":
         searches = [s for s in engine.known_searches() if s.note() and s.is_running()]

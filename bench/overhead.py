@@ -1,10 +1,11 @@
-"""From the end of one trial to the first training step of the next, in real searches of NNI.
+"""From the end of one trial to the first training step of the next, in real searches.
 
     python bench/overhead.py [--full]
 
 With trials that are forked from a preloaded process and with plain starts, against what a start
-cannot do without: NNI's own gap, and `python -c "import torch, torchvision"`. The end is read from
-NNI's database, the step is written down by a plugin in the trial.
+cannot do without: NNI's own gap, and `python -c "import torch, torchvision"`. Where Ray is
+installed, the same on a cluster of this machine alone, beside NNI. The end is read from the
+engine's record, the step is written down by a plugin in the trial.
 """
 
 from __future__ import annotations
@@ -28,23 +29,30 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ballot.engines.nni.database import read_trials  # noqa: E402 - the repository is no installed package
+from ballot.engines.ray.asked import installed  # noqa: E402
+from ballot.engines.ray.journal import Journal  # noqa: E402
+from ballot.runs.trials import TrialRecord  # noqa: E402
 
 # Writes down when this process took its first step.
 PLUGIN = """
-import os, time
+import json, os, time
 from pathlib import Path
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 def note(*_):
     handle.remove()
-    Path({folder!r}, os.environ["NNI_TRIAL_JOB_ID"]).write_text(str(time.time()))
+    told = os.environ.get("BALLOT_RAY_TRIAL")
+    name = json.loads(Path(told).read_text())["id"] if told else os.environ["NNI_TRIAL_JOB_ID"]
+    Path({folder!r}, name).write_text(str(time.time()))
 
 handle = register_optimizer_step_post_hook(note)
 """
 
 
-def search(home: Path, trials: int, preloaded: bool, port: int) -> list[dict[str, float]]:
-    """Run a search of tiny trials, one after the other; return each gap and NNI's part of it."""
+def search(
+    home: Path, trials: int, preloaded: bool, port: int, engine: str = "nni"
+) -> list[dict[str, float]]:
+    """Run a search of tiny trials, one after the other; return each gap and the engine's part."""
     steps = home / "steps"
     steps.mkdir(parents=True)
     (home / "plugin.py").write_text(PLUGIN.format(folder=str(steps)))
@@ -62,8 +70,13 @@ def search(home: Path, trials: int, preloaded: bool, port: int) -> list[dict[str
         "trialCommand": f"python3 {how}train.py --epochs 1 --resume auto --no_tensorboard "
         f"--plugins {home}/plugin.py --out_dir {home}/outputs",
     }
+    if engine == "ray":
+        del config["experimentWorkingDirectory"]
+        config["tuner"] = {"name": "TPE"}
+        config["trainingService"] = {"platform": "ray", "address": "local"}
     (home / "config.yml").write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30"}
+    # As many threads with either engine: NNI's trials would share all cores, Ray's have one each.
+    environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30", "OMP_NUM_THREADS": "1"}
     words = ["--config", "config.yml", "--no_probe", "--port", str(port)]
     subprocess.run(
         [sys.executable, str(ROOT / "search.py"), *words],
@@ -73,12 +86,15 @@ def search(home: Path, trials: int, preloaded: bool, port: int) -> list[dict[str
         stdout=sys.stderr,
         timeout=600,
     )
-    return list(gaps((home / "nni" / "_latest").resolve(), steps))
+    if engine == "ray":
+        (record,) = (home / ".ballot" / "ray").glob("*/trials.jsonl")
+        return list(gaps(Journal(record).read(), steps))
+    return list(gaps(read_trials((home / "nni" / "_latest").resolve()), steps))
 
 
-def gaps(folder: Path, steps: Path) -> Iterable[dict[str, float]]:
+def gaps(trials: Iterable[TrialRecord], steps: Path) -> Iterable[dict[str, float]]:
     """Read the seconds from each trial's end to the next one's start, and to its first step."""
-    found = [trial for trial in read_trials(folder) if trial.started and trial.ended]
+    found = [trial for trial in trials if trial.started and trial.ended]
     found.sort(key=lambda trial: trial.started)
     for before, trial in pairwise(found[1:]):  # the first one also starts the preloader
         stepped = float((steps / trial.id).read_text())
@@ -86,6 +102,7 @@ def gaps(folder: Path, steps: Path) -> Iterable[dict[str, float]]:
             "step": stepped - before.ended,
             "nni": trial.started - before.ended,
             "own": stepped - trial.started,
+            "whole": stepped - float((steps / before.id).read_text()),
         }
 
 
@@ -105,6 +122,25 @@ def measure(full: bool, port: int = 9280) -> list[dict[str, Any]]:
             seen = search(Path(folder, f"p{preloaded}"), 7 if full else 4, preloaded, port)
             imports = statistics.median(import_seconds() for _ in range(3))
             rows += rows_of("preloaded" if preloaded else "a plain start", seen, imports)
+            if preloaded and installed() is not None:
+                home = Path(folder, "ray")
+                rows += beside(search(home, 7 if full else 4, True, port, "ray"), seen)
+    return rows
+
+
+def beside(ray: list[dict[str, float]], nni: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """Return the rows that compare Ray (ours) with NNI (other), both preloaded, in one run."""
+    rows = []
+    for key, what in (
+        ("step", "a trial's end to the next one's first step, Ray and NNI (s)"),
+        ("whole", "from first step to first step, Ray and NNI (s)"),
+    ):
+        ours, other = (statistics.median(gap[key] for gap in gaps) for gaps in (ray, nni))
+        ratios = [other / gap[key] for gap in ray]
+        spread = min(ratios), max(ratios)
+        rows.append(
+            {"what": what, "ours": ours, "other": other, "ratio": other / ours, "spread": spread}
+        )
     return rows
 
 

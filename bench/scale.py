@@ -241,6 +241,66 @@ def choosing(folder: Path, size: int) -> Callable[[], Any]:
     return voting(folder, size, "greedy")
 
 
+class Nodes:
+    """Fifty nodes of a Ray cluster that end each trial, of three epochs, at the next look."""
+
+    def __init__(self) -> None:
+        self._jobs: list[dict[str, Any]] = []
+
+    def submit(self, job: dict[str, Any]) -> None:
+        """Take a trial."""
+        self._jobs.append(job)
+
+    def wait(self, patience: float) -> tuple[list[dict[str, Any]], list[Any]]:  # noqa: ARG002
+        """Return what all trials have said, and that they have ended."""
+        from ballot.engines.ray.cluster import Ended
+
+        news, ends, jobs = [], [], self._jobs
+        reports = [*({"score": 0.1 * k} for k in range(3)), {"final": 0.3, "failed": False}]
+        for job in jobs:
+            began = {"began": True, "machine": "node"}
+            said = {"trial": job["id"], "attempt": job["attempt"]}
+            news += [said | each for each in (began, *reports)]
+            ends.append(Ended(**said, outcome={"exit": 0, "reports": reports, "words": ""}))
+        self._jobs = []
+        return news, ends
+
+    def order(self, trial: str, word: str) -> None:
+        """End nothing early."""
+
+    def withdraw(self, trial: str) -> None:
+        """Take nothing back."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return all of them."""
+        return [{"id": f"n{k}", "name": f"n{k}", "alive": True, "has": {}} for k in range(50)]
+
+
+def driving(folder: Path, size: int) -> Callable[[], Any]:
+    """Drive a search on 50 nodes of Ray that take no time, without a tuner, and read its record."""
+    from ballot.engines.ray.driver import Driver
+    from ballot.engines.ray.journal import FILE, Journal
+
+    spec = {
+        "search": "s",
+        "command": "python3 train.py",
+        "max_trials": size,
+        "concurrency": 50,
+        "searched": None,
+        "resources": {"cpus": 1.0, "gpus": 0.0, "memory": None},
+        "assessor": None,
+        "posted": [{"lr": number} for number in range(size)],
+    }
+    driver = Driver(folder, spec, Nodes())
+
+    def work() -> None:
+        while driver.state != "done":
+            driver.step()
+        assert len(Journal(folder / FILE).read()) == size
+
+    return work
+
+
 # What it is, of what, quick sizes, full sizes
 TASKS: dict[str, tuple[Task, str, tuple[int, ...], tuple[int, ...]]] = {
     "listing": (listing, "rows", ROWS, MANY_ROWS),
@@ -248,6 +308,7 @@ TASKS: dict[str, tuple[Task, str, tuple[int, ...], tuple[int, ...]]] = {
     "caching": (caching, "photos", IMAGES, MANY_IMAGES),
     "suggesting": (suggesting, "trials", TRIALS, MANY_TRIALS),
     "watching": (watching, "trials", TRIALS, MANY_TRIALS),
+    "driving": (driving, "trials", TRIALS, MANY_TRIALS),
     "tabulating": (tabulating, "trials", TRIALS, MANY_TRIALS),
     "reporting": (reporting, "trials", TRIALS, MANY_TRIALS),
     "voting": (voting, "trials", TRIALS, MANY_TRIALS),

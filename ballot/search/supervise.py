@@ -40,7 +40,8 @@ def follow(
         try:
             if search.is_running():
                 search.verify(launch)
-                print(f"search {search.id}: {search.address} until it ends", flush=True)
+                where = f": {search.address} until it ends" if search.address else " runs"
+                print(f"search {search.id}{where}", flush=True)
                 end = watch(search, plan, results, budget, machines, every=every)
         except KeyboardInterrupt:
             end = End(interrupted=True)

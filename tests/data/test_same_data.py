@@ -15,6 +15,7 @@ from trained_for_tests import coloured, run
 
 import ensemble
 import train
+from ballot.engines.choose import AnyEngine
 from ballot.engines.interface import Launch, Plan
 from ballot.errors import UserError
 from ballot.preflight import tryout
@@ -152,7 +153,9 @@ def test_changed_data_are_refused_before_more_is_trained_for_a_search(trained, t
     repaint(data)
     asked = {"finalize": 1, "folds": 2, "csv": [], "search": "s0", "soup": False, "port": 0}
     with pytest.raises(UserError, match=r"^resume: .* was begun with: the images have other"):
-        ensemble.vote_of_finalists(engine, asked, VoteOptions(out_dir=str(tmp_path / "vote")))
+        ensemble.vote_of_finalists(
+            AnyEngine([engine]), asked, VoteOptions(out_dir=str(tmp_path / "vote"))
+        )
     assert len(search.trials()) == 1
 
 

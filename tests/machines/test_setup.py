@@ -151,4 +151,4 @@ def test_data_that_do_not_fit_or_are_not_there_are_refused(links, tmp_path):
 @pytest.mark.slow
 def test_the_flags_are_for_other_machines(script):
     done = script("search.py", "--config", ROOT / "config_local.yml", "--install")
-    assert done.returncode == 2 and "is a search on this machine" in done.stderr
+    assert done.returncode == 2 and "names no machines that are reached over ssh" in done.stderr

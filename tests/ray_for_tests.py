@@ -1,0 +1,141 @@
+"""Real Ray nodes on loopback for tests: started, killed, and ended by their ids."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+SMALL = ["--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--block"]
+READY_S = 90.0
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class RealCluster:
+    """A head without CPUs, and nodes that come and go, all of one home and one token."""
+
+    def __init__(self):
+        self.home = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets have short names
+        token = self.home / ".ray" / "auth_token"
+        token.parent.mkdir(mode=0o700)
+        token.touch(mode=0o600)
+        self.token = secrets.token_hex(32)
+        token.write_text(self.token)
+        self.nodes = []
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))},
+            "HOME": str(self.home),
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "BALLOT_PRELOAD": "60",
+        }
+        self.start_head()
+
+    def start_head(self):
+        port, client, agent = free_ports(3)
+        self.address = f"127.0.0.1:{port}"
+        options = [f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=0"]
+        options += ["--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"]
+        place = f"--temp-dir={self.home / f't{port}'}"
+        self.head = self._start("--head", "--disable-usage-stats", place, *options)
+        self.nodes = []
+        self.await_nodes(1)
+
+    def add_node(self, cpus=1):
+        before = self.count_nodes()
+        (agent,) = free_ports(1)
+        listens = f"--dashboard-agent-listen-port={agent}"
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", listens)
+        self.nodes.append(node)
+        self.await_nodes(before + 1)
+        return node
+
+    def _start(self, *options):
+        with (self.home / "ray.log").open("ab") as log:
+            return subprocess.Popen(
+                [*RAY, "start", *options, *SMALL, "--min-worker-port=0", "--max-worker-port=0"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+            )
+
+    def count_nodes(self):
+        from ballot.engines.ray import asked
+
+        said = asked._ask(self.address, self.environment)
+        return len(said.get("nodes", ()))
+
+    def await_nodes(self, number):
+        deadline = time.monotonic() + READY_S
+        while self.count_nodes() != number:
+            assert time.monotonic() < deadline, (self.home / "ray.log").read_text()[-3000:]
+            time.sleep(0.3)
+
+    def processes(self):
+        """Return the ids of all that was started with this home."""
+        mark = f"HOME={self.home}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+    def kill(self, node, *names):
+        """Kill processes of a node by SIGKILL: those below its `ray start`, by their names."""
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+                if Path(command).name in names and is_below(pid, node.pid):
+                    os.kill(pid, signal.SIGKILL)
+
+    def search(self, *words, **extra):
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "search.py"), *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.home,
+            env=self.environment | extra,
+            start_new_session=True,
+        )
+
+    def close(self):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in (*self.nodes, self.head):
+                with contextlib.suppress(OSError):
+                    process.send_signal(number)
+            for process in (*self.nodes, self.head):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(15)
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def is_below(pid, above):
+    while pid > 1:
+        if pid == above:
+            return True
+        text = Path(f"/proc/{pid}/stat").read_text()
+        pid = int(text.rpartition(")")[2].split()[1])
+    return False
