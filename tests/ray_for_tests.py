@@ -42,6 +42,7 @@ class RealCluster:
             "HOME": str(self.home),
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # other tests run beside these
             "BALLOT_PRELOAD": "60",
         }
         self.start_head()

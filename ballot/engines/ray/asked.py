@@ -77,11 +77,12 @@ def _current() -> str:
 def ask_cluster(address: str) -> Facts:
     """Ask a cluster what it is and has; what is wrong is a `UserError` in one line."""
     address = found_address(address)
-    said = _ask(address, {})
+    without = _ask(address, {"RAY_AUTH_MODE": "disabled"})
+    is_open = "error" not in without
+    said = without if is_open else _ask(address, {"RAY_AUTH_MODE": "token"})
     if "error" in said:
         raise UserError(_refusal(address, str(said["error"])))
-    without = _ask(address, {"RAY_AUTH_MODE": "disabled"})
-    facts = Facts(address, "error" not in without, said["ray"], said["python"], said["nodes"])
+    facts = Facts(address, is_open, said["ray"], said["python"], said["nodes"])
     here = metadata.version("ray"), platform.python_version()
     if facts.ray != here[0]:
         remedy = "install the same version here and on all nodes"
@@ -103,7 +104,6 @@ def _refusal(address: str, said: str) -> str:
 
 def _ask(address: str, extra: dict[str, str]) -> Json:
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **extra}
-    environment.setdefault("RAY_AUTH_MODE", "token")
     command = [sys.executable, "-m", __name__, address]
     try:
         done = subprocess.run(

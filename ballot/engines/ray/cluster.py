@@ -27,7 +27,8 @@ TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 CALLS = 10_000  # of the receiver at once: each trial that runs waits there for its orders
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1",  # what is sent is .nniignore's matter
+    "RAY_worker_niceness": "0",  # of a cluster that is started here: as any trial's on this machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

@@ -61,7 +61,7 @@ class RayEngine:
         write_json(folder / SPEC, {**plan.settings.spec, "search": folder.name, "address": address})
         search = RaySearch(folder)
         search.write_note(**note)
-        return launch_driver(search)
+        return launch_driver(search, is_open=facts is not None and facts.open)
 
     def resume(self, search: Search, plan: Plan, launch: Launch) -> RaySearch:  # noqa: ARG002
         """Start a driver that goes on with a search, on whatever cluster is there now."""
@@ -83,20 +83,23 @@ class RayEngine:
         assert isinstance(search, RaySearch)
         spec = search.spec()
         address = os.environ.get("RAY_ADDRESS") or spec["resources"]["address"]
+        is_open = False
         if address != "local":  # the cluster may be another one by now
             facts = asked.ask_cluster(address)
             refuse_open(facts, launch)
-            address = facts.address
+            address, is_open = facts.address, facts.open
         told = {"posted": posted, "again": again, "address": address}
         write_json(search.folder / SPEC, {**spec, **told})
-        return launch_driver(RaySearch(search.folder))
+        return launch_driver(RaySearch(search.folder), is_open=is_open)
 
 
 def refuse_open(facts: asked.Facts | None, launch: Launch) -> None:
     """Refuse a cluster that lets everybody in, or a Ray of which it is known how to get in."""
     version = asked.installed() or (0, 0)
     old = f"Ray {'.'.join(map(str, version))} has CVE-2025-62593" if version < asked.OLDEST else ""
-    no_token = "it lets in whoever reaches its ports" if facts is not None and facts.open else ""
+    no_token = (
+        "the cluster lets in whoever reaches its ports" if facts is not None and facts.open else ""
+    )
     why = old or no_token
     if why and not launch.public:
         remedy = "update Ray" if old else "start the cluster with RAY_AUTH_MODE=token"
@@ -105,13 +108,16 @@ def refuse_open(facts: asked.Facts | None, launch: Launch) -> None:
         print(f"WARNING: --public: {why}: whoever does can run programs on it", flush=True)
 
 
-def launch_driver(search: RaySearch) -> RaySearch:
-    """Start the driver of a search, which goes on without this process."""
+def launch_driver(search: RaySearch, *, is_open: bool) -> RaySearch:
+    """Start the driver of a search, which goes on without this process.
+
+    It shows no token to a cluster that asks for none (`is_open`).
+    """
     log = search.folder / LOG
     log.parent.mkdir(exist_ok=True)
     control.take(search.folder)  # what an earlier driver was still to do
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.setdefault("RAY_AUTH_MODE", "token")
+    environment["RAY_AUTH_MODE"] = "disabled" if is_open else "token"
     command = [sys.executable, "-m", "ballot.engines.ray.driver", str(search.folder)]
     with log.open("ab") as file:
         process = subprocess.Popen(

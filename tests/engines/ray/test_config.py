@@ -161,10 +161,10 @@ def test_an_open_cluster_and_an_old_ray_are_refused_unless_it_is_asked_for(monke
     monkeypatch.setattr(asked, "installed", lambda: (2, 60))
     closed, is_open = Facts("head:1"), Facts("head:1", open=True)
     engine.refuse_open(closed, Launch())
-    with pytest.raises(UserError, match="it lets in whoever reaches its ports"):
+    with pytest.raises(UserError, match="the cluster lets in whoever reaches its ports"):
         engine.refuse_open(is_open, Launch())
     engine.refuse_open(is_open, Launch(public=True))
-    assert capsys.readouterr().out.startswith("WARNING: --public: it lets in whoever")
+    assert capsys.readouterr().out.startswith("WARNING: --public: the cluster lets in whoever")
     monkeypatch.setattr(asked, "installed", lambda: (2, 51))
     with pytest.raises(UserError, match="has CVE-2025-62593; update Ray"):
         engine.refuse_open(closed, Launch())
