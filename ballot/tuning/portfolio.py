@@ -80,6 +80,7 @@ def _usual(base: Config, network: str, size: int) -> Values:
         "criterion_args.label_smoothing": 0.1,
         "layer_decay": 1.0,
         "classifier_start": base.classifier_start,
+        **({"freeze": base.freeze} if base.freeze else {}),
     }
 
 
@@ -96,6 +97,7 @@ def _space_around(usual: Values, networks: Sequence[str], sizes: Sequence[int]) 
         "criterion_args.label_smoothing": choice(0.1, 0.0),
         "layer_decay": choice(1.0, 0.8, 0.65),
         "classifier_start": choice(usual["classifier_start"]),
+        **({"freeze": choice(usual["freeze"])} if "freeze" in usual else {}),
     }
 
 

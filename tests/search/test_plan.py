@@ -48,6 +48,8 @@ def test_each_first_configuration_is_one_of_the_space_and_train_takes_it(photos,
         values = tuner.ask()
         assert values["recipe"].items() >= wanted["recipe"].items()
         merged, origin = merge([Layer("tuner", values)])
+        if merged.recipe == "auto":  # a network that the tuner names has no recipe of its own
+            assert merged.freeze == read_request(Request(photos)).base.freeze == "6"
         assert merged.recipe == wanted["recipe"]["_name"] and origin["image_size"] == "tuner"
 
 
