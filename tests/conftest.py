@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SKIPPED = pytest.StashKey[str]()
 
-# What a shell starts in the background ignores Ctrl-C, and so does all that it starts; a handler
-# is not inherited, so that programs under test begin as in a terminal.
+# What a shell starts in the background ignores Ctrl-C, what `nohup` starts a lost terminal, and so
+# does all that they start; a handler is not inherited, so that programs under test begin as in a
+# terminal.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -26,7 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Files whose tests share nothing and start searches that take up to a minute each.
 APART = {"test_search.py", "test_survival.py"}
 # Each of these takes all cores: never side by side.
-HEAVY = {"test_faults.py", "test_remote.py"}
+HEAVY = {"test_cluster.py", "test_faults.py", "test_remote.py"}
 
 
 def pytest_collection_modifyitems(items):

@@ -1027,7 +1027,7 @@ while len(list(Path.cwd().glob("*.ready"))) < 2:
     time.sleep(0.01)
 search = experiment.start(config, port, experiment.environment(public=False))
 print(search.port, search.portal.ask("GET", "experiment")["params"]["experimentName"])
-search.kill()
+search.manager().kill()
 """
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("ray")
 
 from ray_for_tests import ROOT, RealCluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 searchSpace: {{lr: {{_type: loguniform, _value: [0.001, 0.1]}}}}
