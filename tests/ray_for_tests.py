@@ -38,7 +38,8 @@ class RealCluster:
         token.write_text(self.token)
         self.nodes = []
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))},
+            # Coverage in Ray's workers hides the code folder that Ray gives them.
+            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_", "COV"))},
             "HOME": str(self.home),
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
