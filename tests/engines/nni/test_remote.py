@@ -149,7 +149,7 @@ def test_the_results_of_two_machines_come_home_and_vote(lab, project):
     assert names == {f"{search_id}-{t.sequence:03d}-{t.id}": t.machine for t in trials}
     assert "vote of 4 members" in said and len(list(project.glob("outputs/*/best.pt"))) == 1
     wait_for(lambda: nothing_runs_on(lab, search_id), "the machines to be left", 20)
-    assert managers_and_trials(project) == []
+    wait_for(lambda: managers_and_trials(project) == [], "its processes to end", 20)
     votes = start(project, "ensemble.py", *sorted(project.glob("outputs/*.csv")))
     assert "vote of 4 members" in votes.communicate(timeout=60)[0] and votes.returncode == 0
     assert_collect_is_idempotent_and_names_what_is_missing(lab, project, search_id)
@@ -224,4 +224,4 @@ def test_a_machine_that_dies_and_a_cable_that_is_cut_cost_no_trial(lab, project)
         assert len(trial.scores) == epochs and trial.final == history["val_acc"].max()
     assert f"trial {lost[0]} was lost" in said
     wait_for(lambda: nothing_runs_on(lab, search_id), "the machines to be left", 20)
-    assert managers_and_trials(project) == []
+    wait_for(lambda: managers_and_trials(project) == [], "its processes to end", 20)
