@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def loggers_as_they_were():
     """Undo what a test's libraries do to others' loggers: some disable all that there are."""
     yield
     logging.disable(logging.NOTSET)
+    root = logging.getLogger()  # a script that a test called keeps lines for a run folder to come
+    root.handlers = [h for h in root.handlers if not isinstance(h, MemoryHandler)]
     for logger in list(logging.Logger.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and logger.name.startswith("ballot"):
             logger.disabled, logger.propagate = False, True
