@@ -80,6 +80,11 @@ def probe(x: np.ndarray, table: Table, train: np.ndarray, test: np.ndarray) -> n
     return probs
 
 
+def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log of what the true classes were given."""
+    return float(-np.log(probs[np.arange(len(labels)), labels].clip(1e-9)).mean())
+
+
 def link(table: Table, train: np.ndarray, test: np.ndarray, root: Path) -> dict[str, int]:
     """Write a folder of links in a usual layout; return the row of each test image by its id."""
     source = table.source
@@ -146,22 +151,32 @@ def main() -> int:
     metrics = create_metrics((metric,))
     x = features(table, known.size)
     both = []
-    print(f"{'split':>5} {'probe':>8} {'trial':>8} {'CPU s':>7} {'wall s':>7}   test {metric}")
+    print(
+        f"test {metric}, log loss\n{'split':>5} {'probe':>16} {'trial':>16} {'CPU s':>7} {'wall s':>7}"
+    )
     for number, (train, test) in enumerate(cuts(table, known.splits, 0.2)):
         if known.only and number not in known.only:
             continue
-        first = metrics.score(probe(x, table, train, test), table.labels[test], stage="val")[metric]
+        guessed = probe(x, table, train, test)
+        first = metrics.score(guessed, table.labels[test], stage="val")[metric]
         with tempfile.TemporaryDirectory() as folder:
             asked = link(table, train, test, Path(folder))
             rows, probs, cpu, wall = trial(table, asked, Path(folder), words)
         second = metrics.score(probs, table.labels[rows], stage="val")[metric]
         both.append((first, second))
-        print(f"{number:>5} {first:>8.4f} {second:>8.4f} {cpu:>7.0f} {wall:>7.0f}", flush=True)
+        losses = (log_loss(guessed, table.labels[test]), log_loss(probs, table.labels[rows]))
+        print(
+            f"{number:>5} {first:>8.4f} {losses[0]:>7.4f} {second:>8.4f} {losses[1]:>7.4f} "
+            f"{cpu:>7.0f} {wall:>7.0f}",
+            flush=True,
+        )
     means = [statistics.mean(column) for column in zip(*both)]
     gains = [b - a for a, b in both]
     spread = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
     gain = statistics.mean(gains)
-    print(f" mean {means[0]:>8.4f} {means[1]:>8.4f}   the trial gains {gain:+.4f} +- {spread:.4f}")
+    print(
+        f" mean {means[0]:>8.4f} {'':>7} {means[1]:>8.4f}   the trial gains {gain:+.4f} +- {spread:.4f}"
+    )
     return 0
 
 

@@ -77,6 +77,11 @@ class Fixed:
     situation: Situation | None  # None where no recipe applies: digits and the like
     sentence: str
 
+    @property
+    def options(self) -> set[str]:
+        """The names of the options that are fixed."""
+        return {key for key, _ in flatten(self.layer)}
+
 
 @dataclass(frozen=True)
 class Prospect:
@@ -146,7 +151,7 @@ def _grown(fixed: Fixed, expected: float) -> tuple[int | None, float]:
     Pixels are worth more than trials (docs/recipes.md), up to those that the photos have.
     """
     size, situation = fixed.base.image_size, fixed.situation
-    is_free = "image_size" not in fixed.layer.values
+    is_free = "image_size" not in fixed.options
     if size is None or situation is None or not situation.pretrained or not is_free:
         return size, 1.0
     most = min(LARGEST, portfolio.stepped(situation.data.side))
@@ -172,7 +177,7 @@ def portfolio_of(prospect: Prospect, schedule: Schedule) -> Portfolio:
         networks = networks_for(situation, base)
         base = dataclasses.replace(base, image_size=schedule.image_size, epochs=schedule.epochs)
         made = portfolio.of_photos(base, prospect.fixed.probe, networks=networks)
-    fixed = {key for key, _ in flatten(prospect.fixed.layer)}
+    fixed = prospect.fixed.options
     first = [_without(values, fixed) for values in made.first]
     return Portfolio(_without(made.space, fixed), _distinct(first))
 
