@@ -151,9 +151,8 @@ def main() -> int:
     metrics = create_metrics((metric,))
     x = features(table, known.size)
     both = []
-    print(
-        f"test {metric}, log loss\n{'split':>5} {'probe':>16} {'trial':>16} {'CPU s':>7} {'wall s':>7}"
-    )
+    print(f"test {metric} and log loss")
+    print(f"{'split':>5} {'probe':>16} {'trial':>16} {'CPU s':>7} {'wall s':>7}")
     for number, (train, test) in enumerate(cuts(table, known.splits, 0.2)):
         if known.only and number not in known.only:
             continue
@@ -174,9 +173,7 @@ def main() -> int:
     gains = [b - a for a, b in both]
     spread = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
     gain = statistics.mean(gains)
-    print(
-        f" mean {means[0]:>8.4f} {'':>7} {means[1]:>8.4f}   the trial gains {gain:+.4f} +- {spread:.4f}"
-    )
+    print(f" mean {means[0]:>8.4f} {means[1]:>16.4f}   the trial gains {gain:+.4f} +- {spread:.4f}")
     return 0
 
 
