@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,14 +27,16 @@ from ballot.errors import UserError
 from ballot.prediction import tta
 from ballot.registry import Registry, load_plugins
 from ballot.runs.folder import read_config, run_to_resume
-from ballot.training import loop, probe, process
+from ballot.training import probe, process
 from ballot.training.blocks import arrange, ordered
+from ballot.training.footprint import check_bounds, footprint_of, has_bounds
 from ballot.training.group import Group
+from ballot.training.heads import HeadsCriterion, make_heads, tasks_of
 from ballot.training.recipes import with_recipe
 from ballot.training.state import Goal, TrainState, make_ema, sample_of
 from ballot.values import Json, Layer
 from dataset import AUGMENTATIONS, DATASETS, load_data
-from loss import CRITERIA, create_criterion
+from loss import CRITERIA, check_soft_targets, create_criterion, create_heads_criterion
 from metrics import Metrics, create_metrics, lower_is_better
 from model import MODELS, adopt_classes, create_model, freeze, keep_statistics, model_spec
 from optim import OPTIMIZERS, SCHEDULERS, Schedule, create_optimizer, create_scheduler
@@ -80,6 +83,7 @@ RESUMABLE = {
     "train_dir",
     "val_dir",
     "test_dir",
+    "exclude",  # another list leaves other rows, which is refused
     "plugins",
     "pretrained",
     "init_from",
@@ -91,6 +95,8 @@ RESUMABLE = {
     "experiment",
     "processes",
     "profile",
+    "max_params",
+    "max_latency",
 }
 
 
@@ -141,7 +147,9 @@ def configure(layers: list[Layer]) -> tuple[Config, dict[str, str]]:
         try:
             DATASETS.entry(config.dataset)
         except UserError as error:
-            raise UserError(f"{origin['dataset']}: {error}") from None
+            near = "did you mean" in str(error)
+            hint = "" if near else "; --dataset auto reads the images in data_dir"
+            raise UserError(f"{origin['dataset']}: {error}{hint}") from None
     return config, origin
 
 
@@ -207,14 +215,12 @@ def build_state(
     process.seed_everything(config.seed)
     model, pretrained = network_for(config, data)
     start = sample_of(model)
-    criterion = create_criterion(
-        config.criterion, len(data.classes), data.class_weights(fold), **config.criterion_args
-    )
-    with loop.memory_failures("the model does not fit into memory"):
+    criterion = criterion_for(config, data, fold)
+    with process.memory_failures("the model does not fit into memory"):
         model = arrange(model.to(device), config.channels_last)
         criterion = criterion.to(device)
         ema = make_ema(model, config.ema)
-    optimizer, schedule = create_steps(config, model, rows=len(fold.train))
+    optimizer, schedule = create_steps(config, model, criterion, rows=len(fold.train))
     hold_still(model, config, pretrained)  # after the optimiser, which steps on what has a gradient
     if config.compile:
         model.compile()
@@ -251,13 +257,37 @@ def network_for(config: Config, data: Data) -> tuple[nn.Module, bool]:
         args=config.model_args,
         init_from=config.init_from,
         image_size=data.image_size,
+        heads=make_heads(config.heads, data.attributes),
     )
 
 
+def criterion_for(config: Config, data: Data, fold: Fold) -> nn.Module:
+    """Make the criterion of the joint classes, or of each head, for a fold's targets."""
+    heads, args = make_heads(config.heads, data.attributes), config.criterion_args
+    weights, classes = partial(data.class_weights, fold), len(data.classes)
+    uncertainty = config.head_weights == "uncertainty"
+    criterion: nn.Module
+    if heads is not None:
+        tasks = tasks_of(heads, config.ordinal)
+        criterion = create_heads_criterion(
+            config.criterion, tasks, weights, uncertainty=uncertainty, args=args
+        )
+    else:
+        if uncertainty or config.ordinal:
+            log.warning("head_weights and ordinal have no effect without --heads")
+        criterion = create_criterion(config.criterion, classes, weights(), **args)
+    if fold.train.targets is not None:
+        check_soft_targets(criterion, config.criterion, classes)
+    return criterion
+
+
 def create_steps(
-    config: Config, model: nn.Module, *, rows: int
+    config: Config, model: nn.Module, criterion: nn.Module, *, rows: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
-    """Make the optimiser of a model and its schedule, for `rows` of training data."""
+    """Make the optimiser of a model, and of what its criterion learns, and the schedule.
+
+    `rows` are those of the training data.
+    """
     optimizer = create_optimizer(
         config.optimizer,
         model,
@@ -266,6 +296,7 @@ def create_steps(
         args=config.optimizer_args,
         no_decay_norm=config.no_decay_norm,
         layer_decay=config.layer_decay,
+        beside=criterion.learnt if isinstance(criterion, HeadsCriterion) else (),
     )
     schedule = create_scheduler(
         config.scheduler,
@@ -292,6 +323,7 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
             config, _ = configure(settled)
             goal = choose_metrics(config)[1]
             facts |= {
+                "model": config.model,
                 "monitor": goal.name,
                 "mode": goal.mode,
                 "epochs": config.epochs,
@@ -304,6 +336,8 @@ def try_configurations(layers: list[Layer], wanted: Path) -> int:
                 facts |= try_steps(config, loaded)
             else:
                 try_components(config, next(iter(loaded.values()), None))
+                if has_bounds(config) and loaded:
+                    try_bounds(config, loaded)
     return 0
 
 
@@ -314,6 +348,8 @@ def try_steps(config: Config, loaded: dict[str, Data]) -> Json:
     data = data_for(config, loaded)
     fold = data.folds[0]
     state = build_state(config, data, fold, device, process.pick_amp(config.amp, device))
+    if has_bounds(config):
+        check_bounds(config, footprint_of(state.model, data.image_size, state.amp))
     ready = time.monotonic() - began
 
     def train(epoch: int) -> Iterable[Batch]:
@@ -365,3 +401,15 @@ def try_components(config: Config, data: Data | None) -> None:
         warmup_epochs=config.warmup_epochs,
         args=config.scheduler_args,
     )
+
+
+def try_bounds(config: Config, loaded: dict[str, Data]) -> None:
+    """Make the network alone, and compare it with the bounds on its size and its time."""
+    if config.image_size is None:  # the data and the network decide
+        data = data_for(config, loaded)
+    else:
+        data = replace(next(iter(loaded.values())), image_size=config.image_size)
+    device = process.pick_device(config.device)
+    model = arrange(network_for(config, data)[0].to(device), config.channels_last)
+    amp = process.pick_amp(config.amp, device)
+    check_bounds(config, footprint_of(model, data.image_size, amp))

@@ -2,12 +2,14 @@
 
 python dataset.py DIR                    what a folder is: layout, classes, sizes, problems
 python dataset.py DIR --out sheet.png    and a contact sheet of augmented samples
+python dataset.py DIR --check_labels outputs   labels that are probably wrong, by the runs there
 python dataset.py --clean_cache          list decoded images, remove stale ones
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -24,24 +26,29 @@ if __name__ == "__main__":
 import numpy as np
 
 from ballot.data import augment
+from ballot.data.attributes import Attribute, renumbered
 from ballot.data.augment import Recipe, each
 from ballot.data.batches import Data
 from ballot.data.images import ArraySource, FileSource, Geometry
 from ballot.data.layouts import (
     GROUPS,
+    JOINT,
     LABELS,
     PATHS,
     SIDES,
     SPLITS,
+    Values,
     column,
     composed,
     csv_files,
     encode,
+    join_values,
+    label_columns,
     read_csv,
     side_folders,
     sorted_classes,
 )
-from ballot.data.prepare import examine, make_data
+from ballot.data.prepare import Examined, examine, make_data
 from ballot.data.splits import split_single
 from ballot.data.tables import Problem, Table, first_few, list_images, subfolders
 from ballot.errors import UserError, suggest
@@ -49,8 +56,10 @@ from ballot.names import check_names
 from ballot.registry import Registry
 from ballot.runs.csv_files import DuplicateColumn
 from ballot.scripts import script_main
+from ballot.wording import plural
 
 if TYPE_CHECKING:
+    from ballot.config.command_line import Parser
     from ballot.config.schema import Config
 
 DATASETS = Registry("dataset")
@@ -122,11 +131,12 @@ def named(table: Table, classes: Sequence[str]) -> Table:
             f"classes: are {len(classes)} names ({first_few(classes)}), but {table.name} has "
             f"{len(table.classes)} classes ({first_few(table.classes)})"
         )
-    labels = table.labels
+    labels, attributes = table.labels, table.attributes
     if set(classes) == set(table.classes):
         place = [list(classes).index(name) for name in table.classes]
         labels = np.where(labels < 0, labels, np.array(place)[labels])
-    return replace(table, classes=list(classes), labels=labels)
+        attributes = renumbered(attributes, place)
+    return replace(table, classes=list(classes), labels=labels, attributes=attributes)
 
 
 def _existing(where: str, key: str = "data_dir") -> Path:
@@ -264,10 +274,11 @@ def _mask_table(name: str, where: Path | None, classification: str, *, by_person
     test_ids, test_root = _mask_eval(root)
     ids, splits = ids + test_ids, splits + ["test"] * len(test_ids)
     paths += [str(test_root / name) for name in test_ids]
-    count = 18 if classification == "multi" else len(ATTRIBUTES[classification])
+    joint = _mask_joint()
+    classes = joint[0] if classification == "multi" else list(ATTRIBUTES[classification])
     return Table(
         name=name,
-        classes=_mask_classes(classification),
+        classes=classes,
         ids=ids,
         labels=np.array(labels + [-1] * len(test_ids), dtype=np.int64),
         source=FileSource(where, paths),
@@ -275,16 +286,21 @@ def _mask_table(name: str, where: Path | None, classification: str, *, by_person
         groups=[*groups, *[""] * len(test_ids)] if by_person else None,
         submission_columns=("ImageID", "ans"),
         crop=MASK_CROP,
-        answers=[str(k) for k in range(count)],
+        answers=[str(k) for k in range(len(classes))],
         problems=problems,
+        attributes=joint[1] if classification == "multi" else (),
     )
 
 
-def _mask_classes(classification: str) -> list[str]:
-    if classification != "multi":
-        return list(ATTRIBUTES[classification])
-    masks, genders, ages = ATTRIBUTES.values()
-    return [f"{mask}_{gender}_{age}" for mask in masks for gender in genders for age in ages]
+def _mask_joint() -> tuple[list[str], tuple[Attribute, ...]]:
+    """Return the 18 joint classes, all of which the competition asks for, and the attributes."""
+    places = list(itertools.product(*(range(len(classes)) for classes in ATTRIBUTES.values())))
+    names = ["_".join(values) for values in itertools.product(*ATTRIBUTES.values())]
+    attributes = (
+        Attribute(name, classes, tuple(place[k] for place in places))
+        for k, (name, classes) in enumerate(ATTRIBUTES.items())
+    )
+    return names, tuple(attributes)
 
 
 def _mask_train(
@@ -316,7 +332,8 @@ def _mask_train(
         text = f"{len(torn)} persons have folders that disagree about their gender or age"
         problems.append(Problem(text, torn))
     if odd:
-        text = f"{len(odd)} images are named neither mask<N>, incorrect_mask nor normal; left out"
+        many = plural(len(odd), "image")
+        text = f"left out: {many} named neither mask<N>, incorrect_mask nor normal"
         problems.append(Problem(text, tuple(odd)))
     return ids, labels, groups, problems
 
@@ -405,7 +422,7 @@ def class_folders(
             paths.append(f"{folder}/{file}" if train_dir else prefix + file)
             names.append(name)
             splits.append(side)
-    text = f"{len(loose)} images stand in no folder of a class and are left out"
+    text = f"left out: {plural(len(loose), 'image')} in no folder of a class"
     return Table(
         name=root.name,
         classes=classes,
@@ -479,7 +496,7 @@ def csv_table(
     data_dir: Path | None,
     *,
     path_column: str | None = None,
-    label_column: str | None = None,
+    label_column: Sequence[str] | None = None,
     group_column: str | None = None,
     split_column: str | None = None,
     file: str | None = None,
@@ -487,31 +504,30 @@ def csv_table(
     """A CSV with a row an image: its path, its label, and optionally a group and a split.
 
     Paths are relative to the CSV. train.csv, val.csv and test.csv side by side belong together;
-    test rows may lack a label.
+    test rows may lack a label. Several columns of labels are attributes of one joint class.
     """
     where = _needed(data_dir)
-    rows: list[tuple[str, str, str, str]] = []  # id, label, group, split
+    rows: list[tuple[str, Values, str, str]] = []  # id, values of the label, group, split
     grouped = False
     files = csv_files(where, file)
     for path, side in files:
         columns, lines = read_csv(path)
         image = column(path, columns, "path_column", path_column, PATHS)
-        given = label_column if side != "test" or label_column in columns else None
-        label = column(path, columns, "label_column", given, LABELS)
-        if image is None or (label is None and side != "test"):
+        label = label_columns(path, columns, label_column, needed=side != "test")
+        if image is None or not (label or side == "test"):
             key = "path_column" if image is None else "label_column"
             raise UserError(f"{path}: which column is it? give --{key}, one of {columns}")
         group = column(path, columns, "group_column", group_column, GROUPS)
         split = _split_column(path, columns, lines, split_column, image)
         grouped |= group is not None
         for line in lines:
-            name = composed(line[label]) if label else ""
+            values = tuple(composed(line[name]) for name in label)
             where_to = SIDES[line[split].lower()] if split else side
-            rows.append((line[image], name, composed(line[group]) if group else "", where_to))
+            rows.append((line[image], values, composed(line[group]) if group else "", where_to))
         if path == files[0][0]:
-            titles = (image, label or "label")
+            titles, labels = (image, JOINT.join(label) or "label"), label
     root = files[0][0].parent
-    return _csv_rows(files[0][0], root, rows, grouped, titles)
+    return _csv_rows(files[0][0], root, rows, grouped, titles, labels)
 
 
 def _split_column(
@@ -537,14 +553,24 @@ def _split_column(
 
 
 def _csv_rows(
-    path: Path, root: Path, rows: Sequence[tuple[str, ...]], grouped: bool, titles: tuple[str, str]
+    path: Path,
+    root: Path,
+    rows: Sequence[tuple[str, Values, str, str]],
+    grouped: bool,
+    titles: tuple[str, str],
+    labels: Sequence[str],
 ) -> Table:
-    ids, names, groups, splits = (list(part) for part in zip(*rows))
-    empty = [name for name, label, _, split in rows if not label and split != "test"]
+    ids, values, groups, splits = (list(part) for part in zip(*rows))
+    attributes: tuple[Attribute, ...] = ()
+    if len(labels) > 1:
+        names, classes, attributes = join_values(path, labels, values)
+    else:
+        names = [row[0] if row else "" for row in values]
+        classes = sorted_classes([name for name in names if name])
+    empty = [i for i, name, split in zip(ids, names, splits) if not name and split != "test"]
     if empty:
         raise UserError(f"{path}: {len(empty)} training rows have no label: {first_few(empty)}")
     _check_there(path, [root / name for name in ids], ids)
-    classes = sorted_classes([name for name in names if name])
     return Table(
         name=root.name,
         classes=classes,
@@ -554,6 +580,7 @@ def _csv_rows(
         splits=splits,
         groups=groups if grouped else None,
         submission_columns=titles,
+        attributes=attributes,
     )
 
 
@@ -683,12 +710,72 @@ def trivial_augment(size: int, *, crop: int = 0, flip: float = 0.5) -> Recipe:
     return Recipe(seen(size, crop), (augment.flip(flip), each(transform)))
 
 
+def check_labels(found: Examined, outputs: Path, out: Path) -> int:
+    """Print and write the rows whose labels the runs in `outputs` doubt, with their pictures."""
+    from ballot.data.preview import draw_rows
+    from ballot.vote.suspects import find_suspects, judge, table_lines, write_suspects
+    from ballot.wording import plural
+
+    if not outputs.is_dir():
+        raise UserError(f"check_labels: {outputs} is no folder; name that of the runs")
+    if out.suffix == ".png":
+        raise UserError(f"out: {out} is to be the list; name a CSV, the pictures stand beside it")
+    table = found.table
+    rows = {table.ids[row]: int(row) for row in table.rows_of("train", "val")}
+    labels = {name: table.label(row) for name, row in rows.items()}
+    judged = judge(sorted(run for run in outputs.iterdir() if run.is_dir()), labels)
+    suspects = find_suspects(judged)
+    print(
+        f"judged    {len(judged.ids):,} of {len(rows):,} labelled rows, by "
+        f"{plural(judged.runs, 'run')} that did not train on them"
+    )
+    if len(judged.ids) < len(rows):
+        print("note      the others were never held out; --folds 5 of train.py holds out each")
+    for note in judged.notes:
+        print(f"note      {note}")
+    print(f"suspects  {len(suspects)}")
+    if suspects:
+        print("\n".join(f"  {line}" for line in table_lines(suspects)))
+        write_suspects(out, suspects)
+        captions = [f"{each.label} > {each.suggested}" for each in suspects]
+        sheet = out.with_suffix(".png")
+        shown = draw_rows(found, [rows[each.id] for each in suspects], captions, sheet)
+        print(f"written   {out}, and the first {shown} pictures: {sheet}")
+        print(f"next      look at them; train.py --exclude {out} trains without those listed")
+    return 0
+
+
+def build_parser() -> Parser:
+    """Make the command line."""
+    from ballot.config import command_line
+
+    parser = command_line.build_parser("dataset.py", "Describe a data set as a trial would see it.")
+    parser.add_argument("dir", nargs="?", metavar="DIR", help="same as --data_dir")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="draw a contact sheet of augmented samples (PNG); with --check_labels: the list",
+    )
+    parser.add_argument(
+        "--check_labels",
+        metavar="OUTPUTS",
+        help="list rows whose labels are probably wrong, by the validation rows of the runs in "
+        "this folder, as a table, a CSV (default: suspects.csv) and a sheet of pictures beside it",
+    )
+    parser.add_argument(
+        "--clean_cache",
+        action="store_true",
+        help="list the caches of decoded images and remove stale ones",
+    )
+    return parser
+
+
 @script_main
 def main(argv: list[str] | None = None) -> int:
     """Print what a folder of images is; draw samples; look after the cache."""
     import logging
 
-    from ballot.config.command_line import build_parser, parse_command_line
+    from ballot.config.command_line import parse_command_line
     from ballot.config.files import read_config_files
     from ballot.config.layers import merge
     from ballot.data.preview import clean_cache, describe, draw_sheet
@@ -696,15 +783,7 @@ def main(argv: list[str] | None = None) -> int:
     from ballot.training.recipes import with_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser("dataset.py", "Describe a data set as a trial would see it.")
-    parser.add_argument("dir", nargs="?", metavar="DIR", help="same as --data_dir")
-    parser.add_argument("--out", metavar="PNG", help="draw a contact sheet of augmented samples")
-    parser.add_argument(
-        "--clean_cache",
-        action="store_true",
-        help="list the caches of decoded images and remove stale ones",
-    )
-    layer, known = parse_command_line(parser, argv)
+    layer, known = parse_command_line(build_parser(), argv)
     if known.dir is not None:
         layer = replace(layer, values={"data_dir": known.dir, **layer.values})
     config, origin = merge(with_recipe([*read_config_files(known.config), layer])[0])
@@ -717,6 +796,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     load_plugins(config.plugins)
     found = examine(config, find_table(config), AUGMENTATIONS)
+    if known.check_labels:
+        return check_labels(found, Path(known.check_labels), Path(known.out or "suspects.csv"))
     print(describe(found, config))
     if known.out:
         shown = draw_sheet(found, Path(known.out), config)

@@ -18,7 +18,9 @@ from ballot.config.command_line import Parser
 from ballot.engines.choose import AnyEngine, HasSearches, find_search, newest_search, outside_trials
 from ballot.engines.interface import Search
 from ballot.errors import UserError
-from ballot.prediction import soup_process
+from ballot.prediction import distillation, pseudo_labels, soup_process
+from ballot.prediction.other_scripts import Scripts
+from ballot.prediction.pseudo_labels import SURE
 from ballot.runs.files import read_json
 from ballot.runs.folder import is_validation, run_of
 from ballot.scripts import script_main
@@ -26,6 +28,7 @@ from ballot.values import Json
 from ballot.vote.combine import METHODS, METRICS
 from ballot.vote.members import find_files
 from ballot.vote.options import VoteOptions, check_options
+from ballot.vote.outcome import VoteReport, unlink_from_search
 from ballot.vote.run import run_vote
 from ballot.vote.table import format_table
 from ballot.wording import terminal_width
@@ -73,7 +76,8 @@ def add_other_options(parser: Parser) -> None:
         "also average the weights of runs with the same initialisation, if that improves the score"
     )
     add("--soup", action="store_true", help=soup)
-    add("--data_dir", metavar="DIR", help="with --soup: data folder, if it has moved")
+    moved = "with --soup or --distill: data folder, if it has moved"
+    add("--data_dir", metavar="DIR", help=moved)
     finalize = "retrain the N best configurations of a search on all folds and combine only these"
     add("--finalize", type=int, metavar="N", help=finalize)
     add(
@@ -83,6 +87,7 @@ def add_other_options(parser: Parser) -> None:
         metavar="K",
         help="with --finalize: number of folds (default: 5)",
     )
+    add_last_options(parser)
     search = "with --finalize: search id (default: that of the CSVs, or the newest of this folder)"
     add("--search", metavar="ID", help=search)
     add(
@@ -91,6 +96,20 @@ def add_other_options(parser: Parser) -> None:
         default=8080,
         help="with --finalize: first port to try for NNI (default: 8080)",
     )
+
+
+def add_last_options(parser: Parser) -> None:
+    """Add what is trained on the answers of the vote."""
+    add = parser.add_argument
+    distill = "train one network, MODEL, on the answers of the ensemble; options of train.py follow"
+    add("--distill", metavar="MODEL", help=distill)
+    pseudo = (
+        "train the best members again on test images and --unlabelled images whose class has this "
+        "probability (default: 0.9); they join the ensemble only if validation improves"
+    )
+    add("--pseudo_label", nargs="?", type=number, const=SURE, metavar="P", help=pseudo)
+    unlabelled = "with --distill or --pseudo_label: folders of images without labels to train on"
+    add("--unlabelled", nargs="+", default=[], metavar="DIR", help=unlabelled)
 
 
 def number(text: str) -> float:
@@ -184,16 +203,75 @@ def choose_search(
 @script_main
 def main(argv: list[str] | None = None) -> int:
     """Vote, and print who voted, with what weight, and what it gained."""
-    asked = vars(build_parser().parse_args(argv))
+    asked = read_command_line(argv)
     options = VoteOptions(**{f.name: asked[f.name] for f in fields(VoteOptions)})
+    unlink_from_search(Path(options.out_dir))
     if asked["finalize"] is not None:
-        return vote_of_finalists(AnyEngine(), asked, options)
+        status = vote_of_finalists(AnyEngine(), asked, options)
+    else:
+        status = vote_of_files(asked, options)
+    if asked["distill"] is not None and status == 0:
+        print("\n".join(["", *distilled(asked, options)]))
+    return status
+
+
+def read_command_line(argv: list[str] | None) -> Json:
+    """Read the flags; with --distill those of train.py may be added."""
+    parser = build_parser()
+    known, rest = parser.parse_known_args(argv)
+    if rest and known.distill is None:
+        parser.refuse(rest[0])
+    if known.unlabelled and known.distill is None and known.pseudo_label is None:
+        raise UserError("--unlabelled: goes with --distill or --pseudo_label; add one of them")
+    check_pseudo_label(known)
+    lost = [path for path in known.unlabelled if not Path(path).expanduser().exists()]
+    if lost:
+        raise UserError(f"--unlabelled: {lost[0]} is not there")
+    return {**vars(known), "options": rest}
+
+
+def vote_of_files(asked: Json, options: VoteOptions) -> int:
+    """Let the files vote, soups of their runs included where they are asked for."""
     if not asked["csv"]:
         raise UserError("command line: the following arguments are required: CSV")
     soups = make_soups(asked["csv"], options, asked["data_dir"]) if asked["soup"] else []
-    report = run_vote([*asked["csv"], *soups], options)
+    files = [*asked["csv"], *soups]
+    report = run_vote(files, options)
     print(format_table(report, terminal_width()))
+    if asked["pseudo_label"] is not None:
+
+        def vote(more: Sequence[Path], out_dir: Path) -> VoteReport:
+            return run_vote([*files, *more], replace(options, out_dir=str(out_dir)))
+
+        request = pseudo_labels.PseudoLabelRequest(
+            asked["pseudo_label"], asked["unlabelled"], asked["data_dir"]
+        )
+        scripts = Scripts("--pseudo_label", outside_trials(os.environ))
+        lines, better = pseudo_labels.last_round(report, vote, request, scripts)
+        print("\n".join(["", *lines]))
+        if better is not None:
+            print("\n" + format_table(better, terminal_width()))
     return 0
+
+
+def check_pseudo_label(known: argparse.Namespace) -> None:
+    """Refuse wishes that do not go with pseudo-labels, before anything is read."""
+    if known.pseudo_label is None:
+        return
+    if not 0 < known.pseudo_label <= 1:
+        raise UserError(f"--pseudo_label: {known.pseudo_label:g}; a probability from 0 to 1")
+    for flag in ("finalize", "weights", "group_folds"):
+        if getattr(known, flag):
+            raise UserError(f"--pseudo_label: does not go with --{flag}")
+
+
+def distilled(asked: Json, options: VoteOptions) -> list[str]:
+    """Train one network on the answers of the vote; return how the two compare."""
+    request = distillation.DistilRequest(
+        asked["distill"], asked["unlabelled"], asked["options"], asked["data_dir"]
+    )
+    scripts = Scripts("--distill", outside_trials(os.environ))
+    return distillation.distil(Path(options.out_dir), request, scripts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ the mean is weighted (divided by the sum of the weights met), with probabilities
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from ballot.errors import UserError
 from ballot.registry import Registry
+from ballot.training.heads import HeadsCriterion
+from ballot.values import Values
 
 CRITERIA = Registry("criterion")
 
@@ -45,6 +47,33 @@ def create_criterion(
 def criterion_entrypoint(name: str) -> Callable[..., nn.Module]:
     """Return the builder of `name`; an unknown name is a `UserError`."""
     return CRITERIA.entry(name).build
+
+
+def create_heads_criterion(
+    name: str,
+    tasks: Sequence[Sequence[tuple[int, ...]]],
+    class_weights: Callable[[Sequence[int]], Tensor | None],
+    /,
+    *,
+    uncertainty: bool = False,
+    args: Values | None = None,
+) -> HeadsCriterion:
+    """Build the criterion `name` for each task of each head, of logits of joint classes.
+
+    `class_weights` returns the weights of a task's classes, given the one of each joint class.
+    """
+    args = dict(args or {})
+    if "class_weights" in args:
+        raise UserError(
+            "criterion_args: class_weights are of one head's classes; with heads use "
+            "--class_weights balanced"
+        )
+
+    def make(num_classes: int, of_class: Sequence[int]) -> nn.Module:
+        return create_criterion(name, num_classes, class_weights(of_class), **args)
+
+    rest = bool(CRITERIA.entry(name).info.get("one_versus_rest", False))
+    return HeadsCriterion(tasks, make, one_versus_rest=rest, uncertainty=uncertainty)
 
 
 def is_criterion(name: str) -> bool:
@@ -89,7 +118,7 @@ def f1(num_classes: int, *, class_weights: Tensor | None = None) -> nn.Module:
     return SoftF1(num_classes, class_weights)
 
 
-@CRITERIA.register("bce")
+@CRITERIA.register("bce", one_versus_rest=True)
 def bce(num_classes: int, *, class_weights: Tensor | None = None) -> nn.Module:
     """Binary cross entropy of each class against the rest (Wightman et al., 2021), PyTorch's own.
 
@@ -107,7 +136,7 @@ def poly1(
     return Poly1(num_classes, class_weights, epsilon=epsilon)
 
 
-@CRITERIA.register("asymmetric")
+@CRITERIA.register("asymmetric", one_versus_rest=True)
 def asymmetric(
     num_classes: int,
     *,
@@ -257,6 +286,21 @@ class Asymmetric(Criterion):
         positive = miss.clamp_min(TINY) ** self.gamma_pos * F.logsigmoid(x)
         negative = found**self.gamma_neg * log_miss
         return -self.weighted(t * positive + (1 - t) * negative).sum() / len(x)
+
+
+def check_soft_targets(criterion: nn.Module, name: str, num_classes: int) -> None:
+    """Refuse a criterion that cannot take probabilities `[N, C]` as targets."""
+    targets = torch.full((2, num_classes), 1 / num_classes)
+    try:
+        loss = criterion(torch.zeros(2, num_classes), targets)
+        fine = isinstance(loss, Tensor) and loss.ndim == 0 and bool(loss.isfinite())
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        fine = False
+    if not fine:
+        raise UserError(
+            f"soft_labels: criterion {name!r} takes no probabilities as targets; "
+            "use one that does, such as cross_entropy"
+        )
 
 
 def _check_weights(weights: Tensor | None, num_classes: int) -> Tensor | None:

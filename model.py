@@ -37,6 +37,7 @@ from ballot.errors import UserError
 from ballot.registry import Entry, Registry
 from ballot.scripts import script_main
 from ballot.training.blocks import blocks
+from ballot.training.heads import Heads
 from ballot.training.packaged import SHORT_NAMES, TIMM_MODELS, check_file, packaged_file
 from ballot.training.weights import (
     WeightsUnavailable,
@@ -82,26 +83,31 @@ def create_model(
     args: Values | None = None,
     init_from: str | Path | None = None,
     image_size: int | None = None,
+    heads: Heads | None = None,
 ) -> tuple[nn.Module, bool]:
     """Build `name` for images of `image_size`; say whether it starts from loaded weights.
 
     With `init_from` (a run folder or a state dict) nothing else is looked up. Otherwise
     `pretrained` "yes" demands published weights, "auto" warns and does without, "no" does not ask.
-    A network that cannot take such images is a `UserError`.
+    A network that cannot take such images is a `UserError`. With `heads` its classifier is theirs,
+    and its output logits of the `num_classes` joint classes all the same.
     """
     args = dict(args or {})
-    build = functools.partial(_build, name, num_classes, args=args, image_size=image_size)
+    width = num_classes if heads is None else heads.width
+    build = functools.partial(_build, name, width, args=args, image_size=image_size)
     if init_from is not None:
         model = build(pretrained=False)
         loaded = True
         fresh = bool(_start_from(model, init_from))
     else:
         model, loaded = _build_pretrained(name, build, args, pretrained)
-        fresh = loaded and num_classes != _facts(name, args).get("classes", 1000)
+        fresh = loaded and width != _facts(name, args).get("classes", 1000)
         fresh = fresh or (loaded and isinstance(model, BackboneHead))
     if fresh:
         start_classifier_at_zero(model)
-    _check_forward(name, model, num_classes, image_size or model_spec(name, args).input_size)
+    _check_forward(name, model, width, image_size or model_spec(name, args).input_size)
+    if heads is not None:
+        heads.attach(model)
     return model, loaded
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ OPTIMIZERS = Registry("optimizer")
 SCHEDULERS = Registry("scheduler")
 # Those of which PyTorch has a step in one kernel, several times as fast (bench/steps.py).
 FUSED = ("Adam", "AdamW", "SGD")
+# Of the learning rate, for single numbers that a few hundred steps must be able to move by 1.
+FASTER = 10.0
 
 
 # ---------------------------------------------------------------------------------- optimisers
@@ -37,12 +39,13 @@ def create_optimizer(
     args: Values | None = None,
     no_decay_norm: bool = False,
     layer_decay: float = 1.0,
+    beside: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Build the optimiser `name` over the parameters of `model` that are trained.
 
     `no_decay_norm` takes the weight decay off norms and biases; `layer_decay` multiplies the
-    learning rate by itself from each block to the one before it. Wrong names and arguments are a
-    `UserError`.
+    learning rate by itself from each block to the one before it. Parameters `beside` the model, of
+    its criterion, learn faster and do not decay. Wrong names and arguments are a `UserError`.
     """
     groups = param_groups(
         model,
@@ -51,6 +54,9 @@ def create_optimizer(
         no_decay_norm=no_decay_norm,
         layer_decay=layer_decay,
     )
+    if beside:
+        rate = FASTER * lr
+        groups.append({"params": list(beside), "lr": rate, "weight_decay": 0.0, "beside": True})
     args = {key: tuple(v) if isinstance(v, list) else v for key, v in (args or {}).items()}
     return OPTIMIZERS.create(name, groups, lr, weight_decay, args=args)
 
@@ -225,8 +231,9 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The highest learning rate of any group."""
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+        """The highest learning rate of any group of the model."""
+        groups = self.optimizer.param_groups
+        return max(float(group["lr"]) for group in groups if "beside" not in group)
 
     def factor(self) -> float:
         """Return what the learning rates are multiplied by for the next step."""

@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,21 +21,25 @@ from ballot.config.command_line import Parser
 from ballot.cpus import cpu_count
 from ballot.data.augment import Recipe
 from ballot.data.batches import Data
+from ballot.data.images import decode_file
 from ballot.data.prepare import make_recipes
 from ballot.errors import UserError
 from ballot.prediction import soup, tta
 from ballot.prediction.checkpoints import Checkpoint, find_electorate
-from ballot.prediction.export import check_exportable, check_wish, export
+from ballot.prediction.export import check_export, check_exportable, export
 from ballot.prediction.inputs import Images, find_images
 from ballot.prediction.predictor import Answers, Predictor, decoded, load_predictor, predict
+from ballot.prediction.teaching import measure, teach
 from ballot.registry import load_plugins
+from ballot.runs.files import write_json
 from ballot.scripts import script_main
 from ballot.training import process
+from ballot.training.heads import make_heads
 from ballot.values import Json
 from ballot.vote.ballots import write_ballot
 from ballot.vote.combine import METRICS
-from ballot.wording import few
-from dataset import AUGMENTATIONS, load_data
+from ballot.wording import few, plural
+from dataset import AUGMENTATIONS, find_table, load_data
 from model import adopt_classes, create_model
 
 CHECKED = 64  # of the images given, those on which an exported file is compared
@@ -75,6 +79,7 @@ def build_parser() -> Parser:
     plugins = "Python files that define your models; files named in a checkpoint are never run"
     add("--plugins", nargs="+", default=[], metavar="FILE", help=plugins)
     add_soup_options(parser)
+    add_teaching_options(parser)
     return parser
 
 
@@ -96,6 +101,20 @@ def add_soup_options(parser: Parser) -> None:
     add("--seed", type=int, default=0, metavar="N", help=seed)
 
 
+def add_teaching_options(parser: Parser) -> None:
+    """Add what another network learns from, and what the networks cost."""
+    add = parser.add_argument
+    soft = (
+        "write soft labels for train.py to --out: of the data set's test images and of INPUT; "
+        "all: of its training images too"
+    )
+    add("--soft_labels", choices=("all", "unlabelled"), help=soft)
+    least = "with --soft_labels: leave out unlabelled images that no class has this probability of"
+    add("--min_probability", type=float, default=0.0, metavar="P", help=least)
+    measure = "print parameters and images/s of the networks, of several runs too; --out FILE.json"
+    add("--measure", action="store_true", help=measure)
+
+
 def count(text: str) -> int:
     """Read a whole number from 1 on."""
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:
@@ -113,8 +132,12 @@ def main(argv: list[str] | None = None) -> int:
     load_plugins(asked.plugins, adopt_classes)
     if asked.soup:
         return write_soups(asked)
+    if asked.measure:
+        return write_costs(asked)
     images = find_images(asked.input, asked.root) if asked.input else None
-    predictor = load(asked)
+    predictor = load(asked, asked.model)
+    if asked.soft_labels:
+        return write_soft_labels(asked, predictor, images)
     if asked.export or images is None:
         return write_export(asked, predictor, images)
     device = process.pick_device(asked.device)
@@ -136,18 +159,22 @@ def check(asked: argparse.Namespace) -> None:
         raise UserError("--soup: does not go with --export, --tta or --top; predict with the soup")
     if asked.soup and not asked.out:
         raise UserError("--soup: where to? give --out DIR")
+    if asked.soft_labels and not asked.out:
+        raise UserError("--soft_labels: where to? give --out FILE.csv")
+    if not 0 <= asked.min_probability <= 1:
+        raise UserError(f"--min_probability: {asked.min_probability:g}; it goes from 0 to 1")
     if asked.export:
-        check_wish(asked.export, asked.out)
+        check_export(asked.export, asked.out)
         for name in ("tta", "top"):
             if getattr(asked, name):
                 raise UserError(f"--{name}: does not go with --export, which holds the model alone")
-    elif not asked.input and not asked.soup:
+    elif not (asked.input or asked.soup or asked.soft_labels or asked.measure):
         raise UserError("predict.py: what is to be predicted? give images, a folder or a CSV")
 
 
-def load(asked: argparse.Namespace) -> Predictor:
+def load(asked: argparse.Namespace, model: str) -> Predictor:
     """Load what answers, and say who is left out."""
-    electorate, notes = find_electorate(Path(asked.model), allow_missing=asked.allow_missing)
+    electorate, notes = find_electorate(Path(model), allow_missing=asked.allow_missing)
     for note in notes:
         say(f"note: {note}")
     device = torch.device("cpu") if asked.export else process.pick_device(asked.device)
@@ -164,6 +191,7 @@ def build(saved: Checkpoint) -> torch.nn.Module:
             pretrained="no",
             args=config.model_args,
             image_size=saved.image_size,
+            heads=make_heads(config.heads, saved.attributes),
         )[0]
     except UserError as error:
         raise UserError(f"{saved.path}: {error}{plugins_of(saved)}") from None
@@ -201,7 +229,7 @@ def conclude(
         say(f"written: {asked.out}")
     networks = len(predictor.flat)
     say(
-        f"{len(ids):,} images by {networks} network{'s' * (networks > 1)} in "
+        f"{plural(len(ids), 'image')} by {plural(networks, 'network')} in "
         f"{answers.seconds:.1f} s: {len(ids) / answers.seconds:,.1f} images/s"
     )
     if answers.unreadable:
@@ -222,7 +250,12 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
     out, sample = Path(asked.out), None
     shape = check_exportable(predictor)
     if images is not None:
-        for rows, found, _ in decoded(images.paths[:CHECKED], [shape], CHECKED, asked.workers):
+        paths = images.paths[:CHECKED]
+
+        def read(row: int) -> torch.Tensor:
+            return decode_file(paths[row])
+
+        for rows, found, _ in decoded(read, len(paths), [shape], CHECKED, asked.workers):
             sample = found[shape].numpy() if len(rows) > 1 else None
     facts: Json = export(predictor, asked.export, out, str(asked.model), sample)
     checked = facts["checked"]
@@ -230,6 +263,48 @@ def write_export(asked: argparse.Namespace, predictor: Predictor, images: Images
         f"written: {out}, {out.with_suffix('.json')}; on {checked['images']} images its "
         f"probabilities differ by {checked['largest_difference']:.1g} at most"
     )
+    return 0
+
+
+def write_soft_labels(
+    asked: argparse.Namespace, predictor: Predictor, images: Images | None
+) -> int:
+    """Write what a network can learn of the vote, and how many images that is."""
+    device = process.pick_device(asked.device)
+    saved = predictor.flat[0].checkpoint
+    table = find_table(replace(saved.config, data_dir=asked.data_dir or saved.config.data_dir))
+    lesson = teach(
+        predictor,
+        table,
+        images,
+        labelled=asked.soft_labels == "all",
+        least=asked.min_probability,
+        device=device,
+        amp=process.pick_amp(asked.amp, device),
+        batch_size=asked.batch_size,
+        workers=asked.workers,
+    )
+    out = Path(asked.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_ballot(out, lesson.ids, predictor.electorate.columns, lesson.probs)
+    write_json(out.with_suffix(".json"), {"asked": lesson.asked, "kept": len(lesson.ids)})
+    say(f"written: {out}: soft labels of {len(lesson.ids):,} of {lesson.asked:,} images")
+    return 0
+
+
+def write_costs(asked: argparse.Namespace) -> int:
+    """Print what networks cost, those of one or of several runs and votes."""
+    device = process.pick_device(asked.device)
+    models = [asked.model, *asked.input]
+    predictors = [load(asked, model) for model in models]
+    costs = measure(predictors, device, process.pick_amp(asked.amp, device))
+    for model, cost in zip(models, costs):
+        print(
+            f"{model}: {plural(cost.networks, 'network')}, {plural(cost.parameters, 'parameter')}, "
+            f"{cost.images_per_second:,.1f} images/s on {device}, decoding not counted"
+        )
+    if asked.out:
+        write_json(Path(asked.out), {model: asdict(cost) for model, cost in zip(models, costs)})
     return 0
 
 
@@ -276,6 +351,7 @@ def data_of(saved: Checkpoint, data_dir: str | None) -> Data:
         mean=saved.mean,
         std=saved.std,
         data_dir=data_dir or saved.config.data_dir,
+        soft_labels=None,  # which training alone needs
     )
     return load_data(config)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     from ballot.installed import require
@@ -17,11 +17,17 @@ if __name__ == "__main__":
 from ballot.config.command_line import Parser
 from ballot.errors import UserError
 from ballot.report.page import Pictures, Report, write_pngs, write_report
-from ballot.report.pictures import as_address, sheet_address
+from ballot.report.pictures import as_address, sheet_address, warmed
 from ballot.report.serve import PORT, open_server
 from ballot.report.statistics import differences
 from ballot.report.trials import Trial, find_trials
 from ballot.scripts import script_main
+from ballot.wording import plural
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballot.data.augment import Recipe
 
 SIDE = 160  # pixels of a picture at most
 
@@ -35,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     report = write(args, pictures=not args.no_pictures)
     size = Path(args.out).stat().st_size / 1e6
-    print(f"report    {args.out}  ({len(report.found.trials)} trials, {size:.1f} MB)")
+    print(f"report    {args.out}  ({plural(len(report.found.trials), 'trial')}, {size:.1f} MB)")
     for note in report.found.notes:
         print(f"note      {note}")
     if args.png:
@@ -132,8 +138,12 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(f"{c:{w}}" for c, w in zip(row, wide)).rstrip() for row in rows]
 
 
-def find_pictures(trial: Trial, ids: Sequence[str]) -> Pictures:
-    """Load the data of a run as its trial did, and return pictures of it; torch is loaded here."""
+def find_pictures(trial: Trial, answers: Mapping[str, str]) -> Pictures:
+    """Load the data of a run as its trial did, and return pictures of it; torch is loaded here.
+
+    `answers` has the classes that were answered by the ids of the rows; where it is empty, nobody
+    asks why, and there is no map.
+    """
     try:
         found, config = _examine(trial)
     except (UserError, OSError) as error:
@@ -142,11 +152,55 @@ def find_pictures(trial: Trial, ids: Sequence[str]) -> Pictures:
     import numpy as np
 
     place = {name: row for row, name in enumerate(found.table.ids)}
-    rows = [name for name in ids if name in place]
-    for name in rows:
+    images = {}
+    for name in (name for name in answers if name in place):
         batch = next(iter(found.stores["val"].stream([np.array([place[name]])])))
-        shown.rows[name] = as_address(batch[0].permute(1, 2, 0).numpy(), SIDE)
+        images[name] = batch[0].clone()
+        shown.rows[name] = as_address(images[name].permute(1, 2, 0).numpy(), SIDE)
+    asked = {name: image for name, image in images.items() if answers[name]}
+    if asked:
+        try:
+            shown.maps = find_maps(trial, asked, answers, found.recipes["val"])
+        except UserError as error:
+            shown.why_no_maps = str(error)
     return shown
+
+
+def find_maps(
+    trial: Trial, images: Mapping[str, Tensor], answers: Mapping[str, str], recipe: Recipe
+) -> dict[str, str]:
+    """Return where a run's network looks for the answers to images uint8 [3, S, S], as addresses.
+
+    Without its weights, or a network that has such a map, it is a `UserError`.
+    """
+    import torch
+
+    from ballot.prediction.cam import class_activation_maps
+    from ballot.prediction.checkpoints import answering_checkpoints, fill, read_checkpoint
+    from ballot.prediction.predictor import as_seen
+    from model import create_model
+
+    paths, _ = answering_checkpoints(trial.folder)
+    if not paths:
+        raise UserError(f"the weights of {trial.label} are not kept")
+    saved = read_checkpoint(paths[0])
+    name, args = saved.config.model, saved.config.model_args
+    model, _ = create_model(
+        name, len(saved.classes), pretrained="no", args=args, image_size=saved.image_size
+    )
+    seen = as_seen(saved, recipe, fill(model, saved).eval(), torch.stack([*images.values()]))
+    classes = torch.tensor([saved.classes.index(answers[row]) for row in images])
+    maps = class_activation_maps(model, seen, classes)
+    if maps is None:
+        raise UserError(f"{name.removeprefix('timm:')} has no feature map of more than one place")
+    large = torch.nn.functional.interpolate(
+        maps[:, None], next(iter(images.values())).shape[1:], mode="bilinear"
+    )
+    pictures = zip(images.items(), large.numpy()[:, 0])
+    return {
+        row: as_address(warmed(image.permute(1, 2, 0).numpy(), heat), SIDE)
+        for (row, image), heat in pictures
+    }
 
 
 def _examine(trial: Trial) -> tuple[Any, object]:
@@ -160,7 +214,12 @@ def _examine(trial: Trial) -> tuple[Any, object]:
     config, _ = merge([read_config_file(trial.folder / "config.json")])
     # A report never downloads, and never runs the plugins of a run that somebody sent.
     config = dataclasses.replace(
-        config, download=False, folds=1, fold=None, image_size=trial.result.get("image_size")
+        config,
+        download=False,
+        folds=1,
+        fold=None,
+        exclude=None,
+        image_size=trial.result.get("image_size"),
     )
     if config.plugins and config.augmentation not in AUGMENTATIONS.names():
         raise UserError(f"augmentation: {config.augmentation} is a plugin's; the sheet is left out")

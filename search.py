@@ -6,9 +6,9 @@ import contextlib
 import os
 import shlex
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ if __name__ == "__main__":
     require("numpy", "nni", "psutil")
 
 from ballot.config.command_line import Parser
+from ballot.config.schema import FIELDS, convert
 from ballot.config.trial_command import parse_command
 from ballot.cpus import threads_each
 from ballot.data.survey import check_folder
@@ -47,26 +48,31 @@ from ballot.search.plan import (
     ROOT,
     Prospect,
     Request,
+    Schedule,
     concurrency_for,
     lines_of,
     new_place,
     options_of,
+    portfolio_of,
     read_request,
     schedule_of,
+    shapes_to_try,
     write_files,
 )
+from ballot.search.promote import promote
 from ballot.search.refit import refit, refits_of
 from ballot.search.resume import Record, decide
 from ballot.search.status import list_lines, status_lines, table_of
 from ballot.search.supervise import follow
 from ballot.search.time_budget import Budget
+from ballot.steady import steady_time
 from ballot.wording import seconds_of, terminal_width
 
 
 @lasting_main
 def main(argv: list[str] | None = None) -> int:
     """Run a search from its configuration to its vote, or look after others."""
-    began = time.time()
+    began = steady_time()
     args = read_command_line(argv)
     every = AnyEngine()
     if args.list:
@@ -98,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.config}: configuration OK")
         return 0
     search = begin(engine, plan, args)
+    if args.data_dir is not None:
+        for name in ("ensemble", "report.html"):
+            link_here(name, Path(args.config).parent / name)
     budget = Budget(plan.max_seconds, began, away=plan.elsewhere)
     with search.watched():
         return see_through(engine, search, plan, budget, args)
@@ -118,13 +127,36 @@ def read_command_line(argv: list[str] | None) -> Namespace:
     """Read the flags; with --data_dir those of train.py may be added, fixed for all trials."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    args.options, args.reserve = rest, None
+    refuse_misspelt(parser, rest)
+    bounds = bounds_of(args)
+    args.options, args.reserve, args.data = [*rest, *bounds], None, None
+    args.bounds = bounds if args.data_dir is None else ()  # else they are options of the plan
     if args.data_dir is None:
         if rest:
             parser.refuse(rest[0])
     elif args.config is not None:
         raise UserError("command line: --config names its data itself; leave --data_dir out")
     return args
+
+
+def refuse_misspelt(parser: Parser, rest: Sequence[str]) -> None:
+    """Refuse a word that is nearer to a flag of this script than to one of train.py."""
+    options = [f"--{prefix}{name}" for name in FIELDS for prefix in ("", "no_")]
+    for word in rest:
+        name = word.split("=")[0].split(".")[0].replace("-", "_").strip("_")
+        known = f"--{name}" in options
+        if word.startswith("--") and not known and parser.is_meant_by(word, options):
+            parser.refuse(word)
+
+
+def bounds_of(args: Namespace) -> tuple[str, ...]:
+    """Return the options of train.py that bound the size of networks, as they were typed."""
+    found: list[str] = []
+    for name in ("max_params", "max_latency"):
+        if (text := getattr(args, name)) is not None:
+            convert(name, text, "command line")
+            found += [f"--{name}", text]
+    return tuple(found)
 
 
 def build_parser() -> Parser:
@@ -144,6 +176,7 @@ def build_parser() -> Parser:
     add("--max_duration", metavar="TIME", help="total time, ensemble included: 90s, 30m or 2h")
     add("--concurrency", type=int, metavar="K", help="number of trials that run at the same time")
     add("--trial_timeout", metavar="TIME", help="time limit of each trial; its best epoch counts")
+    add_bounds(parser)
     keep = "keep the checkpoints of the N best trials only (default: keep all)"
     add("--keep_checkpoints", type=int, metavar="N", help=keep)
     add("--port", type=int, default=8080, help="first port to try for NNI (default: 8080)")
@@ -165,6 +198,15 @@ def build_parser() -> Parser:
     add("--list", action="store_true", help="list all searches")
     add("--stop", metavar="ID|all", help="stop a running search; its results are kept")
     return parser
+
+
+def add_bounds(parser: Parser) -> None:
+    """Add what bounds the networks of all trials; `bounds_of` reads it."""
+    add = parser.add_argument
+    few = "most parameters of a network, as in 10M; larger ones are not trained"
+    add("--max_params", metavar="N", help=few)
+    soon = "longest time of one image, as in 20ms; slower networks are not trained"
+    add("--max_latency", metavar="TIME", help=soon)
 
 
 def add_machine_options(parser: Parser) -> None:
@@ -204,14 +246,13 @@ def plan_from_folder(engine: Engine, args: Namespace) -> None:
         mode=facts["mode"],
     )
     schedule, place = schedule_of(prospect, request), new_place(request.data_dir)
+    prospect = within_bounds(prospect, schedule, request)
     config = write_files(engine, request, prospect, schedule, place)
     print("\n".join(lines_of(prospect, schedule, place)), flush=True)
     args.config, args.max_duration = str(config), f"{schedule.total:g}s"
     args.vote_dir = args.vote_dir or str(place / "ensemble")
     args.refit = args.refit or ("yes" if schedule.refit else "no")
     args.no_probe, args.reserve = True, schedule.refit
-    link_here("ensemble", place / "ensemble")
-    link_here("report.html", place / "report.html")
 
 
 def try_first(options: Sequence[str], at_once: int) -> tryout.Answers:
@@ -227,6 +268,29 @@ def try_first(options: Sequence[str], at_once: int) -> tryout.Answers:
             raise UserError(str(problem))
         print(note(problem, terminal_width() - 1))
     return answers
+
+
+def within_bounds(prospect: Prospect, schedule: Schedule, request: Request) -> Prospect:
+    """Find out which networks are above the bounds, and say which are left out."""
+    shapes = shapes_to_try(prospect, schedule)
+    if not shapes:
+        return prospect
+    command = parse_command(shlex.join(["python3", "train.py", *options_of(request)]), ROOT)
+    items = [
+        tryout.Item("a network", shape, steps=not number) for number, shape in enumerate(shapes)
+    ]
+    with passing_words("measuring the networks ..."):
+        threads = threads_each(prospect.concurrency)
+        answers = tryout.start(command, ROOT, items, threads, outside_trials(os.environ)).finish()
+    above = [shapes[number] for number in answers.above]
+    prospect = replace(prospect, above=above)
+    if not portfolio_of(prospect, schedule).first:
+        problem = next(iter(tryout.problems_of(answers, "data_dir", "data_dir")))
+        raise UserError(str(problem))
+    if above:
+        words = [" at ".join(map(str, shape.values())) for shape in above]
+        print(f"left out, above the bounds: {', '.join(words).replace('timm:', '')}", flush=True)
+    return prospect
 
 
 def link_here(name: str, target: Path) -> None:
@@ -284,10 +348,8 @@ def reach_machines(engine: Engine, args: Namespace) -> Reach:
         skip_bad=args.skip_bad_machines,
     )
     if wants and not reach.machines and not reach.problems:
-        raise UserError(
-            f"{path}: names no machines that are reached over ssh; leave --install and "
-            "--sync_data out, which set up such"
-        )
+        args.data = data_for_nodes(engine, args)
+        return reach
     if args.install:
         requirements = Path(__file__).with_name("requirements.txt")
         reach.problems += setup.install(reach.links, requirements)
@@ -296,6 +358,26 @@ def reach_machines(engine: Engine, args: Namespace) -> Reach:
         local, there = machines.data_folders(draft.outline, path, args.sync_data)
         reach.problems += setup.sync_data(reach.links, local, there)
     return reach
+
+
+def data_for_nodes(engine: Engine, args: Namespace) -> Path:
+    """Return the folder that an engine is to copy to the nodes of a cluster."""
+    path = Path(args.config)
+    draft, _ = engine.read(path, Limits(), guarded=not args.no_guard)
+    if draft.outline.is_local:
+        raise UserError(
+            f"{path}: names no machines that are reached over ssh; leave --install and "
+            "--sync_data out, which set up such"
+        )
+    if args.install:
+        raise UserError(
+            f"{path}: --install sets up machines that are reached over ssh; nodes of a cluster "
+            "have their packages from their image or environment (docs/clusters.md)"
+        )
+    local, _ = machines.data_folders(draft.outline, path, args.sync_data)
+    if not local.is_dir():
+        raise UserError(f"sync_data: {local} is not a folder; give the folder with the data")
+    return local.resolve()
 
 
 @contextlib.contextmanager
@@ -323,7 +405,7 @@ def limits_of(args: Namespace) -> Limits:
         seconds_of(text, "command line") if text else None
         for text in (args.max_duration, args.trial_timeout)
     )
-    return Limits(args.max_trials, seconds, args.concurrency, trial_seconds)
+    return Limits(args.max_trials, seconds, args.concurrency, trial_seconds, args.bounds)
 
 
 def begin(engine: Engine, plan: Plan, args: Namespace) -> Search:
@@ -340,7 +422,8 @@ def begin(engine: Engine, plan: Plan, args: Namespace) -> Search:
         "public": args.public,
         "reserve": reserve_of(args, plan.max_seconds),
     }
-    return engine.start(plan, Launch(args.port, not args.no_guard, args.public), note)
+    launch = Launch(args.port, not args.no_guard, args.public, args.data)
+    return engine.start(plan, launch, note)
 
 
 def reserve_of(args: Namespace, seconds: float | None) -> float | None:
@@ -437,7 +520,10 @@ def see_through(engine: Engine, search: Search, plan: Plan, budget: Budget, args
         search.amend_note(keep_checkpoints=args.keep_checkpoints)
     budget.hold(reserve or 0.0)
     end = follow(search, plan, results, budget, launch)
-    if reserve is not None and not end.interrupted and end.trouble is None:
+    uses_all_time = reserve is not None or plan.max_trials is None
+    if end.is_regular and uses_all_time:
+        end = promote(engine, search, plan, results, budget, launch) or end
+    if end.is_regular and reserve is not None:
         budget.hold(0.0)
         end = refit(engine, search, plan, results, budget, launch)
     vote_dir = vote_folder(args.vote_dir, note.get("vote_dir"), search.id)
@@ -445,8 +531,8 @@ def see_through(engine: Engine, search: Search, plan: Plan, budget: Budget, args
         search, plan, results, end, vote_dir, budget, refits=refits_of(results, search.trials())
     )
     hurried = end.over or budget.closed
-    write_report(search, plan, vote_dir, budget.left(time.time()) if hurried else None)
-    search.amend_note(spent=budget.spent(time.time()))
+    write_report(search, plan, vote_dir, budget.left(steady_time()) if hurried else None)
+    search.amend_note(spent=budget.spent(steady_time()))
     if report is not None:
         print("\n".join(answer_lines(report, plan, vote_dir)))
     if end.interrupted:

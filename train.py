@@ -46,11 +46,13 @@ from ballot.errors import CannotWrite, TrialFailed, UserError
 from ballot.gpus import Lease, choose_device, on_several
 from ballot.prediction import tta
 from ballot.runs.files import read_rows, replacing, write_json, write_rows
-from ballot.runs.folder import Run, open_run, run_name
+from ballot.runs.folder import Run, continue_run, open_run, run_name
 from ballot.scripts import lasting_main
 from ballot.training import loop, process, run_log, signals, tensor_files
 from ballot.training.features import ROOM, FrozenFeatures, fit_classifier, take_features
-from ballot.training.group import Group, joined, launched
+from ballot.training.footprint import Footprint, check_bounds, footprint_of, has_bounds
+from ballot.training.group import Group, joined, launch, launched, launched_by_train
+from ballot.training.heads import make_heads
 from ballot.training.profiler import Clock
 from ballot.training.provenance import machine_facts
 from ballot.training.recipes import with_recipe
@@ -59,6 +61,7 @@ from ballot.training.trackers import TensorBoard, log_best, sending
 from ballot.values import Json, Layer
 from ballot.vote.ballots import write_answers as write_submission
 from ballot.vote.ballots import write_ballot
+from ballot.wording import plural
 from dataset import load_data
 from metrics import Metrics
 from model import dropout_before, linear_classifier, model_spec, unfreeze
@@ -104,6 +107,7 @@ class Job:
     group: Group
     device: torch.device
     amp: torch.dtype | None
+    stop: signals.Stop
 
 
 @dataclass
@@ -142,7 +146,10 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     if said.probe:
         return try_configurations(layers, Path(said.probe))
     layers = [*layers, trial.layer()]
-    layers, decided = with_recipe(layers, saved=going_on(layers, trial))
+    own = going_on(layers, trial)
+    if trial.continues is not None and own is not None:
+        continue_run(own.with_name(trial.continues), own)
+    layers, decided = with_recipe(layers, saved=own)
     config, origin = configure(layers)
     if said.print_config:
         print(json.dumps({"values": asdict(config), "origin": origin}, indent=2))
@@ -150,10 +157,12 @@ def run_alone_or_together(argv: list[str] | None, trial: Trial, group: Group) ->
     if decided and group.is_main:
         log.info(decided)
     if group.size == 1:
-        spread(config, trial, sys.argv[1:] if argv is None else argv)
+        status = spread(config, trial, sys.argv[1:] if argv is None else argv)
+        if status is not None:
+            return status
     try:
-        with signals.stop_on_signals(group.size):
-            return run_trial(config, origin, trial, group)
+        with signals.stop_on_signals(group.size) as stop:
+            return run_trial(config, origin, trial, group, stop)
     except signals.Stopped as stopped:  # before training: waiting for a GPU, reading the data
         if trial.in_search:  # which takes any other end for a failure
             signals.die_of(stopped.signum)
@@ -167,12 +176,12 @@ def going_on(layers: list[Layer], trial: Trial) -> Path | None:
     return Path(config.out_dir) / name if config.resume == "auto" and name else None
 
 
-def spread(config: Config, trial: Trial, argv: list[str]) -> None:
-    """Become torchrun where several GPUs or processes are wanted: it starts them."""
+def spread(config: Config, trial: Trial, argv: list[str]) -> int | None:
+    """Start several processes where they are wanted, and return the status they end with."""
     gpus = torch.cuda.device_count()
     command = on_several(config.device, gpus, [__file__, *argv], config.processes)
     if command is None:
-        return
+        return None
     if trial.in_search:
         raise UserError(
             f"device: {config.device!r} with {config.processes} processes; a trial of a search has "
@@ -180,23 +189,26 @@ def spread(config: Config, trial: Trial, argv: list[str]) -> None:
         )
     if "," in config.device:
         os.environ["CUDA_VISIBLE_DEVICES"] = config.device
-    log.info("%s", " ".join(["starting:", *command[1:]]))
+    log.info("%s", " ".join(["starting: torchrun", *command]))
     sys.stdout.flush()
-    os.execv(command[0], command)
+    return launch(command)
 
 
 def read_layers(argv: list[str] | None) -> tuple[list[Layer], Namespace]:
     """Return the layers of the files and of the command line over them, and what else it says."""
     parser = build_parser("train.py", __doc__ or "")
     command_line, said = parse_command_line(parser, argv)
-    files = read_config_files(said.config)
+    resumed = command_line.values.get("resume") not in (None, "auto")
+    files = read_config_files(said.config, over_a_run=resumed)
     for line in (line for layer in files for line in layer.notes):
-        if launched()[0] == 0:
+        if launched()[0] == 0 and not launched_by_train():
             print(line, file=sys.stderr)
     return [environment_layer(os.environ), *files, command_line], said
 
 
-def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group) -> int:
+def run_trial(
+    config: Config, origin: dict[str, str], trial: Trial, group: Group, stop: signals.Stop
+) -> int:
     """Data, model, epochs, answers: the story of one trial."""
     lease = lease_device(config, trial, group)
     device = process.pick_device(lease.name, group)
@@ -217,11 +229,12 @@ def run_trial(config: Config, origin: dict[str, str], trial: Trial, group: Group
         "trial": trial.id,
         "experiment": trial.experiment,
         "sequence": trial.sequence,
+        "continues": trial.continues,
     }
     with open_run(folder, resume=resume, facts=facts, writes=group.is_main) as run:
         if run.writes:
             run_log.log_to(folder, log_setup)
-        job = Job(config, origin, trial, run, data, metrics, goal, group, device, amp)
+        job = Job(config, origin, trial, run, data, metrics, goal, group, device, amp, stop)
         describe(job)
         with sending(folder, config.tracker if run.writes else (), trial.experiment):
             outcomes: list[Outcome] = []
@@ -274,10 +287,8 @@ def choose_folder(config: Config, trial: Trial) -> tuple[Path, bool]:
 def describe(job: Job) -> None:
     """Write down what is run, and say it."""
     run, data, name = job.run, job.data, device_name(job.device)
-    values = asdict(job.config)
     if run.writes:
-        write_json(run.folder / "config.json", {"values": values, "origin": job.origin})
-        write_rows(run.folder / "split.csv", data.split_rows())
+        write_inputs(job)
     run.begin(
         status="running",
         reason=None,
@@ -286,6 +297,7 @@ def describe(job: Job) -> None:
         epochs_planned=job.config.epochs * len(data.folds),
         device=name,
         classes=list(data.classes),
+        attributes=[asdict(attribute) for attribute in data.attributes],
         image_size=data.image_size,
         data=data.name,
         data_fingerprint=data.fingerprint,
@@ -298,6 +310,7 @@ def describe(job: Job) -> None:
         log.info(NO_DATA)
     fold = data.folds[0]
     tested = f", {len(data.test):,} test" if data.test else ""
+    tested += f", {len(data.excluded):,} excluded" if data.excluded else ""
     log.info(
         "%s: %d classes, %s train, %s validation%s, images %d x %d, on %s",
         data.name,
@@ -312,6 +325,16 @@ def describe(job: Job) -> None:
     log.info("run folder: %s", run.folder)
 
 
+def write_inputs(job: Job) -> None:
+    """Write down every value, the split, and what was left out of it by hand."""
+    folder, data = job.run.folder, job.data
+    values = asdict(job.config)
+    write_json(folder / "config.json", {"values": values, "origin": job.origin})
+    write_rows(folder / "split.csv", data.split_rows())
+    if data.excluded:
+        write_rows(folder / "excluded.csv", [{"id": name} for name in data.excluded])
+
+
 def device_name(device: torch.device) -> str:
     """Return a name that says which device it was."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -321,12 +344,12 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     """Train a model epoch by epoch, and predict with its best weights."""
     config, folder, outcome = job.config, fold_folder(job, fold), Outcome()
     try:
-        if job.run.writes:
-            folder.mkdir(exist_ok=True)
-        job.group.wait()
+        begin_fold(job, folder)
         state = state or make_state(config, job.data, fold, job.device, job.amp, job.group)
         parameters = sum(p.numel() for p in state.model.parameters())
         job.run.update(pretrained=state.pretrained, parameters=parameters)
+        if has_bounds(config):
+            measure_network(job, state, trained=(folder / "last.pt").exists())
         if (folder / "last.pt").exists():
             state.load(folder / "last.pt", job.device)
             log.info("resuming after epoch %d of %d", state.epoch, config.epochs)
@@ -359,6 +382,31 @@ def train_fold(job: Job, fold: Fold, state: TrainState | None) -> Outcome:
     return keep_best(job, fold, folder, state, outcome)
 
 
+def begin_fold(job: Job, folder: Path) -> None:
+    """Make a fold's folder; a signal that came while the fold before predicted ends it here."""
+    job.stop.release()
+    if job.run.writes:
+        folder.mkdir(exist_ok=True)
+    job.group.wait()
+
+
+def measure_network(job: Job, state: TrainState, *, trained: bool) -> None:
+    """Write down what the network costs, once a run; above the bounds it is not trained.
+
+    What has been trained for a while goes on: a time that is measured again is another time.
+    """
+    known = job.group.share(job.run.result.get("network"))
+    if known is None:
+        with process.memory_failures("the model does not fit into memory"):
+            found = footprint_of(
+                state.model, job.data.image_size, job.amp, batch_size=job.config.batch_size
+            )
+        known = job.group.share(asdict(found))
+        job.run.update(network=known)
+    if not trained:
+        check_bounds(job.config, Footprint(**known))
+
+
 def fit_start(job: Job, fold: Fold, state: TrainState) -> None:
     """Start the classifier from a logistic regression on the features of the training rows."""
     layer = linear_classifier(state.model)
@@ -369,9 +417,13 @@ def fit_start(job: Job, fold: Fold, state: TrainState) -> None:
     if job.config.augmentation_args.get("flip"):  # fitted to what training shows
         again = fold.train.batches(job.config.batch_size, device=job.device)
         batches = chain(batches, ((images.flip(-1), labels) for images, labels in again))
-    weights = job.data.class_weights(fold)
-    weights = None if weights is None else weights.to(job.device)
-    fit_classifier(state.model, layer, shaped(state, batches), job.amp, weights)
+
+    def weights(of_class: Sequence[int]) -> torch.Tensor | None:
+        found = job.data.class_weights(fold, of_class)
+        return None if found is None else found.to(job.device)
+
+    heads = make_heads(job.config.heads, job.data.attributes)
+    fit_classifier(state.model, layer, shaped(state, batches), job.amp, weights, heads)
     job.group.same_weights(state.model)  # of several processes, to the bit
     if state.ema is not None:
         state.ema.get_submodule("module").load_state_dict(state.model.state_dict())
@@ -463,8 +515,8 @@ def why_stop(job: Job, history: list[Json], state: TrainState) -> str | None:
         log.info("time limit: no epoch is begun after %d of them", state.epoch)
         return "time limit"
     if worn_out(job.config, state):
-        epochs = job.config.early_stop
-        log.info("early stop: no better %s in %d epochs", job.goal.name, epochs)
+        epochs = plural(job.config.early_stop, "epoch")
+        log.info("early stop: no better %s in %s", job.goal.name, epochs)
         return EARLY
     return None
 
@@ -554,12 +606,22 @@ def one_epoch(job: Job, fold: Fold, state: TrainState) -> tuple[loop.Epoch, dict
         scores["val_loss"] = seen.loss
         stages.append(("val", seen.probs, fold.val.labels))
     for stage, probs, labels in stages:
-        found = job.metrics.score(probs, labels, stage=stage)
+        found = score_rows(job, stage, probs, labels)
         scores.update({f"{stage}_{name}": value for name, value in found.items()})
     for name in ("train_loss", "val_loss", job.goal.name):
         if not math.isfinite(scores.get(name, 0.0)):
             raise TrialFailed(f"{name} stopped being finite in epoch {state.epoch + 1}")
     return trained, scores
+
+
+def score_rows(job: Job, stage: str, probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Score probabilities [N, C] of a stage; of rows not trained on, each attribute too."""
+    scores = job.metrics.score(probs, labels, stage=stage)
+    for attribute in () if stage == "train" else job.data.attributes:
+        part = attribute.probs(probs), attribute.labels(labels)
+        found = job.metrics.score(*part, stage=stage)
+        scores |= {f"{attribute.name}_{name}": value for name, value in found.items()}
+    return scores
 
 
 def is_validated(config: Config, epoch: int) -> bool:
@@ -571,7 +633,9 @@ def is_validated(config: Config, epoch: int) -> bool:
 def score_names(job: Job) -> list[str]:
     """Return the names of all scores of an epoch, in the order of the columns."""
     named = [f"{stage}_{name}" for stage in ("train", "val") for name in job.metrics.names(stage)]
-    return ["train_loss", "val_loss", *named]
+    for attribute in job.data.attributes:
+        named += [f"val_{attribute.name}_{name}" for name in job.metrics.names("val")]
+    return ["train_loss", "val_loss", *dict.fromkeys(named)]
 
 
 def predict(
@@ -616,6 +680,7 @@ def save_weights(job: Job, path: Path, state: TrainState, scores: dict[str, floa
     about = {
         "config": asdict(job.config),
         "classes": list(data.classes),
+        "attributes": [asdict(attribute) for attribute in data.attributes],
         "image_size": data.image_size,
         "crop": data.crop,
         "mean": list(data.mean),
@@ -640,15 +705,17 @@ def epoch_line(config: Config, row: Json, scores: dict[str, float], best: bool) 
 
 def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Outcome) -> Outcome:
     """Predict validation and test rows with the best epoch's weights."""
+    job.stop.hold()
     job.group.wait()
-    saved = tensor_files.load_tensors(folder / "best.pt", job.device)
-    state.scored.load_state_dict(saved["model"])
-    about = json.loads(saved["about"])  # an epoch that was better may not have been written
+    # An epoch that was better may not have been written.
+    saved, about = state.load_best(folder / "best.pt", job.device)
     outcome.epochs, outcome.best_epoch = state.epoch, about["epoch"] - 1
     outcome.scores, outcome.score = about["scores"], about["scores"][job.goal.name]
     plain = predict(job, state, fold.val).probs
+    # Who was told to stop has little time left, and may be killed before further views are done.
+    tried = [] if outcome.status == "stopped" else tta.candidates(job.config.tta)
     chosen = tta.choose(
-        tta.candidates(job.config.tta),
+        tried,
         plain,
         fold.val.labels,
         lambda names: predict_views(job, state, fold.val, names),
@@ -658,11 +725,15 @@ def keep_best(job: Job, fold: Fold, folder: Path, state: TrainState, outcome: Ou
     outcome.val = chosen.probs
     outcome.tta = {
         "views": chosen.names,
+        "passes": tta.number_of_views(chosen.names),  # through the network for one image
         "val_nll": chosen.val_nll,
         "val_nll_plain": chosen.val_nll_plain,
     }
     if job.data.test:
         outcome.test = predict_views(job, state, job.data.test, chosen.names)
+    if outcome.status == "done":  # not before the first step, unless it may be refused for its cost
+        with suppress(TrialFailed):  # no memory for it: the predictions are there all the same
+            measure_network(job, state, trained=True)
     return outcome
 
 
@@ -713,8 +784,8 @@ def conclude(job: Job, outcomes: list[Outcome]) -> int:
     if score is not None:  # an assessor's victim too: its best so far is what the tuner may learn
         job.trial.report_final(score, failed=last.status == "failed")
     say_the_end(job, last)
-    if last.status == "stopped":
-        signals.die_of(last.signum)
+    if signum := last.signum or job.stop.signum:
+        signals.die_of(signum)
     return 1 if last.status == "failed" and not job.trial.in_search else 0
 
 
@@ -750,7 +821,7 @@ def write_answers(job: Job, outcomes: list[Outcome]) -> dict[str, float]:
     known = data.test.labels >= 0
     if not known.any():
         return {}
-    return job.metrics.score(probs[known], data.test.labels[known], stage="test")
+    return score_rows(job, "test", probs[known], data.test.labels[known])
 
 
 def hand_over(job: Job) -> None:

@@ -29,6 +29,10 @@ class TrialFailed(Exception):
     """
 
 
+class AboveBounds(TrialFailed):
+    """A network that is larger or slower than was asked for."""
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest choice, or a short list, or nothing."""
     choices = list(choices)

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,13 +71,13 @@ def choose_device(name: str, *, trials_per_gpu: int, among_trials: bool, holder:
 def on_several(
     name: str, available: int, command: Sequence[str], processes: int = 1
 ) -> list[str] | None:
-    """Return the command that trains in several processes of torchrun's; None for one alone.
+    """Return the words for torchrun to train in several processes; None for one alone.
 
     They are as many as a list of GPUs such as `0,1` names, or `processes` on a device that is not
     one GPU. `command` is this process's own. Fewer GPUs than processes (`available`) are a
     `UserError`, unless there is none: then all share the CPU.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    launcher = ["--standalone", "--nproc_per_node"]
     gpus = name.split(",")
     if len(gpus) == 1:
         if processes == 1:

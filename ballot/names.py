@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from pathlib import Path
 
 from ballot.errors import UserError
+from ballot.utf8 import is_utf8, not_utf8
 
 
 def check_names(where: object, names: Sequence[str]) -> None:
-    """Refuse names that are no UTF-8; Python reads the bytes of such a file name as surrogates."""
+    """Refuse names that are no UTF-8."""
     if is_utf8("\0".join(names)):
         return
-    bad = [name for name in names if not is_utf8(name)]
-    shown = ascii(bad[0]).replace("\\udc", "\\x")
-    verb = "name is" if len(bad) == 1 else "names are"
-    raise UserError(f"{where}: {len(bad)} {verb} not UTF-8, as {shown}; rename with convmv")
+    raise UserError(f"{where}: {not_utf8(names)}")
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8."""
+def resolved(path: Path, remedy: str) -> Path:
+    """Return where a path leads; a link to itself is a `UserError`."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        path.stat()  # what `resolve` does about a loop depends on the version of Python
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: is a link that leads to itself; {remedy}") from None
+    return path.resolve()

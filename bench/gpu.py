@@ -29,6 +29,7 @@ from ballot.config.schema import Config  # noqa: E402
 from ballot.training import loop  # noqa: E402
 from ballot.training.blocks import ordered  # noqa: E402
 from ballot.training.process import pick_amp  # noqa: E402
+from ballot.training.state import TrainState  # noqa: E402
 from dataset import load_data  # noqa: E402
 
 # Network, side, batch, whether in channels-last order
@@ -60,23 +61,7 @@ def measure_training(
 ) -> list[dict[str, Any]]:
     """Compare an epoch from the cache with as many steps on one resident batch, and the orders."""
     device = torch.device("cuda")
-    runs = {}
-    for last in (False, True):
-        config = Config(
-            data_dir=str(root / "images"),
-            cache=str(root / "cache"),
-            mean=MEAN,
-            std=STD,
-            model=name,
-            image_size=size,
-            batch_size=batch,
-            pretrained="no",
-            augmentation_args={"flip": 0.5},
-            channels_last=last,
-        )
-        data = load_data(config, input_size=size)
-        amp = pick_amp("bf16", device)
-        runs[last] = (data.folds[0].train, build_state(config, data, data.folds[0], device, amp))
+    runs = {last: _prepared(root, name, size, batch, last) for last in (False, True)}
     images = torch.randn(batch, 3, size, size, device=device)
     targets = torch.randint(0, 2, (batch,), device=device)
 
@@ -87,17 +72,7 @@ def measure_training(
 
     def bare(last: bool) -> float:
         rows, state = runs[last]
-        x, steps = ordered(state.model, images), len(rows) // batch
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(steps):
-            state.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = torch.nn.functional.cross_entropy(state.model(x), targets)
-            loss.backward()
-            state.optimizer.step()
-        torch.cuda.synchronize()
-        return batch * steps / (time.perf_counter() - began)
+        return _resident(state, images, targets, len(rows) // batch)
 
     found: dict[Any, list[float]] = {key: [] for key in ((w, k) for w in "cb" for k in runs)}
     for number in range(rounds + 1):
@@ -116,25 +91,48 @@ def measure_training(
     ]
 
 
+def _resident(state: TrainState, images: torch.Tensor, targets: torch.Tensor, steps: int) -> float:
+    """Train on one batch that lies on the GPU; return images a second."""
+    x = ordered(state.model, images)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(steps):
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(state.model(x), targets)
+        loss.backward()
+        state.optimizer.step()
+    torch.cuda.synchronize()
+    return len(x) * steps / (time.perf_counter() - began)
+
+
+def _prepared(
+    root: Path, name: str, size: int, batch: int, channels_last: bool
+) -> tuple[Any, TrainState]:
+    """Return the training rows and the state of a network, as train.py makes them."""
+    device = torch.device("cuda")
+    config = Config(
+        data_dir=str(root / "images"),
+        cache=str(root / "cache"),
+        mean=MEAN,
+        std=STD,
+        model=name,
+        image_size=size,
+        batch_size=batch,
+        pretrained="no",
+        augmentation_args={"flip": 0.5},
+        channels_last=channels_last,
+    )
+    data = load_data(config, input_size=size)
+    state = build_state(config, data, data.folds[0], device, pick_amp("bf16", device))
+    return data.folds[0].train, state
+
+
 def measure_at_once(root: Path, count: int) -> dict[str, Any]:
     """Compare `count` short trials at once with the same ones after another: trials an hour."""
-    words = [
-        sys.executable,
-        str(HERE.parent / "train.py"),
-        "--data_dir",
-        str(root / "images"),
-        "--cache",
-        str(root / "cache"),
-        "--model",
-        "resnet18",
-        "--image_size",
-        "128",
-        "--pretrained",
-        "no",
-        "--epochs",
-        "5",
-        "--no_tensorboard",
-    ]
+    words = [sys.executable, str(HERE.parent / "train.py"), "--data_dir", str(root / "images")]
+    words += ["--cache", str(root / "cache"), "--model", "resnet18", "--image_size", "128"]
+    words += ["--pretrained", "no", "--epochs", "5", "--no_tensorboard"]
 
     def start(number: int, way: str) -> subprocess.Popen:
         own = ["--out_dir", str(root / f"{way}{count}"), "--run_name", f"t{number}"]

@@ -37,6 +37,7 @@ def search(folder: Path, dataset: str, data_dir: Path, trials: int) -> list[Path
         "searchSpaceFile": "space.json",
         "trialCommand": f"python3 train.py --resume auto --data_dir '{data_dir}' "
         f"--dataset {dataset} --model simple_cnn --image_size 64 --epochs 20 "
+        "--near_duplicates ignore "  # faces with other masks drawn on; a random split parts them
         f"--out_dir '{folder / 'outputs'}' --no_tensorboard",
         "trialCodeDirectory": str(ROOT),
         "maxTrialNumber": trials,

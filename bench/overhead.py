@@ -58,22 +58,7 @@ def search(
     (home / "plugin.py").write_text(PLUGIN.format(folder=str(steps)))
     space = {"lr": {"_type": "uniform", "_value": [0.001, 0.002]}}
     (home / "search_space.json").write_text(json.dumps(space))
-    how = "-m ballot.preload " if preloaded else ""
-    config = {
-        "searchSpaceFile": "search_space.json",
-        "trialCodeDirectory": str(ROOT),
-        "experimentWorkingDirectory": str(home / "nni"),
-        "maxTrialNumber": trials,
-        "trialConcurrency": 1,
-        "tuner": {"name": "Random"},
-        "trainingService": {"platform": "local"},
-        "trialCommand": f"python3 {how}train.py --epochs 1 --resume auto --no_tensorboard "
-        f"--plugins {home}/plugin.py --out_dir {home}/outputs",
-    }
-    if engine == "ray":
-        del config["experimentWorkingDirectory"]
-        config["tuner"] = {"name": "TPE"}
-        config["trainingService"] = {"platform": "ray", "address": "local"}
+    config = _config(home, trials, preloaded, engine)
     (home / "config.yml").write_text(yaml.safe_dump(config))
     # As many threads with either engine: NNI's trials would share all cores, Ray's have one each.
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "30", "OMP_NUM_THREADS": "1"}
@@ -90,6 +75,27 @@ def search(
         (record,) = (home / ".ballot" / "ray").glob("*/trials.jsonl")
         return list(gaps(Journal(record).read(), steps))
     return list(gaps(read_trials((home / "nni" / "_latest").resolve()), steps))
+
+
+def _config(home: Path, trials: int, preloaded: bool, engine: str) -> dict[str, Any]:
+    """Return the configuration of a search whose trials run one after the other."""
+    how = "-m ballot.preload " if preloaded else ""
+    config: dict[str, Any] = {
+        "searchSpaceFile": "search_space.json",
+        "trialCodeDirectory": str(ROOT),
+        "experimentWorkingDirectory": str(home / "nni"),
+        "maxTrialNumber": trials,
+        "trialConcurrency": 1,
+        "tuner": {"name": "Random"},
+        "trainingService": {"platform": "local"},
+        "trialCommand": f"python3 {how}train.py --epochs 1 --resume auto --no_tensorboard "
+        f"--plugins {home}/plugin.py --out_dir {home}/outputs",
+    }
+    if engine == "ray":
+        del config["experimentWorkingDirectory"]
+        config["tuner"] = {"name": "TPE"}
+        config["trainingService"] = {"platform": "ray", "address": "local"}
+    return config
 
 
 def gaps(trials: Iterable[TrialRecord], steps: Path) -> Iterable[dict[str, float]]:

@@ -12,6 +12,7 @@ Optuna (`pip install optuna`) searches with TPE and a median pruner, NNI with it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,6 +188,17 @@ def _run(contest: Contest, script: str, *words: object) -> None:
         sys.exit((contest.home / "log.txt").read_text()[-2000:])
 
 
+@contextlib.contextmanager
+def _place(keep: Path | None, name: str) -> Iterator[Path]:
+    """Give a folder for one search: a new one in `keep`, or one that goes."""
+    if keep is not None:
+        (keep / name).mkdir(parents=True)
+        yield keep / name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def _first(place: Path) -> str:
     """Return the seconds from the search's first file to its first ballot."""
     began = (place / "search_space.json").stat().st_mtime
@@ -222,6 +234,8 @@ def main() -> int:
     parser.add_argument("data_dir")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--splits", type=int, default=3, help="cuts that are used, of five")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the cuts to run")
+    parser.add_argument("--keep", type=Path, help="folder for all that the searches leave")
     parser.add_argument("--who", nargs="*", choices=WHO, default=list(WHO))
     parser.add_argument("--port", type=int, default=9860, help="first port to try for NNI")
     args = parser.parse_args()
@@ -231,13 +245,15 @@ def main() -> int:
     x = features(table, PROBE_SIZE)
     scores: dict[str, list[float]] = {"probe": [], **{who: [] for who in args.who}}
     for number, (train, test) in enumerate(cuts(table, 5, 0.2)[: args.splits]):
+        if args.only and number not in args.only:
+            continue
         found = create_metrics((metric,)).score(
             probe(x, table, train, test), table.labels[test], stage="val"
         )[metric]
         scores["probe"].append(found)
         print(f"{number} {'probe':<7} {found:.4f}  logistic regression at {PROBE_SIZE} px")
         for who in args.who:
-            with tempfile.TemporaryDirectory() as folder:
+            with _place(args.keep, f"{number}-{who}") as folder:
                 data, home = Path(folder, "photos"), Path(folder, "home")
                 home.mkdir()
                 asked = link(table, train, test, data)

@@ -158,19 +158,9 @@ def timm_training(root: Path, name: str, size: int, batch: int, count: int) -> E
     photos = ImageDataset(str(root / "images"))
     rows = torch.utils.data.Subset(photos, range(0, len(photos), len(photos) // count)[:count])
     rows.transform = None  # create_loader sets the transform of what it is given
-    loader = create_loader(
-        rows,
-        (3, size, size),
-        batch,
-        is_training=True,
-        use_prefetcher=False,
-        mean=MEAN,
-        std=STD,
-        num_workers=2,
-        no_aug=True,
-        device="cpu",
-        persistent_workers=True,
-    )
+    plain = {"use_prefetcher": False, "no_aug": True, "device": "cpu", "mean": MEAN, "std": STD}
+    workers = {"num_workers": 2, "persistent_workers": True}
+    loader = create_loader(rows, (3, size, size), batch, is_training=True, **plain, **workers)
     photos.transform = rows.transform
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3)
     criterion, meter = LabelSmoothingCrossEntropy(0.1), AverageMeter()

@@ -96,6 +96,29 @@ def caching(folder: Path, size: int) -> Callable[[], Any]:
     return work
 
 
+def matching(_folder: Path, size: int) -> Callable[[], Any]:
+    """Look for near duplicates among thumbnails with structure as photos have, 1 in 50 a mirror."""
+    import numpy as np
+
+    from ballot.data.near_duplicates import SIDE, find_families
+
+    rng = np.random.default_rng(0)
+    axis = np.fft.fftfreq(SIDE)
+    falling = 1 / np.maximum(np.hypot(axis[:, None], axis), 1 / SIDE)
+    thumbs = np.empty((size, SIDE, SIDE), dtype=np.uint8)
+    for row in range(size):
+        image = np.fft.ifft2(np.fft.fft2(rng.normal(size=(SIDE, SIDE))) * falling).real
+        thumbs[row] = np.clip(128 + 50 * image / image.std(), 0, 255)
+    copies = len(thumbs[1::50])
+    thumbs[1::50] = thumbs[::50][:copies, :, ::-1]
+    digests = [b"%d" % row for row in range(size)]
+
+    def work() -> None:
+        assert np.count_nonzero(find_families(thumbs, digests) >= 0) == 2 * copies
+
+    return work
+
+
 def records_of(size: int) -> list[Any]:
     """Return what NNI's database says of the runs of `make_runs`."""
     from ballot.runs.trials import TrialRecord
@@ -306,6 +329,7 @@ TASKS: dict[str, tuple[Task, str, tuple[int, ...], tuple[int, ...]]] = {
     "listing": (listing, "rows", ROWS, MANY_ROWS),
     "splitting": (splitting, "rows", ROWS, MANY_ROWS),
     "caching": (caching, "photos", IMAGES, MANY_IMAGES),
+    "matching": (matching, "images", (1_000, 20_000), (1_000, 5_000, 20_000, 50_000)),
     "suggesting": (suggesting, "trials", TRIALS, MANY_TRIALS),
     "watching": (watching, "trials", TRIALS, MANY_TRIALS),
     "driving": (driving, "trials", TRIALS, MANY_TRIALS),

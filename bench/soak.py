@@ -1,11 +1,11 @@
 """A long search of tiny trials: do processes, memory, files, sockets or threads pile up?
 
-    python bench/soak.py [--trials 500]
+    python bench/soak.py [--trials 500] [--engine ray]
 
-Everything that works for the search is looked at every two seconds: search.py, NNI's manager, the
-tuner's process, the preloader. Early (a tenth of the trials, from the first page of the report on,
-for which search.py loads libraries once) is compared with late (the last tenth); trials themselves
-come and go and are only counted.
+Everything that works for the search is looked at every two seconds: search.py, the preloader, and
+NNI's manager and tuner, or on Ray the driver, the receiver, a worker, raylet and head. Early (a
+tenth of the trials, from the first page of the report on, for which search.py loads libraries once)
+is compared with late (the last tenth); trials themselves come and go and are only counted.
 """
 
 from __future__ import annotations
@@ -29,11 +29,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ballot.engines.nni.database import read_trials  # noqa: E402 - the repository is no installed package
+from ballot.engines.ray.journal import Journal  # noqa: E402
 
 COMMAND = (
     "python3 -m ballot.preload train.py --resume auto --epochs 1 --dataset dummy "
     "--dataset_args.rows 40 --image_size 16 --no_tensorboard"
 )
+
+
+ROLES = {
+    "manager": "main.js",
+    "tuner": "--exp_params",
+    "driver": "ballot.engines.ray.driver",
+    "receiver": "ray::Receiver",
+    "worker": "ray::ballot",
+    "raylet": "/raylet/raylet",
+    "head": "gcs_server",
+    "preloader": "ballot.preload.server",
+    "search.py": "search.py",
+}
 
 
 def roles(home: Path) -> dict[str, psutil.Process]:
@@ -44,12 +58,7 @@ def roles(home: Path) -> dict[str, psutil.Process]:
             if process.environ().get("HOME") != str(home):
                 continue
             line = " ".join(process.cmdline())
-            for role, mark in (
-                ("manager", "main.js"),
-                ("tuner", "--exp_params"),
-                ("preloader", "ballot.preload.server"),
-                ("search.py", "search.py"),
-            ):
+            for role, mark in ROLES.items():
                 if mark in line and not line.startswith(("sh ", "/bin/sh ", "bash ")):
                     oldest = found.get(role)
                     if oldest is None or process.create_time() < oldest.create_time():
@@ -75,14 +84,9 @@ def look(home: Path) -> dict[str, dict[str, float]]:
     return seen
 
 
-def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], int, float]:
-    """Run the search; return what was seen with how many trials had ended, and the seconds.
-
-    Between them stands how many trials had ended at the first page.
-    """
-    space = {"lr": {"_type": "loguniform", "_value": [0.0001, 0.1]}}
-    (home / "search_space.json").write_text(json.dumps(space))
-    config = {
+def _config(home: Path, trials: int, engine: str) -> dict[str, Any]:
+    """Return the configuration of a search of `trials` tiny trials, two at once."""
+    config: dict[str, Any] = {
         "searchSpaceFile": "search_space.json",
         "trialCodeDirectory": str(ROOT),
         "experimentWorkingDirectory": str(home / "nni"),
@@ -96,25 +100,31 @@ def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], in
         },
         "trialCommand": f"{COMMAND} --out_dir {home}/outputs",
     }
+    if engine == "ray":
+        del config["experimentWorkingDirectory"]
+        config["trainingService"] = {"platform": "ray", "address": "local"}
+    return config
+
+
+def soak(
+    home: Path, trials: int, port: int, engine: str = "nni"
+) -> tuple[list[tuple[int, dict]], int, float]:
+    """Run the search; return what was seen with how many trials had ended, and the seconds.
+
+    Between them stands how many trials had ended at the first page.
+    """
+    space = {"lr": {"_type": "loguniform", "_value": [0.0001, 0.1]}}
+    (home / "search_space.json").write_text(json.dumps(space))
+    config = _config(home, trials, engine)
     (home / "config.yml").write_text(yaml.safe_dump(config))
-    words = [
-        sys.executable,
-        str(ROOT / "search.py"),
-        "--config",
-        "config.yml",
-        "--no_probe",
-        "--port",
-        str(port),
-        "--keep_checkpoints",
-        "3",
-    ]
+    words = [sys.executable, str(ROOT / "search.py"), "--config", "config.yml", "--no_probe"]
+    words += ["--port", str(port), "--keep_checkpoints", "3"]
     environment = {**os.environ, "HOME": str(home), "BALLOT_PRELOAD": "60"}
     began, seen, paged = time.monotonic(), [], 0
     search = subprocess.Popen(words, cwd=home, env=environment, stdout=sys.stderr)
     while search.poll() is None:
         time.sleep(2)
-        folders = list((home / "nni").glob("*/db"))
-        ended = sum(t.has_ended for f in folders for t in read_trials(f.parent))
+        ended = ended_trials(home)
         seen.append((ended, look(home)))
         paged = paged or (ended if (home / "report.html").exists() else 0)
     if search.returncode:
@@ -125,13 +135,22 @@ def soak(home: Path, trials: int, port: int) -> tuple[list[tuple[int, dict]], in
     return seen, paged, time.monotonic() - began
 
 
+def ended_trials(home: Path) -> int:
+    """Count the trials that have ended, by the record of either engine."""
+    folders = list((home / "nni").glob("*/db"))
+    records = list((home / ".ballot" / "ray").glob("*/trials.jsonl"))
+    found = [trial for folder in folders for trial in read_trials(folder.parent)]
+    found += [trial for record in records for trial in Journal(record).read()]
+    return sum(trial.has_ended for trial in found)
+
+
 def rows_of(seen: list[tuple[int, dict]], paged: int, trials: int) -> list[dict[str, Any]]:
     """Compare a tenth of the trials with the last."""
     first = paged if trials / 10 < paged < trials / 2 else trials / 10
     early = [s for ended, s in seen if first <= ended < first + trials / 10]
     late = [s for ended, s in seen if trials * 0.9 <= ended < trials]
     rows = []
-    for role in ("all together", "search.py", "manager", "tuner", "preloader"):
+    for role in ("all together", *ROLES):
         for what in next((s[role] for s in late if role in s), {}):
             a = [s[role][what] for s in early if role in s]
             b = [s[role][what] for s in late if role in s]
@@ -149,11 +168,13 @@ def rows_of(seen: list[tuple[int, dict]], paged: int, trials: int) -> list[dict[
     return rows
 
 
-def measure(full: bool, trials: int | None = None, port: int = 9680) -> list[dict[str, Any]]:
+def measure(
+    full: bool, trials: int | None = None, port: int = 9680, engine: str = "nni"
+) -> list[dict[str, Any]]:
     """Return late against early; a ratio well below 1 is something that grows."""
     trials = trials or (500 if full else 30)
     with tempfile.TemporaryDirectory() as folder:
-        seen, paged, seconds = soak(Path(folder), trials, port)
+        seen, paged, seconds = soak(Path(folder), trials, port, engine)
     print(f"{trials} trials in {seconds:.0f} s, all with a ballot", file=sys.stderr)
     return rows_of(seen, paged, trials)
 
@@ -163,8 +184,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--port", type=int, default=9680, help="first port to try for NNI")
+    parser.add_argument("--engine", default="nni", choices=("nni", "ray"))
     args = parser.parse_args()
-    for row in measure(True, args.trials, args.port):
+    for row in measure(True, args.trials, args.port, args.engine):
         low, high = row["spread"]
         print(
             f"{row['what']:<44} early {row['other']:8.1f}  late {row['ours']:8.1f}  "

@@ -14,6 +14,7 @@ from ballot.prediction.inputs import find_images
 from ballot.runs.files import read_json
 from ballot.scripts import script_main
 from ballot.vote.members import find_files, name_members
+from ballot.vote.run import check_out_dir
 from ballot.vote.truth import find_submission, read_splits, read_truth
 from dataset import find_table
 
@@ -139,6 +140,21 @@ def test_a_ballot_that_is_a_link_to_itself_is_named(tmp_path):
     (tmp_path / "loop.csv").symlink_to("loop.csv")
     with pytest.raises(UserError, match=r"loop\.csv: is a link that leads to itself"):
         find_files([str(tmp_path / "loop.csv")])
+
+
+def test_a_vote_refuses_a_folder_that_no_file_can_be_written_to(tmp_path):
+    members = name_members(find_files(voters(tmp_path))[0], None)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"loop: is a link that leads to itself; name another"):
+        check_out_dir(tmp_path / "loop", members)
+    with pytest.raises(UserError, match=r"--out_dir: 1 name is not UTF-8, as '.*v\\xe4'"):
+        check_out_dir(tmp_path / "v\udce4", members)
+
+
+def test_a_ballot_whose_name_is_no_utf_8_is_refused(tmp_path):
+    (tmp_path / "v\udce4.csv").write_text("id,a,b\nx,0.5,0.5\n")
+    with pytest.raises(UserError, match=r"not UTF-8, as '.*v\\xe4.csv'"):
+        find_files([tmp_path / "v\udce4.csv"])
 
 
 def test_a_split_with_a_field_of_any_length_is_read(tmp_path):

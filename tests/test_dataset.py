@@ -232,7 +232,7 @@ def test_the_order_of_files_on_disk_decides_nothing(folders, tmp_path):
 def test_images_outside_of_class_folders_are_told(folders, caplog):
     save(folders / "train" / "stray.jpg", 400)
     load(folders)
-    assert "1 images stand in no folder of a class" in caplog.text
+    assert "left out: 1 image in no folder of a class" in caplog.text
     with pytest.raises(UserError, match=r"train/stray\.jpg \(an error because of strict\)"):
         load(folders, strict=True)
 
@@ -274,7 +274,7 @@ def test_a_column_without_any_side_is_no_split_and_the_next_one_may_be(tmp_path)
 
 def test_a_csv_is_read_by_the_columns_that_are_named(tmp_path):
     csv_set(tmp_path, kind=lambda k: str(k % 3), owner=lambda k: f"o{k // 3}")
-    data = load(tmp_path, label_column="kind", group_column="owner")
+    data = load(tmp_path, label_column=("kind",), group_column="owner")
     assert data.classes == ["0", "1", "2"]
     train, val = (set(part.groups) for part in (data.folds[0].train, data.folds[0].val))
     assert not train & val and len(train | val) == 4
@@ -282,7 +282,7 @@ def test_a_csv_is_read_by_the_columns_that_are_named(tmp_path):
 
 def test_whole_numbers_are_classes_in_their_order(tmp_path):
     csv_set(tmp_path, kind=lambda k: str(k % 2 * 8 + 2))
-    assert load(tmp_path, label_column="kind").classes == ["2", "10"]
+    assert load(tmp_path, label_column=("kind",)).classes == ["2", "10"]
 
 
 def test_a_test_csv_beside_needs_no_labels(tmp_path):
@@ -344,7 +344,7 @@ def test_what_is_wrong_with_a_csv_is_said(harm, message, tmp_path):
 def test_a_column_that_is_not_there_is_refused(tmp_path):
     csv_set(tmp_path)
     with pytest.raises(UserError, match="no column 'lable'; did you mean 'label'"):
-        load(tmp_path, label_column="lable")
+        load(tmp_path, label_column=("lable",))
 
 
 # What is no data set
@@ -435,6 +435,7 @@ def test_the_script_ends_in_a_line_not_a_traceback(capsys, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "mask_people").is_dir(), reason="the real images are not here")
 def test_no_person_is_on_both_sides_for_fifty_seeds_and_every_fold(tmp_path):
+    from ballot.data.audit import Copies
     from ballot.data.prepare import make_split
 
     root = str(SHARED / "mask_people")
@@ -445,10 +446,79 @@ def test_no_person_is_on_both_sides_for_fifty_seeds_and_every_fold(tmp_path):
         for options in ({"val_ratio": 0.2}, {"folds": 5}):
             config = Config(data_dir=root, seed=seed, **options)
             held_out = []
-            for train, val in make_split(config, rows, pool, digests):
+            for train, val in make_split(config, rows, pool, Copies(digests)):
                 assert not {rows.groups[r] for r in train} & {rows.groups[r] for r in val}
                 held_out += val.tolist()
             assert len(set(held_out)) == len(held_out)
             assert len(held_out) == (504 if "folds" in options else len(val))
     (fold,) = load(root, cache=str(tmp_path), image_size=32).folds
     assert len(fold.val) == pytest.approx(504 / 5, abs=7)
+
+
+# Labels that are probably wrong
+
+
+def test_doubted_labels_are_listed_drawn_and_left_out(tmp_path, capsys, monkeypatch):
+    """From runs to the list, and from the list to a training without those rows."""
+    from ballot.vote.ballots import write_ballot
+
+    class_folders(tmp_path / "d", {"cat": 8, "dog": 8})
+    ids = [f"{name}/{name}-{k}.jpg" for name in ("cat", "dog") for k in range(8)]
+    labels = ["cat"] * 8 + ["dog"] * 8
+    probs = np.where(np.array(labels)[:, None] == ["cat", "dog"], 0.9, 0.1)
+    probs[3] = 0.05, 0.95
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    write_ballot(tmp_path / "outputs/run/val.csv", ids, ["cat", "dog"], probs, labels)
+    monkeypatch.chdir(tmp_path)
+    common = ("d", "--cache", "off", "--image_size", "16", "--recipe", "none")
+    assert main([*common, "--check_labels", "outputs"]) == 0
+    text = capsys.readouterr().out
+    assert "judged    16 of 16 labelled rows, by 1 run" in text
+    assert "cat/cat-3.jpg  cat    dog        0.950" in text
+    assert (tmp_path / "suspects.csv").read_text().splitlines() == [
+        "id,label,suggested,confidence,self_confidence",
+        "cat/cat-3.jpg,cat,dog,0.95,0.05",
+    ]
+    from PIL import Image
+
+    with Image.open(tmp_path / "suspects.png") as image:
+        assert image.format == "PNG" and image.size == (100, 116)
+    whole, less = load("d"), load("d", exclude="suspects.csv")
+    for side in ("train", "val"):
+        before, now = (set(getattr(data.folds[0], side).ids) for data in (whole, less))
+        assert now == before - {"cat/cat-3.jpg"}, "the split is the same but for that row"
+    assert less.excluded == ["cat/cat-3.jpg"] and less.fingerprint != whole.fingerprint
+    assert main(["d", "--check_labels", "nowhere"]) == 2
+    assert "check_labels: nowhere is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("id,why\nnobody.jpg,x\n", "1 of the 1 ids in .* are not in d, as 'nobody.jpg'"),
+        ("train/cat/cat-1.jpg\nno\nne\n", "2 of the 3 ids in .* are not in d, as 'no'"),
+        ("test/cat/cat-0.jpg\n", r"lists 1 test rows \(test/cat/cat-0.jpg\), which need an answer"),
+        ("\n", "lists no id"),
+        (None, "is no file"),
+        (
+            "".join(f"train/cat/cat-{k}.jpg\n" for k in range(8)),
+            "every training image is of one class, 'dog'",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_left_out_is_refused(text, message, folders, tmp_path):
+    path = tmp_path / "list.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(folders, exclude=str(path))
+
+
+def test_excluded_rows_leave_every_fold_and_the_checks(folders, tmp_path, caplog):
+    shutil.copy(folders / "train/cat/cat-0.jpg", folders / "train/dog/copy,1.jpg")
+    (tmp_path / "list.txt").write_text("train/dog/copy,1.jpg\r\ntrain/dog/dog-0.jpg\n")
+    data = load(folders, exclude=str(tmp_path / "list.txt"), folds=3)
+    ids = [name for fold in data.folds for name in fold.val.ids]
+    assert len(ids) == len(set(ids)) == 13 and not set(ids) & set(data.excluded)
+    assert all(len(fold.train) + len(fold.val) == 13 for fold in data.folds)
+    assert "contradict" not in caplog.text

@@ -209,6 +209,32 @@ def test_auto_weighs_all_good_members_and_is_scored_where_it_was_not_chosen(digi
     assert report.honest.gain >= 0
 
 
+def test_the_answer_on_validation_rows_is_held_out_of_the_choice_and_kept(digits):
+    report = cast(digits.files, select="auto")
+    kept = pd.read_csv("ensemble/val.csv").set_index("id").loc[digits.ids[digits.val]]
+    assert list(kept.columns) == ["label", *report.classes] and len(kept) == 300
+    right = kept[report.classes].idxmax(axis=1) == kept["label"]
+    assert right.mean() == report.val["acc"] == report.honest.vote
+    assert digits.words(digits.val) == kept["label"].tolist()
+    scores = json.loads(Path("ensemble/ensemble.json").read_text())["scores"]
+    assert scores["val_held_out"] and scores["by_size"][-1]["val"]["acc"] == report.val["acc"]
+    again = cast([*digits.files, "ensemble/val.csv"], out_dir="again")
+    assert "left out: 'ensemble/val.csv', an earlier vote's result" in again.notes
+
+
+def test_the_votes_of_the_first_members_follow_their_weights(digits):
+    report = cast(digits.files, weights=[1, 3, 0, 2])
+    names = [m.name for m in sorted(report.members, key=lambda m: -m.weight) if m.weight]
+    assert [row["name"] for row in report.by_size] == names and len(names) == 3
+    truth = digits.labels[digits.val]
+    models = [digits.voter.named_estimators_[name] for name in names]
+    for size in (1, 2, 3):  # weights that were given are fitted to no row: each is counted as it is
+        sums = sum(w * digits.probs(m, digits.val) for w, m in zip((3, 2, 1), models[:size]))
+        score = report.by_size[size - 1]["val"]["acc"]
+        assert score == pytest.approx(accuracy_score(truth, sums.argmax(axis=1)), abs=1e-3)
+    assert cast(digits.files, stack="logistic", out_dir="stacked").by_size == []
+
+
 @pytest.fixture
 def one_good_trial():
     """One run that knows nearly all, and five that are wrong together, as sure as it is."""
@@ -226,6 +252,28 @@ def one_good_trial():
             Path(f"outputs/t{number}/val.csv"), ids[rows[0]], probs[rows[0]], names, labels[rows[0]]
         )
     return sorted(Path("outputs").glob("*.csv"))
+
+
+def test_a_link_to_a_search_that_was_removed_becomes_a_folder(one_good_trial):
+    Path("ensemble").symlink_to("searches/gone/ensemble")
+    assert ensemble.main([*map(str, one_good_trial)]) == 0
+    assert Path("ensemble/soft.csv").is_file() and not Path("searches").exists()
+
+
+def test_a_vote_of_files_is_not_written_over_that_of_a_search(one_good_trial):
+    search = Path("searches/photos-1")
+    (search / "ensemble").mkdir(parents=True)
+    (search / "search_space.json").write_text("{}")
+    Path("ensemble").symlink_to(search / "ensemble")
+    assert ensemble.main([*map(str, one_good_trial)]) == 0
+    assert Path("ensemble/soft.csv").is_file() and not Path("ensemble").is_symlink()
+    assert list((search / "ensemble").iterdir()) == []
+
+
+def test_a_link_to_itself_is_no_folder_for_a_vote(one_good_trial, capsys):
+    Path("ensemble").symlink_to("ensemble")
+    assert ensemble.main([*map(str, one_good_trial)]) == 2
+    assert "ensemble: is a link that leads to itself" in capsys.readouterr().err
 
 
 def test_where_the_vote_is_worse_the_answer_is_the_best_single_trials(one_good_trial, capsys):
@@ -330,6 +378,16 @@ def test_runs_that_ended_early_count_when_their_csv_is_whole_and_are_named(digit
     notes = " ".join(report.notes)
     assert "left out: three, whose run is failed" in notes
     assert "stopped, with a whole CSV, and counted: 'two'" in notes
+
+
+def test_a_run_that_another_one_goes_on_from_votes_only_as_that_one(digits, in_tmp):
+    folder = in_tmp / "outputs"
+    for name, more in (("old", {}), ("new", {"continues": "old"}), ("other", {"continues": "far"})):
+        digits.write_run(folder, name, digits.voter.estimators_[0], **more)
+    report = cast(sorted(folder.glob("*.csv")))
+    assert [m.name for m in report.members] == ["new", "other"]
+    assert "which another member goes on from" in " ".join(report.notes)
+    assert [m.name for m in cast([folder / "old.csv"]).members] == ["old"]
 
 
 def test_a_member_without_validation_rows_takes_no_part_in_a_choice(digits, in_tmp):
@@ -532,7 +590,8 @@ def test_runs_that_disagree_on_a_label_are_refused(digits, in_tmp, capsys, flags
 def test_without_test_rows_the_vote_is_chosen_on_validation_as_it_is_with_them(digits):
     with_test = cast(digits.files, select="greedy", bag=5, calibrate=True)
     alone = cast(validation_of(digits), select="greedy", bag=5, calibrate=True, out_dir="alone")
-    assert [path.name for path in alone.files] == names_in("alone") == ["ensemble.json"]
+    files = ["ensemble.json", "val.csv"]
+    assert sorted(path.name for path in alone.files) == names_in("alone") == files
     assert (alone.ids, alone.probs.shape, alone.test) == ([], (0, 10), {})
     assert (alone.honest, alone.val, alone.val_rows) == (
         with_test.honest,
@@ -597,7 +656,7 @@ def test_runs_that_share_no_validation_row_have_the_same_say(digits, in_tmp, cap
 def test_answers_of_an_earlier_vote_do_not_stay_beside_one_that_gives_none(digits):
     cast(digits.files)
     report = cast(validation_of(digits))
-    assert names_in("ensemble") == ["ensemble.json"]
+    assert names_in("ensemble") == ["ensemble.json", "val.csv"]
     assert "removed" in " ".join(report.notes)
     Path("mine").mkdir()
     Path("mine/submission.csv").write_text("id,label\n")  # of no vote

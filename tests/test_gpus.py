@@ -238,7 +238,7 @@ def test_two_trials_on_a_real_gpu_take_turns(tmp_path, monkeypatch, caplog):
 
 def test_a_list_of_gpus_is_a_process_of_torchruns_for_each():
     command = on_several("0,2", 3, ["train.py", "--device", "0,2"])
-    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[0] == "--standalone"
     assert command[command.index("--nproc_per_node") + 1] == "2"
     assert command[-2:] == ["--device", "cuda"]  # the last one wins
     assert on_several("cuda:1", 3, []) is None and on_several("auto", 0, []) is None

@@ -1,11 +1,11 @@
 """The example of a reader's own components does what it says."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn import functional as F
 
 from ballot.errors import UserError
@@ -13,6 +13,8 @@ from ballot.registry import load_plugins
 from dataset import AUGMENTATIONS
 from loss import CRITERIA, create_criterion
 from model import MODELS, adopt_classes, create_model, model_spec
+
+ROOT = Path(__file__).resolve().parents[1]
 
 EXAMPLE = ROOT / "examples" / "plugins" / "my_components.py"
 ADDED = {"my_net": MODELS, "my_loss": CRITERIA, "my_colours": AUGMENTATIONS}

@@ -194,7 +194,7 @@ def test_the_likeliest_classes_are_printed_and_nothing_else(trained, capsys):
     best = own[["blue", "green", "red"]].iloc[0].sort_values(ascending=False)
     assert (name, [first, second]) == ("red-1.png", best.index[:2].tolist())
     assert [float(p), float(q)] == pytest.approx(best.tolist()[:2], abs=5e-5)
-    assert "1 images by 1 network in" in err and "images/s" in err
+    assert "1 image by 1 network in" in err and "images/s" in err
 
 
 def test_names_that_are_alike_are_told_apart_by_their_folders(trained, tmp_path):
@@ -254,6 +254,16 @@ def test_a_view_is_chosen_by_validation_one_after_the_other():
     assert chosen.val_nll_plain == pytest.approx(-np.log(0.6))
 
 
+def test_a_view_that_costs_right_answers_is_not_taken_for_its_log_loss():
+    targets = np.zeros(100, int)
+    sure, unsure = np.array([[0.999, 0.001]] * 60), np.array([[0.001, 0.999]] * 40)
+    plain, mirrored = np.concatenate([sure, unsure]), np.tile([0.45, 0.55], (100, 1))
+    chosen = tta.choose(["hflip"], plain, targets, lambda _: mirrored)
+    assert chosen.names == [] and chosen.probs is plain
+    few = np.concatenate([plain[:59], np.tile([0.45, 0.55], (41, 1))])  # one answer less is chance
+    assert tta.choose(["hflip"], plain, targets, lambda _: few).names == ["hflip"]
+
+
 def test_views_are_the_image_and_each_change_of_it():
     images = torch.arange(2 * 3 * 16 * 16).reshape(2, 3, 16, 16).to(torch.uint8)
     assert len(tta.views(images, [])) == 1
@@ -271,7 +281,7 @@ def test_views_are_the_image_and_each_change_of_it():
 def test_each_file_is_shown_in_every_size_that_the_members_want(trained):
     paths = sorted((trained.data / "test").rglob("*.png"))
     shapes = [Geometry(16), Geometry(24, crop=20)]
-    batches = list(decoded(paths, shapes, 5, 2))
+    batches = list(decoded(lambda row: decode_file(paths[row]), len(paths), shapes, 5, 2))
     assert [rows for rows, _, _ in batches] == [list(range(k, min(k + 5, 12))) for k in (0, 5, 10)]
     for shape in shapes:
         found = torch.cat([images[shape] for _, images, _ in batches])

@@ -70,6 +70,27 @@ def test_the_result_is_the_best_epochs_score_and_scikit_learn_agrees(trained):
     np.testing.assert_allclose(soft.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
 
 
+def test_the_result_says_what_the_network_costs(trained):
+    result = json.loads((trained[0] / "result.json").read_text())
+    weights = torch.load(trained[0] / "best.pt", weights_only=True)["model"]
+    running = [name for name in weights if "running" in name or "num_batches" in name]
+    count = sum(value.numel() for name, value in weights.items() if name not in running)
+    network = result["network"]
+    assert network["parameters"] == result["parameters"] == count
+    assert network["multiply_adds"] > count and 0 < network["latency"] < 1
+    assert network["images_per_second"] > 1 and result["tta"]["passes"] == 1
+
+
+def test_a_network_above_a_bound_ends_before_training_with_one_line(script, tmp_path):
+    done = script("train.py", "--max_params", "10k", "--run_name", "big", "--epochs", 1)
+    assert done.returncode == 1
+    reason = "max_params: simple_cnn has 62,006 parameters, more than 10k"
+    assert done.stdout.strip().endswith(f"error: the trial failed: {reason}")
+    result = json.loads((tmp_path / "outputs/big/result.json").read_text())
+    assert (result["status"], result["reason"], result["epochs"]) == ("failed", reason, 0)
+    assert result["reported"] == 0.0 and not list(tmp_path.rglob("*.pt"))
+
+
 def test_no_row_is_in_two_parts_of_the_split(trained):
     split = pd.read_csv(trained[0] / "split.csv")
     assert split["id"].is_unique and set(split["split"]) == {"train", "val", "test"}
@@ -319,6 +340,51 @@ def test_a_stopped_run_keeps_the_best_so_far_and_can_go_on(tmp_path, signum):
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "stopped" and result["score"] > 0.2
     assert len(pd.read_csv(tmp_path / "outputs" / "run.csv")) > 0
+
+
+TOLD_LATE = '''
+import os, signal
+from pathlib import Path
+from torch import nn
+from model import MODELS
+
+
+class ToldLate(nn.Module):
+    """A linear classifier that gets SIGTERM when its best weights first predict."""
+
+    def __init__(self, num_classes, fold):
+        super().__init__()
+        self.linear, self.last = nn.Linear(3072, num_classes), Path("outputs/run", fold, "last.pt")
+
+    def forward(self, images):
+        if not self.training and self.last.exists():
+            self.last = Path("none")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.linear(images.flatten(1))
+
+
+@MODELS.register("told_late", input_size=32)
+def told_late(num_classes, pretrained, *, fold=""):
+    return ToldLate(num_classes, fold)
+'''
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_run_that_is_stopped_after_its_last_epoch_still_writes_its_predictions(
+    script, tmp_path, folds
+):
+    (tmp_path / "late.py").write_text(TOLD_LATE)
+    where = ("--model_args.fold", "fold0") if folds > 1 else ()
+    done = script(
+        "train.py",
+        *("--plugins", "late.py", "--model", "told_late", *where, "--folds", folds),
+        *("--epochs", 1, "--run_name", "run"),
+    )
+    assert done.returncode == -signal.SIGTERM and "Traceback" not in done.stderr, done.stderr
+    result = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
+    assert result["status"] == ("done" if folds == 1 else "stopped")
+    assert result["score"] is not None and result["epochs"] == 1
+    assert len(pd.read_csv(tmp_path / "outputs" / "run.csv")) > 300
 
 
 @pytest.mark.slow

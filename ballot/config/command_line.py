@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import sys
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ballot.config.parsing import parse_json, parse_literal
-from ballot.config.schema import DICT_FIELDS, FIELDS, SYNONYMS, TYPES, Config, _kind
+from ballot.config.schema import DICT_FIELDS, FIELDS, SHORT, SYNONYMS, TYPES, Config, _kind
 from ballot.errors import UserError, suggest
 from ballot.scripts import script_main
 from ballot.values import Json, Layer
 from ballot.version import ShowVersion
 
-# Flags that people have in their fingers.
-SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
 # What projects of the config.json template call a flag; taken beside -c or -r alone.
 TEMPLATE_FLAGS = {"--learning_rate": "lr"}
 
@@ -75,6 +74,12 @@ class Parser(argparse.ArgumentParser):
         else:
             hint = suggest(f"--{name}", flags)
         raise UserError(f"command line: unknown flag {word!r}{hint}")
+
+    def is_meant_by(self, word: str, others: Iterable[str]) -> bool:
+        """Tell whether an unknown flag is nearer to one of this parser than to `others`."""
+        own = {f for action in self._actions for f in action.option_strings}
+        near = difflib.get_close_matches(word.split("=")[0], [*own, *others], n=1)
+        return bool(near) and near[0] in own
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

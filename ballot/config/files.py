@@ -54,8 +54,11 @@ def read_config_file(path: str | Path) -> Layer:
     return read_config_files([path])[0]
 
 
-def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
-    """Read files of options, ours or another template's; the files of one project are one layer."""
+def read_config_files(paths: Iterable[str | Path], *, over_a_run: bool = False) -> list[Layer]:
+    """Read files of options, ours or another template's; the files of one project are one layer.
+
+    What a project of a template leaves out means something, but not where it is laid `over_a_run`.
+    """
     layers: list[Layer | str] = []  # the kind of a template stands for the layer of its files
     files: dict[str, list[tuple[str, Json]]] = {}
     for path in paths:
@@ -68,7 +71,7 @@ def read_config_files(paths: Iterable[str | Path]) -> list[Layer]:
             layers.append(kind)
         files.setdefault(kind, []).append((str(path), values))
     read = {
-        kind: Layer(" + ".join(name for name, _ in group), *translate(group, kind))
+        kind: Layer(" + ".join(name for name, _ in group), *translate(group, kind, over_a_run))
         for kind, group in files.items()
     }
     return [read[layer] if isinstance(layer, str) else layer for layer in layers]
@@ -115,12 +118,15 @@ def recognise(values: Values) -> str | None:
     return None
 
 
-def translate(files: Sequence[tuple[str, Values]], kind: str) -> tuple[Json, tuple[str, ...]]:
+def translate(
+    files: Sequence[tuple[str, Values]], kind: str, over_a_run: bool = False
+) -> tuple[Json, tuple[str, ...]]:
     """Read the files of one project; return values in our words, and the lines to be told.
 
     Parts say different things; of other templates a later file is laid over the earlier ones.
     """
-    reading = Reading(" + ".join(name for name, _ in files), kind)
+    source = " + ".join(name for name, _ in files)
+    reading = Reading(source, kind, whole=not over_a_run, over_a_run=over_a_run)
     nodes: list[Values] = [values for _, values in files]
     if kind != "parts":
         nodes = [functools.reduce(laid_over, nodes)]

@@ -59,6 +59,8 @@ def parse_yaml(text: str, path: str | Path) -> Any:
         seen += 1
         if seen > MANY:
             raise UserError(f"{path}: contains itself, or more than {MANY:,} values")
+        if isinstance(node, str) and "\0" in node:
+            raise UserError(f"{path}: {node!r} contains NUL, which no name and no command can")
         if isinstance(node, (dict, list)):
             waiting += node.values() if isinstance(node, dict) else node
     return value

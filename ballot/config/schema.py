@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ballot.errors import UserError, suggest
+from ballot.quantities import latency_of, number_of
+from ballot.utf8 import not_utf8
 
 # A component is chosen by name and made with `<component>_args`.
 COMPONENTS = ("dataset", "augmentation", "model", "criterion", "optimizer", "scheduler")
@@ -22,6 +24,9 @@ OWN_FIELDS = {
     "model": ("pretrained",),
     "augmentation": ("image_size", "mean", "std"),
 }
+
+# Further flags of an option, that people have in their fingers.
+SHORT = {"resume": ("-r",), "device": ("-d",), "batch_size": ("--bs",)}
 
 # What people type first when they come from elsewhere: only ever used to suggest the right name.
 SYNONYMS = {
@@ -36,6 +41,7 @@ SYNONYMS = {
     "lr_scheduler": "scheduler",
     "num_workers": "workers",
     "output_dir": "out_dir",
+    "data": "data_dir",
     "name": "run_name",
     "fp16": "amp",
     "valid_ratio": "val_ratio",
@@ -52,7 +58,8 @@ LIMITS = {
 def option(default: object, text: str, group: str, **limits: object) -> Any:
     """Declare a field of `Config`: its default, its help and its limits.
 
-    Limits are `choices`, `low` (>=), `above` (>), `high` (<=) and `below` (<).
+    Limits are `choices`, `low` (>=), `above` (>), `high` (<=) and `below` (<); `read` refuses texts
+    that are no number with a unit.
     """
     metadata = {"help": text, "group": group, **limits}
     if isinstance(default, dict):
@@ -75,15 +82,18 @@ class Config:
     classes: tuple[str, ...] = option((), "class names in the order of their numbers; default: from the data", "data")
     classification: str = option("multi", "mask competition: joint label, or one attribute", "data", choices=("multi", "mask", "gender", "age"))
     path_column: str | None = option(None, "CSV layout: column with the image paths", "data")
-    label_column: str | None = option(None, "CSV layout: column with the labels", "data")
+    label_column: tuple[str, ...] | None = option(None, "CSV layout: column with the labels, or several: a class is then a combination of their values", "data")
     group_column: str | None = option(None, "CSV layout: column with the groups; all rows of a group stay on the same side of the split", "data")
     split_column: str | None = option(None, "CSV layout: column with train, val or test", "data")
     download: bool = option(False, "let torchvision download a data set that is not on disk", "data")
+    exclude: str | None = option(None, "CSV with a column id, or text with one id per line: rows to leave out of training and validation", "data")
     val_ratio: float = option(0.2, "share of the training rows (or groups) held out for validation", "data", above=0, below=1)
     val_rows: int | None = option(None, "number of training rows held out for validation; default: by val_ratio", "data", low=1)
     folds: int = option(1, "number of cross-validation folds; 1 is a single split", "data", low=1)
     fold: int | None = option(None, "single fold to train, counted from 0; default: all folds", "data", low=0)
     all_rows: bool = option(False, "train on the validation rows too and keep the last epoch; there is no score then", "data")
+    soft_labels: str | None = option(None, "CSV with an id or path and one probability per class: soft targets of training rows, and further training images", "data")
+    near_duplicates: str = option("together", "images that are nearly the same stay on the same side of the split; ignore does not look for them", "data", choices=("together", "ignore"))
     strict: bool = option(False, "treat warnings about the data as errors", "data")
     recipe: str = option("auto", "auto chooses unset options from the data and the machine; probe fits a classifier to the frozen network, none uses the plain defaults", "data", choices=("auto", "none", "probe"))
     # Images
@@ -107,13 +117,18 @@ class Config:
     unfreeze_epoch: int | None = option(None, "epoch from which frozen layers are trained, counted from 0", "model", low=0)
     freeze_norm: bool = option(False, "freeze the batch norm statistics of a pretrained network", "model")
     classifier_start: str = option("fresh", "initial classifier of a pretrained network: fresh (zeros), or fitted to the frozen features by logistic regression", "model", choices=("fresh", "fitted"))
+    heads: str = option("none", "where the label is made of attributes: none learns the joint classes alone, product a head for each attribute, joint those and a head of the joint classes", "model", choices=("none", "product", "joint"))
     ema: float = option(0.0, "decay of the exponential moving average of the weights, which is validated and saved; smaller in the first steps; 0: off", "model", low=0, below=1)
     channels_last: bool | None = option(None, "use the channels-last memory format; default: on where benchmarks showed a speed-up", "model")
+    max_params: str | None = option(None, "most parameters of a network, as in 10M; a larger one is not trained", "model", read=number_of)
+    max_latency: str | None = option(None, "longest time of one image, as in 20ms, measured before training; a slower network is not trained", "model", read=latency_of)
     compile: bool = option(False, "compile the model (torch.compile)", "model")
     # Loss
     criterion: str = option("cross_entropy", "loss function", "loss")
     criterion_args: dict = option({}, "arguments of the loss function", "loss")
     class_weights: str = option("none", "class weights of the loss; balanced: inversely proportional to the class counts", "loss", choices=("none", "balanced"))
+    head_weights: str = option("equal", "weights of the losses of --heads; uncertainty: learnt, by the noise of each (Kendall et al., 2018)", "loss", choices=("equal", "uncertainty"))
+    ordinal: tuple[str, ...] = option((), "attributes of --heads whose classes have an order, learnt by thresholds: NAME, or NAME=FIRST,SECOND,... for another order than that of the data", "loss")
     # Training
     epochs: int = option(30, "number of epochs", "training", low=1)
     batch_size: int = option(64, "images per step", "training", low=1)
@@ -183,7 +198,14 @@ def convert(key: str, value: Any, source: str) -> Any:
     words = value if isinstance(value, tuple) else (value,)
     if any(isinstance(word, str) and "\0" in word for word in words):
         raise UserError(f"{source}: {key} is {value!r}; file names cannot contain NUL")
+    if wrong := not_utf8(word for word in words if isinstance(word, str)):
+        raise UserError(f"{source}: {key}: {wrong}")
     _check_limits(key, value, source)
+    if "read" in FIELDS[key].metadata:
+        try:
+            FIELDS[key].metadata["read"](value)
+        except ValueError as error:
+            raise UserError(f"{source}: {key} is {value!r}; it {error}") from None
     if key == "device" and value.isdigit():  # as CUDA_VISIBLE_DEVICES and many scripts have it
         return f"cuda:{value}"
     return value

@@ -39,12 +39,14 @@ FIXED = {
     "model_dir": "all weights are collected in one folder",
     "log_config": "it names programs to log with, and files",
     "init_from": "it names a file, and all trials start alike",
+    "exclude": "it names a file, and all trials train on the same rows",
     "processes": "a trial of a search has one process",
     "experiment": "all trials are tracked in one place",
 }
 ROWS = (
     *("dataset", "data_dir", "train_dir", "val_dir"),
     *("val_ratio", "val_rows", "folds", "fold", "split_column", "group_column"),
+    "near_duplicates",
 )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from ballot.config.schema import SHORT
 from ballot.problems import Problem
 from ballot.values import Values
 
@@ -98,20 +99,15 @@ def option_of(command: str, flag: str, default: str) -> str:
 
 def typed_command(command: str, values: Values) -> str:
     """Return a command that trains by hand what a trial of `command` trained with `values`."""
-    dropped = {
-        "--resume",
-        "--out_dir",
-        "--run_name",
-        "--time_limit",
-        "--device",
-        *(f"--{key}" for key in values),
-    }
+    fields = ["resume", "out_dir", "run_name", "time_limit", "device", *values]
+    dropped = {flag for name in fields for flag in (f"--{name}", *SHORT.get(name, ()))}
     words = shlex.split(command)
     scripts = [place for place, word in enumerate(words) if word.endswith(".py")]
     kept, dropping = ["python"], False
     for word in words[scripts[0] if scripts else 1 :]:
-        if word.startswith("--"):
-            dropping = word.partition("=")[0].replace("-", "_").replace("__", "--", 1) in dropped
+        option = re.match(r"(--?)([a-zA-Z][^=]*)", word)  # a negative number is a value
+        if option is not None:
+            dropping = option[1] + option[2].replace("-", "_") in dropped
         if not dropping:
             kept.append(word)
     for key, value in values.items():

@@ -24,7 +24,8 @@ from ballot.errors import UserError, suggest
 from ballot.values import Values
 
 Step = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-# Mixing takes targets too: (images, targets [B] int64, rng) -> images, targets [B, C] float.
+# Mixing takes targets too, [B] int64 or [B, C] float: (images, targets, rng) -> images, targets
+# [B, C] float.
 Mixer = Callable[
     [torch.Tensor, torch.Tensor, np.random.Generator], tuple[torch.Tensor, torch.Tensor]
 ]
@@ -262,7 +263,7 @@ def mixing(num_classes: int, mixup: float = 0.0, cutmix: float = 0.0) -> Mixer |
         images = images.float()
         images = torch.lerp(images[partner], images, sent(masks, images.device))
         share = sent(shares, images.device)[:, None]
-        soft = F.one_hot(targets, num_classes).float()
+        soft = targets if targets.ndim == 2 else F.one_hot(targets, num_classes).float()
         return images, soft * share + soft[partner] * (1 - share)
 
     return mix

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ballot.data.attributes import Attribute
 from ballot.data.augment import Mixer, Step
 from ballot.data.images import Buffers, Store, one_thread, sent
-from ballot.data.tables import Submission, Table
+from ballot.data.tables import SoftRows, Submission, Table
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images [N, C, H, W], targets [N]
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [N, C, H, W], targets [N] or [N, C]
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,21 @@ class Look:
 
 
 class Subset:
-    """Rows of a data set on one side of a split."""
+    """Rows of a data set on one side of a split.
+
+    With `soft` labels there are further rows, `added` of them at the end, and the `targets` of all
+    rows are probabilities [N, C]; `labels` of the added ones are the likeliest classes.
+    """
 
     def __init__(
-        self, table: Table, rows: np.ndarray, *, train: Look, plain: Look, weighted: bool = False
+        self,
+        table: Table,
+        rows: np.ndarray,
+        *,
+        train: Look,
+        plain: Look,
+        weighted: bool = False,
+        soft: SoftRows | None = None,
     ) -> None:
         self.rows = rows
         self.ids = [table.ids[r] for r in rows]
@@ -44,6 +56,24 @@ class Subset:
         self._train, self._plain = train, plain
         self._weighted = weighted
         self._floats = Buffers(np.float32)
+        self.targets: np.ndarray | None = None
+        self.added = 0
+        if soft is not None:
+            self._soften(soft)
+
+    def _soften(self, soft: SoftRows) -> None:
+        """Let rows have the targets of `soft`, and add its rows."""
+        targets = np.eye(len(self.classes), dtype=np.float32)[self.labels]
+        for place, row in enumerate(self.rows.tolist()):
+            if row in soft.targets:
+                targets[place] = soft.targets[row]
+        self.targets = np.concatenate([targets, soft.probs])
+        self.added = len(soft.rows)
+        self.rows = np.concatenate([self.rows, soft.rows])
+        self.ids = [*self.ids, *soft.ids]
+        self.labels = np.concatenate([self.labels, soft.probs.argmax(axis=1)])
+        if self.groups is not None:
+            self.groups = [*self.groups, *[""] * self.added]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,6 +90,8 @@ class Subset:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images float32 [B, 3, H, W], normalised, and targets int64 [B], both on `device`.
 
+        Of rows with soft labels the targets are float32 [B, C].
+
         With `train` rows are drawn and augmented by chance that derives from `(seed, epoch)` alone,
         and mixing makes the targets soft [B, C]; a last batch of one image joins the one before,
         because batch normalisation needs two. Without it every row comes once, in order.
@@ -75,8 +107,9 @@ class Subset:
         pieces = [piece(len(batch), *part) for batch in batches]
         read = [batch[own] if early else batch for batch, own in zip(batches, pieces)]
         stream = look.store.stream([self.rows[rows] for rows in read])
+        truth = self.labels if self.targets is None else self.targets
         for number, (batch, own, images) in enumerate(zip(batches, pieces, stream)):
-            targets = sent(torch.from_numpy(self.labels[batch]), device)
+            targets = sent(torch.from_numpy(truth[batch]), device)
             images = sent(images, device)
             rng = np.random.default_rng([seed, epoch or 0, 1, number])
             for step in look.steps:
@@ -172,21 +205,30 @@ class Data:
     weighting: str = "none"
     pixels: str = ""  # a hash of all images as decoded
     crop: int = 0  # see `Table.crop`
+    attributes: tuple[Attribute, ...] = ()  # see `Table.attributes`
+    excluded: Sequence[str] = ()  # ids of rows that were left out by hand
 
-    def class_weights(self, fold: Fold) -> torch.Tensor | None:
+    def class_weights(
+        self, fold: Fold, of_class: Sequence[int] | None = None
+    ) -> torch.Tensor | None:
         """Weights [C] of the classes in the fold's training rows, mean 1 a row, or None.
 
-        `balanced` is N / (C * count) as in scikit-learn; a class without rows gets 0.
+        `balanced` is N / (C * count) as in scikit-learn; a class without rows gets 0. With
+        `of_class` the classes are those that it names for each joint class.
         """
         if self.weighting == "none":
             return None
-        counts = np.bincount(fold.train.labels, minlength=len(self.classes))
+        numbers = np.arange(len(self.classes)) if of_class is None else np.array(of_class)
+        counts = np.bincount(numbers[fold.train.labels], minlength=int(numbers.max()) + 1)
         present = np.count_nonzero(counts)
         weights = len(fold.train) / (present * np.maximum(counts, 1))
         return torch.tensor(np.where(counts > 0, weights, 0.0), dtype=torch.float32)
 
     def split_rows(self) -> list[dict[str, str]]:
-        """Rows of `split.csv`: id, label, split ("train", "val", "test" or "fold<k>") and group."""
+        """Rows of `split.csv`: id, label, split ("train", "val", "test" or "fold<k>") and group.
+
+        Rows that soft labels have added are on no side of the split.
+        """
         rows: list[dict[str, str]] = []
         if len(self.folds) > 1:
             sides = [(fold.val, f"fold{fold.index}") for fold in self.folds]
@@ -196,8 +238,9 @@ class Data:
             sides.append((self.test, "test"))
         listed: set[str] = set()
         for subset, side in sides:
-            groups = subset.groups or [""] * len(subset)
-            for name, label, group in zip(subset.ids, subset.labels, groups):
+            count = len(subset) - subset.added
+            groups = subset.groups or [""] * count
+            for name, label, group in zip(subset.ids[:count], subset.labels, groups):
                 if side == "val" and name in listed:  # of a run on all rows
                     continue
                 listed.add(name)

@@ -1,7 +1,8 @@
 """The shared cache of decoded images: built once on a machine, read by every trial.
 
-A cache is a folder: `images.u8` [N, 3, S, S], `digests.bin` (20 bytes an image), `files.txt` (the
-stamps it was made from) and `info.json`. It appears whole, by one rename, or not at all.
+A cache is a folder: `images.u8` [N, 3, S, S], `digests.bin` (20 bytes an image), `families.i32`
+(the near duplicates), `files.txt` (the stamps it was made from) and `info.json`. It appears whole,
+by one rename, or not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,7 @@ from ballot.data.images import (
     channels_first,
     file_stamp,
 )
+from ballot.data.near_duplicates import NONE, SIDE, find_families, thumbnail
 from ballot.data.source import Source, is_image
 from ballot.errors import UserError
 from ballot.runs.files import json_or_empty
@@ -44,6 +46,7 @@ from ballot.walking import walk
 log = logging.getLogger(__name__)
 
 DIGEST = 20  # bytes of SHA-1, which is about equality here, not about security
+FAMILY = 4  # bytes of a number
 SAY_EVERY = 10.0  # seconds between two lines about a build
 
 
@@ -52,12 +55,23 @@ class Prepared:
     """A store, with what decoding every image once has shown.
 
     `bad` gives the reason for each row that cannot be decoded; `digests` [N] is the hash of each
-    image's decoded pixels at full size (b"" where it cannot be).
+    image's decoded pixels at full size (b"" where it cannot be), `families` int32 [N] a number that
+    near duplicates have in common (`NONE` without any; images in memory are not looked at).
     """
 
     store: Store
     bad: dict[int, str]
     digests: list[bytes]
+    families: np.ndarray
+
+
+@dataclass
+class Scan:
+    """What decoding every image shows, beside the pixels; see `Prepared`."""
+
+    bad: dict[int, str] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+    families: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 def cache_folder(option: str) -> Path | None:
@@ -78,7 +92,8 @@ def prepare(
     `label` names the data in listings of the cache; `workers` is the number of threads.
     """
     if isinstance(source, ArraySource):
-        return Prepared(MemoryStore(source, geometry), {}, _array_digests(source))
+        families = np.full(len(source), NONE, dtype=np.int32)
+        return Prepared(MemoryStore(source, geometry), {}, _array_digests(source), families)
     folder = cache_folder(cache)
     wanted = len(source) * 3 * geometry.size**2
     keep_pixels = wanted <= limit_gib * 2**30
@@ -96,8 +111,9 @@ def prepare(
             reason = f"{error.strerror or error} ({folder})"
             log.warning("cache: %s; images are decoded anew every epoch", reason)
     log.info("cache: looking at %d images", len(source))
-    bad, digests = scan(source, geometry, None)
-    return Prepared(DecodingStore(source, geometry, workers), bad, digests)
+    seen = scan(source, geometry, None)
+    store = DecodingStore(source, geometry, workers)
+    return Prepared(store, seen.bad, seen.digests, seen.families)
 
 
 def _array_digests(source: ArraySource) -> list[bytes]:
@@ -113,37 +129,36 @@ def _digest(image: torch.Tensor) -> bytes:
     return digest.digest()
 
 
-def scan(
-    source: Source, geometry: Geometry, out: IO[bytes] | None
-) -> tuple[dict[int, str], list[bytes]]:
+def scan(source: Source, geometry: Geometry, out: IO[bytes] | None) -> Scan:
     """Decode every image once; write the fitted pixels to `out` in the order of the rows.
 
-    Returns the reasons of those that cannot be decoded, and the digests. Holds a few images at a
-    time, whatever their number.
+    Holds a few images at a time, whatever their number, and a small thumbnail of each.
     """
     blank = np.zeros((3, geometry.size, geometry.size), dtype=np.uint8)
+    thumbs = np.zeros((len(source), SIDE, SIDE), dtype=np.uint8)
+    seen = Scan()
 
     def work(row: int) -> tuple[np.ndarray | None, bytes, str]:
         try:
             image = source.read(row)
             fitted = np.ascontiguousarray(geometry.fit(image).numpy()) if out else None
+            thumbs[row] = thumbnail(image)
             return fitted, _digest(image), ""
         except UnreadableImage as error:
             return blank, b"", str(error)
 
-    bad: dict[int, str] = {}
-    digests: list[bytes] = []
     said = time.monotonic()
     for row, (image, digest, reason) in enumerate(_in_threads(work, len(source))):
         if reason:
-            bad[row] = reason
-        digests.append(digest)
+            seen.bad[row] = reason
+        seen.digests.append(digest)
         if out is not None:
             out.write(image.data)
         if time.monotonic() - said > SAY_EVERY:
             said = time.monotonic()
             log.info("cache: %d of %d images decoded", row + 1, len(source))
-    return bad, digests
+    seen.families = find_families(thumbs, seen.digests)
+    return seen
 
 
 def _in_threads(work: Any, count: int) -> Iterator[Any]:
@@ -184,24 +199,28 @@ def _from_cache(
     raw = (path / "digests.bin").read_bytes()
     digests = [raw[p * DIGEST : (p + 1) * DIGEST] for p in position]
     digests = [digest if any(digest) else b"" for digest in digests]
+    families = np.fromfile(path / "families.i32", dtype=np.int32)[position]
     bad = {order[int(place)]: reason for place, reason in info["bad"].items()}
     if keep_pixels:
         store: Store = MappedStore(path / "images.u8", geometry.size, position)
     else:
         store = DecodingStore(source, geometry, workers)
-    return Prepared(store, bad, digests)
+    return Prepared(store, bad, digests, families)
 
 
 def _is_whole(path: Path, count: int, size: int, keep_pixels: bool) -> bool:
     try:
         pixels = (path / "images.u8").stat().st_size if keep_pixels else 0
         digests = (path / "digests.bin").stat().st_size
+        families = (path / "families.i32").stat().st_size
     except OSError:
         return False
     info = _info(path)
     if info is None or not isinstance(info.get("bad"), dict):
         return False
-    return digests == count * DIGEST and (not keep_pixels or pixels == count * 3 * size**2)
+    if (digests, families) != (count * DIGEST, count * FAMILY):
+        return False
+    return not keep_pixels or pixels == count * 3 * size**2
 
 
 @contextlib.contextmanager
@@ -242,11 +261,12 @@ def _build(
     log.info("cache: decoding %d images of %s once, into %s", len(source), label, path)
     try:
         with (partial / "images.u8").open("wb") as out:
-            bad, digests = scan(source, geometry, out if keep_pixels else None)
+            seen = scan(source, geometry, out if keep_pixels else None)
             _flush(out)
         if source.stamps() != files:
             raise UserError(f"{label}: files changed while they were being decoded; start again")
-        _write(partial / "digests.bin", b"".join(d.ljust(DIGEST, b"\0") for d in digests))
+        _write(partial / "digests.bin", b"".join(d.ljust(DIGEST, b"\0") for d in seen.digests))
+        _write(partial / "families.i32", seen.families.tobytes())
         _write(partial / "files.txt", "\n".join(files).encode())
         info = {
             "label": label,
@@ -254,7 +274,7 @@ def _build(
             "count": len(files),
             "created": time.time(),
             "images_below": _images_below(label),
-            "bad": bad,
+            "bad": seen.bad,
         }
         _write(partial / "info.json", json.dumps(info, indent=1).encode())
         os.replace(partial, path)  # noqa: PTH105

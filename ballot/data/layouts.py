@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ballot.data.attributes import Attribute
 from ballot.data.tables import UNKNOWN, first_few
 from ballot.errors import UserError, suggest
 from ballot.runs.csv_files import check_columns, read_records
@@ -59,6 +60,9 @@ GROUPS = (
 )
 SPLITS = ("split", "set", "subset", "stage", "partition")
 
+JOINT = "_"  # between the values in the name of a joint class
+Values = tuple[str, ...]  # of one row: what it says in each column of the label, or ""
+
 
 def side_folders(root: Path) -> dict[str, Path]:
     """Folders of `root` that are named like a side of a split, by side."""
@@ -92,6 +96,34 @@ def encode(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     return np.array([number[name] if name else UNKNOWN for name in names], dtype=np.int64)
 
 
+def join_values(
+    where: object, names: Sequence[str], rows: Sequence[Values]
+) -> tuple[list[str], list[str], tuple[Attribute, ...]]:
+    """Make joint classes of the values in each row.
+
+    Returns the name of each row's class ("" where a value is missing), the names of the classes in
+    the order of the attributes' own classes, and the attributes. Values that cannot be told apart
+    once they are joined, and an attribute of one value, are a `UserError`.
+    """
+    known = [row for row in rows if all(row)]
+    own = [sorted_classes(values) for values in zip(*known)]
+    single = [name for name, classes in zip(names, own) if len(classes) < 2]
+    if single:
+        raise UserError(f"{where}: {single[0]} has one value in every row; leave that column out")
+    numbers = [{value: k for k, value in enumerate(classes)} for classes in own]
+    order = sorted(set(known), key=lambda row: [at[value] for at, value in zip(numbers, row)])
+    joined: dict[str, Values] = {}
+    for row in order:
+        name = JOINT.join(row)
+        if (other := joined.setdefault(name, row)) != row:
+            raise UserError(f"{where}: {other} and {row} are both {name!r}; rename a value")
+    attributes = tuple(
+        Attribute(name, tuple(classes), tuple(at[row[k]] for row in order))
+        for k, (name, classes, at) in enumerate(zip(names, own, numbers))
+    )
+    return [JOINT.join(row) if all(row) else "" for row in rows], list(joined), attributes
+
+
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Read the columns and the rows of a CSV file, all as text."""
     header, *rows = read_records(path) or [[]]
@@ -117,6 +149,23 @@ def column(
         return given
     lowered = {name.lower(): name for name in reversed(columns)}
     return next((lowered[guess] for guess in guesses if guess in lowered), None)
+
+
+def label_columns(
+    where: Path, columns: Sequence[str], given: Sequence[str] | None, *, needed: bool = True
+) -> list[str]:
+    """Return the columns of the label, several where it is made of attributes.
+
+    A file that does not need them, one of test rows, may lack them.
+    """
+    if given is not None and (needed or set(given) <= set(columns)):
+        if len(set(given)) < len(given):
+            raise UserError(f"label_column: names a column twice: {first_few(given)}")
+        return [name for one in given if (name := column(where, columns, "label_column", one, ()))]
+    guess = None
+    if given is None or len(given) == 1:
+        guess = column(where, columns, "label_column", None, LABELS)
+    return [] if guess is None else [guess]
 
 
 def csv_files(where: Path, chosen: str | None) -> list[tuple[Path, str]]:

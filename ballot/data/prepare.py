@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ballot.data.audit import audit, check_table, keep_whole, refuse
+from ballot.data.audit import Copies, audit, check_table, keep_whole, refuse
 from ballot.data.augment import Mixer, Recipe, mixing, output_size, pipeline
 from ballot.data.batches import Data, Fold, Look, Subset
+from ballot.data.exclusion import EXCLUDED, mark_excluded, without_excluded
 from ballot.data.image_cache import Prepared, prepare
 from ballot.data.images import FileSource, Geometry, Store
 from ballot.data.same_data import pixel_digest
+from ballot.data.soft_labels import JoinedStore, SoftLabels, read_soft_labels, soft_rows
+from ballot.data.source import Source
 from ballot.data.splits import natural_groups, split_folds, split_single
-from ballot.data.tables import Problem, Table
+from ballot.data.tables import Problem, SoftRows, Table
 from ballot.errors import UserError, suggest
 from ballot.registry import Registry
 from ballot.values import Values
@@ -48,7 +51,14 @@ class Examined:
     numbers: list[int]  # the number of each of those folds
     test: np.ndarray
     problems: list[Problem]
-    pixels: str  # a hash of all images as decoded
+    pixels: str  # a hash of all images as decoded, and of soft labels
+    soft: list[SoftRows | None]  # of each fold
+    soft_lines: list[str]  # what soft labels are for each fold, for people
+
+    @property
+    def excluded(self) -> list[str]:
+        """Ids of the rows that were left out by hand."""
+        return [self.table.ids[row] for row in self.table.rows_of(EXCLUDED)]
 
 
 def make_data(
@@ -65,32 +75,39 @@ def make_data(
     notes = [*refuse(found.table.name, found.problems, strict=config.strict), cut_away(found)]
     for note in filter(None, notes):
         log.warning("%s: %s", found.table.name, note)
+    for line in dict.fromkeys(found.soft_lines):
+        log.info("%s: %s", found.table.name, line)
     mean, std = normalisation(config, found, mean, std)
     looks = looks_of(found, mean, std)
     test = make_subset(found, found.test, looks["test"], looks["test"])
-    weighted = config.sampler == "weighted"
-    folds = [
-        Fold(
-            number,
-            make_subset(found, train, looks["train"], looks["val"], weighted=weighted),
-            make_subset(found, val, looks["val"], looks["val"]),
-        )
-        for number, (train, val) in zip(found.numbers, found.pairs)
-    ]
     return Data(
         name=found.table.name,
         classes=found.table.classes,
         image_size=found.size,
         mean=mean,
         std=std,
-        folds=folds,
+        folds=make_folds(found, looks, weighted=config.sampler == "weighted"),
         test=test if len(test) else None,
         submission=found.table.submission,
         fingerprint=found.table.fingerprint(),
         pixels=found.pixels,
         weighting=config.class_weights,
         crop=found.table.crop,
+        attributes=found.table.attributes,
+        excluded=found.excluded,
     )
+
+
+def make_folds(found: Examined, looks: Mapping[str, Look], *, weighted: bool) -> list[Fold]:
+    """Make the training and validation subsets of each fold."""
+    return [
+        Fold(
+            number,
+            make_subset(found, train, looks["train"], looks["val"], weighted=weighted, soft=soft),
+            make_subset(found, val, looks["val"], looks["val"]),
+        )
+        for number, (train, val), soft in zip(found.numbers, found.pairs, found.soft)
+    ]
 
 
 def cut_away(found: Examined) -> str:
@@ -114,10 +131,16 @@ def cut_away(found: Examined) -> str:
 
 
 def make_subset(
-    found: Examined, rows: np.ndarray, train: Look, plain: Look, *, weighted: bool = False
+    found: Examined,
+    rows: np.ndarray,
+    train: Look,
+    plain: Look,
+    *,
+    weighted: bool = False,
+    soft: SoftRows | None = None,
 ) -> Subset:
     """Make the subset of `rows`, shown by `train` in training and by `plain` otherwise."""
-    return Subset(found.table, rows, train=train, plain=plain, weighted=weighted)
+    return Subset(found.table, rows, train=train, plain=plain, weighted=weighted, soft=soft)
 
 
 def looks_of(found: Examined, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Look]:
@@ -138,46 +161,109 @@ def examine(
     size = config.image_size or table.image_size or input_size or 224
     recipes, mixing_args = make_recipes(config, size, augmentations, crop=table.crop)
     mixer = mixing(len(table.classes), **mixing_args)
-    geometries = dict.fromkeys(recipe.geometry for recipe in recipes.values())
-    prepared = {geometry: _prepare(config, table, geometry) for geometry in geometries}
+    geometries = list(dict.fromkeys(recipe.geometry for recipe in recipes.values()))
+    label = str(Path(config.data_dir).expanduser().resolve()) if config.data_dir else table.name
+    prepared = _prepare(config, table.source, label, geometries)
     first = prepared[recipes["val"].geometry]
-    pool = np.array([r for r in table.rows_of("train", "val") if r not in first.bad], np.int64)
-    pairs = make_split(config, table, pool, first.digests)
-    numbers = list(range(len(pairs)))
-    if config.fold is not None:
-        if config.fold >= len(pairs):
-            raise UserError(
-                f"fold: is {config.fold}; of {len(pairs)} folds the last is "
-                f"{len(pairs) - 1}, and folds is the number of folds"
-            )
-        pairs, numbers = [pairs[config.fold]], [config.fold]
-    problems = audit(table, first.digests, first.bad, _sides(table, pairs, first.bad), config.folds)
+    table, pairs, numbers, copies, doubt = chosen_folds(config, table, first)
+    problems = audit(table, copies, first.bad, _sides(table, pairs, first.bad), config.folds)
+    problems += [doubt] if doubt else []
     if config.all_rows:
         pairs = [(np.sort(np.concatenate(pair)), pair[1]) for pair in pairs]
+    stores = {geometry: each.store for geometry, each in prepared.items()}
+    soft, lines, said = _read_soft(config, table, first.digests, pairs, stores)
     return Examined(
         table,
         output_size(recipes["train"]),
         recipes,
         mixer,
-        {stage: prepared[recipe.geometry].store for stage, recipe in recipes.items()},
+        {stage: stores[recipe.geometry] for stage, recipe in recipes.items()},
         pairs,
         numbers,
         table.rows_of("test"),
         problems,
-        pixel_digest(table.ids, first.digests),
+        pixel_digest(table.ids, first.digests) + said,
+        soft,
+        lines,
     )
 
 
-def _prepare(config: Config, table: Table, geometry: Geometry) -> Prepared:
-    label = str(Path(config.data_dir).expanduser().resolve()) if config.data_dir else table.name
-    return prepare(
-        table.source,
-        geometry,
-        label=label,
-        cache=config.cache,
-        limit_gib=config.cache_limit,
-        workers=config.workers,
-    )
+def chosen_folds(
+    config: Config, table: Table, prepared: Prepared
+) -> tuple[Table, list[tuple[np.ndarray, np.ndarray]], list[int], Copies, Problem | None]:
+    """Split the labelled rows that can be decoded, and leave out what is to be excluded.
+
+    Returns the table, the wanted folds and their numbers, the copies, and a doubt about these.
+    """
+    pool = np.array([r for r in table.rows_of("train", "val") if r not in prepared.bad], np.int64)
+    near = prepared.families if config.near_duplicates == "together" else ()
+    copies, doubt = Copies(prepared.digests, near).believed(pool)
+    pairs = make_split(config, table, pool, copies)
+    if config.exclude is not None:
+        table = mark_excluded(table, Path(config.exclude).expanduser())
+        check_table(table)
+        pairs = without_excluded(table, pairs)
+    return table, *_wanted_folds(config, pairs), copies, doubt
+
+
+def _wanted_folds(
+    config: Config, pairs: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
+    """Return the folds that are trained, and their numbers."""
+    if config.fold is None:
+        return pairs, list(range(len(pairs)))
+    if config.fold >= len(pairs):
+        raise UserError(
+            f"fold: is {config.fold}; of {len(pairs)} folds the last is "
+            f"{len(pairs) - 1}, and folds is the number of folds"
+        )
+    return [pairs[config.fold]], [config.fold]
+
+
+def _read_soft(
+    config: Config,
+    table: Table,
+    digests: Sequence[bytes],
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    stores: dict[Geometry, Store],
+) -> tuple[list[SoftRows | None], list[str], str]:
+    """Return the soft labels of each fold, a line about each, and a mark of what they say."""
+    if config.soft_labels is None:
+        return [None] * len(pairs), [], ""
+    labels = read_soft_labels(config.soft_labels, table)
+    added = _add(config, labels, stores, len(table))
+    made = [soft_rows(labels, table, digests, added, *pair) for pair in pairs]
+    return [rows for rows, _ in made], [line for _, line in made], f"+{labels.digest}"
+
+
+def _add(
+    config: Config, labels: SoftLabels, stores: dict[Geometry, Store], start: int
+) -> list[bytes]:
+    """Join the images that only soft labels name to the stores; return their digests."""
+    if not labels.ids:
+        return []
+    name = str(Path(config.soft_labels or "").expanduser().resolve())
+    prepared = _prepare(config, labels.source, name, list(stores))
+    for geometry, each in prepared.items():
+        stores[geometry] = JoinedStore(stores[geometry], each.store, start)
+    return prepared[next(iter(stores))].digests
+
+
+def _prepare(
+    config: Config, source: Source, label: str, geometries: Sequence[Geometry]
+) -> dict[Geometry, Prepared]:
+    """Decode images for each geometry; `label` names them in listings of the cache."""
+    return {
+        geometry: prepare(
+            source,
+            geometry,
+            label=label,
+            cache=config.cache,
+            limit_gib=config.cache_limit,
+            workers=config.workers,
+        )
+        for geometry in geometries
+    }
 
 
 def make_recipes(
@@ -238,7 +324,7 @@ def _pipelines(spec: Values, recipes: dict[str, Recipe], size: int) -> dict[str,
 
 
 def make_split(
-    config: Config, table: Table, pool: np.ndarray, digests: Sequence[bytes]
+    config: Config, table: Table, pool: np.ndarray, copies: Copies
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split the rows `pool` into pairs of training and validation rows, one for each fold."""
     given = np.array([table.splits[row] == "val" for row in pool])
@@ -247,7 +333,7 @@ def make_split(
     if given.any():
         log.info("%s: its own validation rows join the %d folds", table.name, config.folds)
     labels = table.labels[pool]
-    groups = natural_groups(len(pool), *keep_whole(table, pool, digests))
+    groups = natural_groups(len(pool), *keep_whole(table, pool, copies))
     by_group = table.groups is not None
     seed = config.seed if config.split_seed is None else config.split_seed
     if config.folds > 1:

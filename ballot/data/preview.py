@@ -15,6 +15,8 @@ from ballot.data.images import ArraySource, FileSource
 from ballot.data.prepare import Examined, cut_away
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ballot.config.schema import Config
 
 
@@ -117,11 +119,39 @@ def draw_sheet(found: Examined, path: Path, config: Config) -> str:
             picture = Image.fromarray(images[line].permute(1, 2, 0).numpy())
             picture = picture.resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(picture, (left + place * step, y))
+    _save(sheet, path)
+    return shown
+
+
+def draw_rows(found: Examined, rows: list[int], captions: list[str], path: Path) -> int:
+    """Draw the first of `rows` as validation sees them, each above its caption; PNG.
+
+    Returns how many were drawn.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows = rows[: COLUMNS * MOST_ROWS]
+    side, font = min(max(found.size, 96), 160), ImageFont.load_default(11)
+    wide, high = side + 4, side + 20
+    lines = -(-len(rows) // COLUMNS)
+    sheet = Image.new("RGB", (min(len(rows), COLUMNS) * wide, lines * high), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, row in enumerate(rows):
+        x, y = place % COLUMNS * wide, place // COLUMNS * high
+        image = _shown(found, [row], "val", 0)[0]
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, y))
+        pen.text((x + 2, y + side + 3), captions[place][: side // 6], "black", font)
+    _save(sheet, path)
+    return len(rows)
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    """Write a PNG that appears under its name when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     sheet.save(partial, format="PNG")
     os.replace(partial, path)  # noqa: PTH105
-    return shown
 
 
 def _samples(found: Examined, seed: int, changes: bool) -> tuple[list[int], list[torch.Tensor]]:

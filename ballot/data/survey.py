@@ -14,12 +14,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ballot.data.layouts import (
-    LABELS,
     PATHS,
     SIDES,
     SPLITS,
     column,
     csv_files,
+    label_columns,
     read_csv,
     side_folders,
 )
@@ -126,14 +126,14 @@ def _by_csv(root: Path, config: Config) -> tuple[Counter[str], list[Path]]:
             continue
         columns, rows = read_csv(file)
         path = column(file, columns, "path_column", config.path_column, PATHS)
-        label = column(file, columns, "label_column", config.label_column, LABELS)
-        if path is None or label is None:
+        label = label_columns(file, columns, config.label_column)
+        if path is None or not label:
             raise UserError(f"{file}: names no images and labels")
         split = column(file, columns, "split_column", config.split_column, SPLITS)
         for row in rows:
             of_test = split is not None and SIDES.get(row[split].lower()) == "test"
-            if row[label] and not of_test:
-                labels[row[label]] += 1
+            if all(row[name] for name in label) and not of_test:
+                labels[" ".join(row[name] for name in label)] += 1
                 paths.append(file.parent / row[path])
     return labels, paths
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from ballot.data.attributes import Attribute
 from ballot.data.source import Source, is_image
 from ballot.walking import walk
 
@@ -60,6 +61,7 @@ class Table:
     layout: str = ""
     published: bool = False
     audited: bool = True
+    attributes: tuple[Attribute, ...] = ()  # of which the classes are made, where there are any
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,6 +69,10 @@ class Table:
     @property
     def submission(self) -> Submission:
         return Submission(self.submission_columns, self.answers or self.classes)
+
+    def label(self, row: int) -> str:
+        """Name the class of a row; nothing where nobody told."""
+        return self.classes[self.labels[row]] if self.labels[row] != UNKNOWN else ""
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Table:
         """Return the table of `rows` alone, in that order."""
@@ -99,6 +105,16 @@ class Table:
             digest.update("\0".join(map(str, part)).encode() + b"\1")
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SoftRows:
+    """What soft labels are for one split: other targets of training rows, and further rows."""
+
+    targets: Mapping[int, np.ndarray]  # by the number of the row
+    rows: np.ndarray  # numbers [M] of the added images in the store
+    ids: list[str]
+    probs: np.ndarray  # float32 [M, C]
 
 
 def first_few(names: Iterable[str], count: int = 5) -> str:

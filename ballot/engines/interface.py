@@ -7,9 +7,10 @@ statuses, files and addresses stays in its own package.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +21,7 @@ from ballot.problems import Problem
 from ballot.runs.trials import TrialRecord
 from ballot.values import Json, Values
 
-WRITE_S = 20.0  # that a trial which is ended has to write what it has (nni/node/trials.js)
+WRITE_S = 40.0  # that a trial which is ended has to write what it has (nni/node/trials.js)
 
 # all_started: as many trials as were wanted; exhausted: the tuner knows no new configuration;
 # gone: nothing of the engine runs; silent: it runs and does not answer.
@@ -45,16 +46,23 @@ class Limits:
     max_seconds: float | None = None
     concurrency: int | None = None
     trial_seconds: float | None = None
+    bounds: tuple[str, ...] = ()  # options of train.py on the size of networks
 
     def __bool__(self) -> bool:
         """Whether anything is said."""
         return self != Limits()
 
+    @property
+    def changes_command(self) -> bool:
+        """Whether trials are started with other options."""
+        return self.trial_seconds is not None or bool(self.bounds)
+
     def command(self, command: str) -> str:
-        """Return a trial command with the time that a trial may take."""
-        if self.trial_seconds is None:
-            return command
-        return f"{command} --time_limit {self.trial_seconds:g}"
+        """Return a trial command with the time that a trial may take, and bounds on networks."""
+        words = [command]
+        if self.trial_seconds is not None:
+            words.append(f"--time_limit {self.trial_seconds:g}")
+        return " ".join([*words, *map(shlex.quote, self.bounds)])
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,17 @@ class Plan:
     links: Sequence[Link] = ()  # to other machines, where the trials run
     elsewhere: bool = False
     halted: frozenset[str] = frozenset()  # trials on record as running, and that do not
+    posted: bool = False  # its trials are those that search.py chose, and no tuner is asked
 
     @property
     def page(self) -> Path:
         """Where the report of the search is: beside its outputs."""
         return self.outputs.parent / "report.html"
+
+    def of_posted(self, trials: Sequence[TrialRecord], new: int, again: Collection[str]) -> Plan:
+        """Return the plan of running so many `new` trials, and those `again` that were halted."""
+        halted = frozenset(t.id for t in trials if not t.has_ended and t.id not in again)
+        return replace(self, max_trials=len(trials) + new, halted=halted, posted=True)
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Launch:
     port: int = 8080  # the first one to try
     guarded: bool = True
     public: bool = False
+    data: Path | None = None  # a folder to be copied to the nodes of a cluster
 
 
 class Machines(Protocol):

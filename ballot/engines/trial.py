@@ -10,6 +10,7 @@ from typing import Protocol
 from ballot.config.layers import flatten
 from ballot.config.search_space import FIXED
 from ballot.errors import UserError
+from ballot.runs.trials import CONTINUES, continued_run
 from ballot.values import Json, Layer
 
 FINAL = (
@@ -56,6 +57,11 @@ class Trial:
         """A name for the run that sorts by the order of the trials and holds the trial's id."""
         return f"{self.experiment}-{self.sequence:03d}-{self.id}" if self.in_search else None
 
+    @property
+    def continues(self) -> str | None:
+        """The run of this search from whose state it goes on, if it was stopped too early."""
+        return continued_run(self.parameters, self.experiment)
+
     def mute(self) -> Trial:
         """Leave reporting to another process of the same trial."""
         self.reporter = None
@@ -87,10 +93,11 @@ class Trial:
 
         Whoever reaches an engine's portal can post a trial with parameters of his own.
         """
-        layer = Layer("tuner", self.parameters)
+        own = {key: value for key, value in self.parameters.items() if key != CONTINUES}
+        layer = Layer("tuner", own)
         if self.searched is not None:
             known = {*self.searched, *FINAL}
-            for key in self.parameters:
+            for key in own:
                 if key not in known:
                     raise UserError(
                         f"tuner: {key} is not in the search space; add it there to try it"

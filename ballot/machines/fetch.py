@@ -28,6 +28,7 @@ from ballot.machines.ssh import Link, shell_word
 from ballot.runs.folder import read_result
 from ballot.runs.trials import TrialRecord
 from ballot.values import Values
+from ballot.wording import plural
 
 AGAIN_S = 30.0  # until a machine that did not answer is asked again
 LIST_S = 120.0  # to hash large checkpoints on a busy disk
@@ -188,8 +189,7 @@ class Collector:
     def _missing(self, link: Link, wanted: Sequence[TrialRecord]) -> str:
         reasons = [self._why[run] for t in wanted if (run := self._run_of(t)) in self._why]
         why = self._why.get(link.name) or (reasons[0] if reasons else "it did not answer")
-        trials = f"{len(wanted)} trial{'s' * (len(wanted) > 1)}"
-        return f"{trials} of {link.name} could not be brought home ({why})"
+        return f"{plural(len(wanted), 'trial')} of {link.name} could not be brought home ({why})"
 
     def _run_of(self, trial: TrialRecord) -> str:
         return f"{self.source.search_id}-{trial.sequence:03d}-{trial.id}"

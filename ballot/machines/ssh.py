@@ -165,7 +165,10 @@ class Link:
         self.close()
         key = self.machine.key_file
         if key is not None and not Path(key).is_file():
-            raise Unreachable(f"{self.name}: its key file {key} is not there; correct sshKeyFile")
+            raise Unreachable(
+                f"{self.name}: its key file {key} is not there; correct sshKeyFile, or sshKeyPath "
+                "in version 1"
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="ballot-ssh-", dir=_short_folder())
         words = self.ssh_words(["-v", "-M", "-S", self._socket, "-o", "ClearAllForwardings=yes"])
         with Path(self._folder.name, "log").open("wb") as log:

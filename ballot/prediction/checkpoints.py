@@ -14,6 +14,7 @@ import torch
 
 from ballot.config.layers import merge
 from ballot.config.schema import Config
+from ballot.data.attributes import Attribute
 from ballot.errors import UserError, suggest
 from ballot.names import check_names
 from ballot.prediction import tta
@@ -41,6 +42,7 @@ class Checkpoint:
     crop: int = 0  # what the data set's layout shows of an image
     start: tuple[float, ...] = ()  # numbers that tell initial weights apart; see `sample_of`
     tta: tuple[str, ...] = ()  # views whose mean the run's ballot holds
+    attributes: tuple[Attribute, ...] = ()  # of which the classes are made, where there are any
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         size, start = int(known["image_size"]), tuple(map(float, about.get("start") or ()))
         crop = int(about.get("crop") or 0)
         views = tuple(tta.parse(",".join(about.get("tta") or ())) or ())
+        attributes = tuple(_attribute(said, len(classes)) for said in about.get("attributes") or ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: the description of its model is damaged ({error!r}); train it again"
@@ -91,7 +94,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     check_names(path, classes)
     weights = {BARE.sub("", name): value for name, value in model.items()}
-    return Checkpoint(path, settings, classes, size, mean, std, weights, crop, start, views)
+    return Checkpoint(
+        *(path, settings, classes, size, mean, std, weights, crop, start, views, attributes)
+    )
+
+
+def _attribute(said: Json, num_classes: int) -> Attribute:
+    """Return an attribute as its run wrote it; a `ValueError` where it is none of these classes."""
+    of_class = tuple(int(number) for number in said["of_class"])
+    classes = tuple(str(name) for name in said["classes"])
+    if len(of_class) != num_classes or set(of_class) != set(range(len(classes))):
+        raise ValueError(f"attribute {said['name']!r}")
+    return Attribute(str(said["name"]), classes, of_class)
 
 
 def fill(model: torch.nn.Module, checkpoint: Checkpoint) -> torch.nn.Module:

@@ -80,7 +80,7 @@ class Voting(nn.Module):
         return self.shares[number][1] * probs.index_select(1, getattr(self, f"order{number}"))
 
 
-def check_wish(kind: str, out: str | None) -> None:
+def check_export(kind: str, out: str | None) -> None:
     """Refuse an unknown format, another ending than its own, and packages that are missing."""
     if kind not in FORMATS:
         raise UserError(f"--export: unknown {kind!r}{suggest(kind, FORMATS)}")

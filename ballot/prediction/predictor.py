@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ AHEAD = 2  # batches being decoded while one is predicted
 # The two things that only catalogues know: how test images are shown, and the network itself.
 Show = Callable[[Checkpoint], Recipe]
 Build = Callable[[Checkpoint], torch.nn.Module]
+Read = Callable[[int], torch.Tensor]  # decodes an image to uint8 [3, H, W], by its number
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,34 @@ def predict(
 
     Without `views` each network looks at an image as its run did.
     """
+
+    def read(row: int) -> torch.Tensor:
+        return decode_file(paths[row])
+
+    shapes = predictor.geometries
+    batches = decoded(read, len(paths), shapes, batch_size, workers)
+    return predict_batches(predictor, batches, device, amp, views, paths)
+
+
+Decoded = tuple[list[int], dict[Geometry, torch.Tensor], dict[int, str]]  # see `decoded`
+
+
+def predict_batches(
+    predictor: Predictor,
+    batches: Iterable[Decoded],
+    device: torch.device,
+    amp: torch.dtype | None = None,
+    views: Sequence[str] | None = None,
+    paths: Sequence[Path] = (),
+) -> Answers:
+    """Predict what `decoded` yields; `paths` are for messages."""
     began, answers, found = time.perf_counter(), Answers(), []
-    for number, (rows, images, bad) in enumerate(
-        decoded(paths, predictor.geometries, batch_size, workers)
-    ):
+    for number, (rows, images, bad) in enumerate(batches):
         answers.unreadable |= bad
         if rows:
             answers.rows += rows
             on_device = {shape: batch.to(device) for shape, batch in images.items()}
-            files = [paths[row] for row in rows]
+            files = [paths[row] for row in rows] if paths else []
             found.append(answer(predictor, on_device, number, amp, views, files))
     if found:
         columns = predictor.electorate.columns
@@ -126,29 +146,27 @@ def predict(
 
 
 def decoded(
-    paths: Sequence[Path], geometries: Sequence[Geometry], batch_size: int, workers: int
-) -> Iterator[tuple[list[int], dict[Geometry, torch.Tensor], dict[int, str]]]:
+    read: Read, count: int, geometries: Sequence[Geometry], batch_size: int, workers: int
+) -> Iterator[Decoded]:
     """Yield, batch by batch, rows, their uint8 [B, 3, S, S] in each geometry, and what failed.
 
-    A file is read and decoded once, in a thread, whatever the number of geometries.
+    An image is read and decoded once, in a thread, whatever the number of geometries.
     """
 
-    def work(path: Path) -> list[np.ndarray] | str:
+    def work(row: int) -> list[np.ndarray] | str:
         try:
-            image = decode_file(path)
+            image = read(row)
         except UnreadableImage as error:
             return str(error)
         return [np.ascontiguousarray(shape.fit(image).numpy()) for shape in geometries]
 
-    parts = iter(
-        [range(k, min(k + batch_size, len(paths))) for k in range(0, len(paths), batch_size)]
-    )
+    parts = iter([range(k, min(k + batch_size, count)) for k in range(0, count, batch_size)])
     waiting: deque[tuple[range, list[Future[list[np.ndarray] | str]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
 
     def submit() -> None:
         if (part := next(parts, None)) is not None:
-            waiting.append((part, [pool.submit(work, paths[row]) for row in part]))
+            waiting.append((part, [pool.submit(work, row) for row in part]))
 
     try:
         for _ in range(AHEAD):
@@ -211,16 +229,23 @@ def _probs(
     names: Sequence[str] | None,
 ) -> np.ndarray:
     """Probabilities [B, C] float32 of one network: the mean over the views of each image."""
-    saved, recipe, found = network.checkpoint, network.recipe, []
-    for view in tta.views(images, saved.tta if names is None else names):
-        rng = np.random.default_rng([0, 0, 1, number])  # as `Subset.batches` draws for test rows
-        x = view.clone() if recipe.steps else view  # steps may write in place
-        for step in recipe.steps:
-            x = step(x, rng)
-        if not recipe.normalised:
-            out = torch.empty(x.shape) if x.device.type == "cpu" else None
-            x = normalise(x, saved.mean, saved.std, out)
-        x = ordered(network.model, x)
+    found = []
+    for view in tta.views(images, network.checkpoint.tta if names is None else names):
+        x = as_seen(network.checkpoint, network.recipe, network.model, view, number)
         labels = torch.zeros(len(x), dtype=torch.int64)
         found.append(loop.predict(network.model, [(x, labels)], amp).probs)
     return tta.mean_of(found)[:, network.order]
+
+
+def as_seen(
+    saved: Checkpoint, recipe: Recipe, model: torch.nn.Module, images: torch.Tensor, number: int = 0
+) -> torch.Tensor:
+    """Return decoded images uint8 [B, 3, S, S] as a network takes them: float32, normalised."""
+    rng = np.random.default_rng([0, 0, 1, number])  # as `Subset.batches` draws for test rows
+    x = images.clone() if recipe.steps else images  # steps may write in place
+    for step in recipe.steps:
+        x = step(x, rng)
+    if not recipe.normalised:
+        out = torch.empty(x.shape) if x.device.type == "cpu" else None
+        x = normalise(x, saved.mean, saved.std, out)
+    return ordered(model, x)

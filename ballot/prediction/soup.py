@@ -109,7 +109,9 @@ def _key(candidate: Candidate, show: Show) -> str:
     facts = [
         config.model,
         config.model_args,
+        config.heads,
         saved.classes,
+        [asdict(attribute) for attribute in saved.attributes],
         saved.image_size,
         saved.mean,
         saved.std,
@@ -374,6 +376,7 @@ def _about(kitchen: Kitchen, chosen: list[int], honest: Honest) -> dict[str, obj
     return {
         "config": asdict(saved.config),
         "classes": saved.classes,
+        "attributes": [asdict(attribute) for attribute in saved.attributes],
         "image_size": saved.image_size,
         "crop": saved.crop,
         "mean": saved.mean,

@@ -1,11 +1,12 @@
 """Test-time augmentation: the views of an image whose predictions are averaged.
 
-A run takes them where the log loss of its validation rows gets better by them, and keeps to them in
-its ballot and in `best.pt`.
+A run takes them where the log loss of its validation rows gets better by them and their accuracy
+not worse, and keeps to them in its ballot and in `best.pt`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,9 @@ def choose(
 ) -> Choice:
     """Take name after name where the log loss of the validation rows gets better by it.
 
-    `predict` gives their probabilities by the views of some names, `plain` are those of none.
+    One that costs accuracy, by more than a standard error, is not taken: the log loss of a network
+    that is wrong and sure of it gets better by whatever makes it less sure. `predict` gives the
+    probabilities by the views of some names, `plain` are those of none.
     """
     before = combine.score("nll", plain, targets)
     chosen = Choice([], plain, before, before)
@@ -98,9 +101,16 @@ def choose(
         tried = [*chosen.names, name]
         probs = predict(tried)
         loss = combine.score("nll", probs, targets)
-        if loss < chosen.val_nll:
+        if loss < chosen.val_nll and not _costs_accuracy(chosen.probs, probs, targets):
             chosen = Choice(tried, probs, loss, before)
     return chosen
+
+
+def _costs_accuracy(before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether more rows become wrong than right, by more than a standard error (McNemar, 1947)."""
+    was, now = (probs.argmax(axis=1) == targets for probs in (before, after))
+    lost, won = int((was & ~now).sum()), int((now & ~was).sum())
+    return lost - won > math.sqrt(lost + won)
 
 
 def mean_of(parts: Sequence[np.ndarray]) -> np.ndarray:

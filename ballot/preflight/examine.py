@@ -91,7 +91,7 @@ def examine(
         answers = trial.finish() if trial else None
         problems, findings.estimate = asked.result()
         findings.problems += problems
-    _conclude(findings, options, answers)
+    _conclude(findings, options, answers, probe=probe)
     if reach is not None and draft.is_complete:
         findings.problems = machines.leave_out(draft, reach, findings.problems)
     findings.drop_repeated()
@@ -170,7 +170,9 @@ def _try(
         return None
 
 
-def _conclude(findings: Findings, options: Options, answers: Answers | None) -> None:
+def _conclude(
+    findings: Findings, options: Options, answers: Answers | None, *, probe: bool
+) -> None:
     """Add what only the engine and the trial together can tell."""
     draft, outline, where = findings.draft, findings.outline, str(findings.path)
     if answers is not None:
@@ -196,7 +198,19 @@ def _conclude(findings: Findings, options: Options, answers: Answers | None) -> 
         at_once = _at_once(draft, options.config, answers.gpus)
         findings.estimate = tryout.estimate(answers, draft.max_trials, at_once, draft.max_seconds)
         findings.problems += tryout.memory_notes(answers, at_once, where)
+        if options.config is not None:
+            source = outline.space_source
+            findings.problems += tryout.unmeasured_notes(answers, options.config, source)
         findings.problems += tryout.capacity_notes(answers, at_once, where)
+    if probe:
+        _say_what_is_not_tried(findings, options)
+
+
+def _say_what_is_not_tried(findings: Findings, options: Options) -> None:
+    outline = findings.outline
+    if not outline.is_local and options.config is not None and not findings.errors:
+        source = outline.space_source
+        findings.problems += tryout.elsewhere_notes(outline.space, options.config, source)
 
 
 def _guess_aim(config: Config | None) -> tuple[str, str]:

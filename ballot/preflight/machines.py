@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import socket
@@ -26,7 +27,7 @@ from ballot.machines.ssh import Link, on_all, open_links
 from ballot.problems import Problem, as_problem
 from ballot.training.options import PLACES, read_options
 from ballot.values import Json, Values
-from ballot.wording import size
+from ballot.wording import plural, size
 
 FOR_TRIALS = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 LOW, FULL = 5e9, 200e6  # bytes of free disk: worth a word, and too few for a run folder
@@ -156,12 +157,15 @@ def command_problems(draft: Draft, config: Config, where: str) -> list[Problem]:
             continue
         sent = draft.uploaded() if sent is None else sent
         top = Path(file).parts[0]
+        remedy = f"give its place there, as in --{key} $HOME/{Path(file).name}"
         if not (code / file).exists():
             found.append(Problem(where, f"{key}: {file} is not there, seen from {code}"))
+        elif Path(os.path.normpath(file)).parts[0] == "..":
+            what = f"{key}: {file} is outside {code}, which is all that is sent to the machines"
+            found.append(Problem(where, what, remedy))
         elif sent and not {top, f"{top}/"} & set(sent):
             ignore_file = draft.machine_check.ignore_file
             what = f"{key}: {file} is not sent to the machines, because {ignore_file} names it"
-            remedy = f"give its place there, as in --{key} $HOME/{Path(file).name}"
             found.append(Problem(where, what, remedy))
     return found
 
@@ -250,7 +254,7 @@ def _gpu_problems(name: str, said: Values) -> list[Problem]:
     gpus = said["gpus"]
     if gpus and said["cuda"] is False:
         what = (
-            f"has {len(gpus)} GPU{'s' * (len(gpus) > 1)}, but its torch "
+            f"has {plural(len(gpus), 'GPU')}, but its torch "
             f"{said['packages'].get('torch')} cannot use any"
         )
         return [Problem(name, what, "install a torch for its driver, or update the driver", False)]

@@ -13,10 +13,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ballot.config.search_space import corners, each_component
+from ballot.config.schema import Config
+from ballot.config.search_space import corners, each_component, keys_of
 from ballot.config.trial_command import TrialCommand, command_problems, parse_command
 from ballot.cpus import count_cores, threads_told
 from ballot.engines.interface import Plan
@@ -27,10 +28,15 @@ from ballot.runs.trials import TrialRecord, is_final
 from ballot.search.time_budget import USEFUL, seconds_for_trials
 from ballot.training.options import read_options
 from ballot.values import Json, Values
-from ballot.wording import size, span
+from ballot.wording import few, plural, size, span
 
 PATIENCE = 180.0  # seconds until a tryout is ended: a first look at many images takes its time
 MODELS = 6  # of which the largest configuration is tried
+SMALLER = {
+    "max_params": "name a smaller model",
+    "max_latency": "name a smaller model or image_size",
+}
+IN_PARTS = "a batch that does not fit is taken in parts, more slowly"
 REPORTING = 5.0  # seconds a trial takes for what is not tried: the engine, trackers, its turn
 
 
@@ -96,10 +102,20 @@ class Answers:
         return [facts for facts in self.facts.values() if "step" in facts]
 
     @property
+    def unmeasured(self) -> list[Item]:
+        """The configurations that were to be tried, and of which nothing was heard."""
+        return [i for number, i in enumerate(self.items) if i.steps and number not in self.facts]
+
+    @property
     def aim(self) -> tuple[str, str] | None:
         """The monitored score as the trial understands it, and `max` or `min`."""
         known = [facts for facts in self.facts.values() if "mode" in facts]
         return (known[0]["monitor"], known[0]["mode"]) if known else None
+
+    @property
+    def above(self) -> dict[int, str]:
+        """By the number of an item, which bound its network is above."""
+        return {number: facts["above"] for number, facts in self.facts.items() if "above" in facts}
 
     @property
     def gpus(self) -> int:
@@ -113,13 +129,16 @@ def what_to_try(space: Values, *, train: bool) -> list[Item]:
     items = [Item("the smallest configuration", smallest, train)]
     for values in largest[:MODELS]:
         if values != smallest:
-            model = values.get("model")
-            model = model["_name"] if isinstance(model, Mapping) else model
-            whose = f" of {model}" * (len(largest) > 1)
+            whose = f" of {_model_of(values)}" * (len(largest) > 1)
             items.append(Item(f"the largest configuration{whose}", values, train))
     tried = [item.values for item in items if train]
     rest = [values for values in each_component(space) if values not in tried]
     return items + [Item("a choice of the search space", values, False) for values in rest]
+
+
+def _model_of(values: Values) -> object:
+    model = values.get("model")
+    return model["_name"] if isinstance(model, Mapping) else model
 
 
 def start(
@@ -197,23 +216,34 @@ def check_data_of(
     for trial in reversed(trials):
         run = results.folder_of(trial)
         if not is_final(trial) and (run / "split.csv").is_file():
-            check_data(plan.command, plan.code, run, trial.parameters, inherited)
+            check_data(plan.command, plan.code, run, trial.configuration, inherited)
             return
 
 
 def problems_of(found: Answers, where: str, source: str) -> list[Problem]:
     """Turn what went wrong into problems: `where` is the configuration, `source` the space."""
     problems: dict[str, Problem] = {}
+    if found.above and len(found.above) == len(found.items):
+        problem = as_problem(next(iter(found.above.values())))
+        return [replace(problem, remedy=f"raise the bound, or {SMALLER[problem.where]}")]
     for number, item in enumerate(found.items):
         facts = found.facts.get(number)
         if facts is None:
             problems.setdefault("", _unanswered(found, number, item, where))
             break
+        if number in found.above:  # once for each network
+            problems.setdefault(f"above: {facts['model']}", _too_large(found.above[number], source))
         for problem in _problems_of(facts, number, item, where, source):
             problems.setdefault(f"{problem.what}", problem)
         for warning in facts["warnings"]:
             problems.setdefault(warning, Problem("train.py", warning, fatal=False))
     return [problem for problem in problems.values() if problem.what]
+
+
+def _too_large(above: str, source: str) -> Problem:
+    """Say that some trials of a search will end before they train."""
+    what = f"{above.partition(': ')[2]}: a trial with it ends before it trains"
+    return Problem(source, what, "leave it out of the search space", fatal=False)
 
 
 def _problems_of(facts: Values, number: int, item: Item, where: str, source: str) -> list[Problem]:
@@ -279,9 +309,10 @@ def estimate(found: Answers, trials: int | None, at_once: int, limit: float | No
     )
     peak = max(facts["peak"] for facts in found.measured)
     kind = "GPU memory" if found.gpus else "memory"
+    least = "at least " if found.unmeasured else ""
     return (
-        f"about {trials} trial{'s' * (trials > 1)} in {span(total)}, {slots} at once: "
-        f"one takes {one} and {size(peak)} of {kind}"
+        f"about {plural(trials, 'trial')} in {span(total)}, {slots} at once: "
+        f"one takes {least}{one} and {size(peak)} of {kind}"
     )
 
 
@@ -310,6 +341,43 @@ def memory_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
     return [Problem(source, what, "lower --concurrency", fatal=False)]
 
 
+def unmeasured_notes(found: Answers, config: Config, source: str) -> list[Problem]:
+    """Say which configurations were not measured, and what memory the first may take at most."""
+    missing = found.unmeasured
+    if not missing:
+        return []
+    first, more = missing[0], len(missing) - 1
+    what = f"{first.name}{f' and {more} more' if more else ''}: memory and time were not measured"
+    for item, facts in ((found.items[n], facts) for n, facts in sorted(found.facts.items())):
+        if "peak" in facts and _model_of(item.values) == _model_of(first.values):
+            times = _amount(first.values, config) / _amount(item.values, config)
+            most = f"up to about {size(times * facts['peak'])}"
+            what += f", it may take {most}: {times:g} times {item.name}, which takes "
+            what += size(facts["peak"])
+            break
+    return [Problem(source, what, IN_PARTS, fatal=False)]
+
+
+def _amount(values: Values, config: Config) -> float:
+    """Return what a batch's memory grows with: its images, and their pixels where they differ."""
+    images = float(values.get("batch_size") or config.batch_size)
+    return images * float(values.get("image_size") or config.image_size or 1) ** 2
+
+
+def elsewhere_notes(space: Values, config: Config, source: str) -> list[Problem]:
+    """Say that nothing was measured on other machines, and what is the most, where it is searched.
+
+    The space is a valid one.
+    """
+    if not {"model", "batch_size", "image_size"} & set(keys_of(space)):
+        return []
+    _, *largest = corners(space)
+    batch = max(int(values.get("batch_size") or config.batch_size) for values in largest)
+    models = few(str(_model_of(values) or config.model) for values in largest)
+    what = f"memory and time were not measured on the machines: batches of {batch} for {models}"
+    return [Problem(source, what, IN_PARTS, fatal=False)]
+
+
 def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
     """Say how many trials this machine's cores carry, where others are to run at once.
 
@@ -323,11 +391,11 @@ def capacity_notes(found: Answers, at_once: int, source: str) -> list[Problem]:
     number = max(1, int(min(cores, memory / peak)))
     if at_once <= number < 2 * at_once:
         return []
-    facts = [f"{cores} core{'s' * (cores > 1)}", f"a trial takes {size(peak)}"]
+    facts = [plural(cores, "core"), f"a trial takes {size(peak)}"]
     if memory < math.inf:
         facts.insert(1, f"{size(memory)} of memory")
     what = (
-        f"this machine carries {number} trial{'s' * (number > 1)} at once "
+        f"this machine carries {plural(number, 'trial')} at once "
         f"({', '.join(facts)}), {at_once} are to run at once"
     )
     gain = "does more in the same time" if at_once < number else "does as much"

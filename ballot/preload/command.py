@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     share_cores()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # to end at once, until there is a trial
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         link, pid = begin(words)
     except (NotPreloaded, OSError, ValueError) as why:
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"preload: {why}; starting a new interpreter instead", file=sys.stderr, flush=True
             )
         os.execv(sys.executable, [sys.executable, *interpreter_flags(), *words])
-    return stand_in(link, pid)
+    return stand_in(link, pid, blocked)
 
 
 def share_cores() -> None:
@@ -268,13 +269,21 @@ def peer(link: socket.socket) -> int:
 
 
 def ask(link: socket.socket, wanted: Json) -> tuple[socket.socket, int]:
-    """Ask for a trial on this process's streams; `ConnectionError` where another must be asked."""
-    text = json.dumps(wanted).encode()
-    with contextlib.ExitStack() as stack:
-        streams = [_stream(number, stack) for number in range(3)]
-        socket.send_fds(link, [struct.pack("!I", len(text))], streams)
-        link.sendall(text)
-    answer = receive(link)
+    """Ask for a trial on this process's streams; `ConnectionError` where another must be asked.
+
+    Signals wait from here on, for `stand_in` to pass them on: the trial may run before its answer.
+    """
+    text, answer = json.dumps(wanted).encode(), None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)
+    try:
+        with contextlib.ExitStack() as stack:
+            streams = [_stream(number, stack) for number in range(3)]
+            socket.send_fds(link, [struct.pack("!I", len(text))], streams)
+            link.sendall(text)
+        answer = receive(link)
+    finally:
+        if answer is None or "pid" not in answer:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     if answer is None or "stale" in answer:
         link.close()
         raise ConnectionError
@@ -380,8 +389,11 @@ def environment() -> dict[str, str]:
     return {**kept, "HOME": home, **early(), **single}
 
 
-def stand_in(link: socket.socket, pid: int) -> int:
-    """Pass signals on to the trial until it ends, and end as it did."""
+def stand_in(link: socket.socket, pid: int, blocked: Iterable[int]) -> int:
+    """Pass signals on to the trial until it ends, and end as it did.
+
+    Of the signals that have waited since it was asked for, those in `blocked` go on waiting.
+    """
     told, tell = os.pipe()
     for end in (told, tell):
         os.set_blocking(end, False)
@@ -389,6 +401,7 @@ def stand_in(link: socket.socket, pid: int) -> int:
     for number in RELAYED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     watched: list[Any] = [link, told]
     while True:
         ready, _, _ = select.select(watched, [], [])

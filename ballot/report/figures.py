@@ -26,6 +26,7 @@ from ballot.report.style import (
     MOST_DRAWN,
     MOST_IN_ALL,
     MOST_POINTS,
+    ORANGE,
     PALETTE,
     RED,
     Spec,
@@ -63,6 +64,7 @@ def say(*pairs: str, digits: str = ".4~g") -> list[Spec]:
     return shown
 
 
+KINDS = ["trial", "vote", "Pareto front"]
 EARLY_ENDS = ["stopped", "failed"]
 APART = {"legend": {"shape": "independent"}}
 
@@ -370,6 +372,79 @@ def _square(
 def _names(of: tuple, order: list[str], axis: Spec) -> Spec:
     """Return a side of a square: `of` is its field and title."""
     return {"field": of[0], "type": "nominal", "title": of[1], "sort": order, "axis": axis}
+
+
+TITLES = {
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds of one image",
+    "images_per_second": "images per second",
+}
+
+
+def against_size(
+    rows: Sequence[Mapping[str, Any]], measure: str, front: Sequence[Mapping[str, Any]]
+) -> Spec | None:
+    """Draw accuracy against what it costs: trials, votes of the first members, the Pareto front."""
+    known = [row for row in rows if row[measure] is not None]
+    if not known:
+        return None
+    trials = best_and_others([row for row in known if row["kind"] == "trial"], MOST_DRAWN)
+    votes = [row for row in known if row["kind"] == "vote"]
+    ends = {0, len(votes) - 1}  # those between would stand on each other
+    votes = [{**row, "end": row["number"] if k in ends else ""} for k, row in enumerate(votes)]
+    base = {
+        "x": {
+            "field": measure,
+            "type": "quantitative",
+            "title": TITLES[measure],
+            "scale": {"type": "log", "nice": False, "padding": 14},
+            "axis": {"format": ".2~s", "tickCount": 4, "labelOverlap": "greedy", "grid": False},
+        },
+        "y": quantity("accuracy", "accuracy on validation rows"),
+    }
+    layers = _size_layers(base, sorted(front, key=lambda row: row[measure]), measure)
+    if votes:
+        layers += _vote_layers(base)
+    return plot([*trials, *votes], 260, layer=layers)
+
+
+def _size_layers(base: Spec, front: Sequence[Mapping[str, Any]], measure: str) -> list[Spec]:
+    """Return the front as a dashed line, and the points."""
+    kind = {"field": "kind", "type": "nominal", "title": None}
+    colour = {"color": {**kind, "scale": {"domain": KINDS, "range": [BLUE, ORANGE, GREY]}}}
+    shapes = {"domain": KINDS[:2], "range": ["circle", "diamond"]}
+    shape = {"shape": {**kind, "scale": shapes, "legend": None}}
+    costs = [f"{key}={title}=n" for key, title in TITLES.items()]
+    told = {"tooltip": say("name=answer", "accuracy=accuracy=n", *costs)}
+    step = "step-before" if measure == "images_per_second" else "step-after"
+    return [
+        {
+            "data": {"values": [{**row, "kind": KINDS[2]} for row in front]},
+            "mark": {"type": "line", "interpolate": step, "strokeDash": [5, 3], "strokeWidth": 1.5},
+            "encoding": {**base, **colour},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.85},
+            "encoding": {**base, **colour, **shape, **told},
+        },
+    ]
+
+
+def _vote_layers(base: Spec) -> list[Spec]:
+    """Return a line through the votes, and the numbers of members at its ends."""
+    votes = {"transform": [{"filter": {"field": "kind", "equal": KINDS[1]}}]}
+    return [
+        {
+            **votes,
+            "mark": {"type": "line", "color": ORANGE, "strokeWidth": 1},
+            "encoding": {**base, "order": {"field": "number"}},
+        },
+        {
+            **votes,
+            "mark": {"type": "text", "dy": -10, "fontSize": 10, "color": INK},
+            "encoding": {**base, "text": {"field": "end"}},
+        },
+    ]
 
 
 def reliability_line(rows: Sequence[Mapping[str, Any]]) -> Spec:

@@ -7,17 +7,18 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ballot.errors import UserError
-from ballot.report import answer, figures, statistics, style
+from ballot.report import answer, figures, sizes, statistics, style
 from ballot.report.parallel_coordinates import parallel
 from ballot.report.trials import Found, Trial, find_trials, same_losses
 from ballot.runs.files import replacing
 from ballot.runs.folder import being_written
+from ballot.vote.suspects import Suspect, find_suspects, judge
 from ballot.wording import compact, plural, span
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 TEMPLATE = "page.html.j2"
 PNG_WIDTH = 760  # pixels of a figure in a file, before it is drawn twice as fine
 MOST_ROWS = 1000  # of the table at once: a browser lays out each, seconds for ten thousand
+MOST_JUDGES = 24  # runs that judge labels, the best
+MOST_SUSPECTS = 24  # labels that are shown as doubted
 MOST_LOSSES = 4  # criteria whose losses are drawn, each on axes of its own
 REFRESH_S = 20  # after which the page of a search that runs loads itself anew
 NARROW_PNG = 480  # of squares and single hyperparameters
@@ -32,15 +35,20 @@ NARROW_PNG = 480  # of squares and single hyperparameters
 
 @dataclass
 class Pictures:
-    """Images as data addresses: of validation rows by id, and a sheet; or why there are none."""
+    """Images as data addresses: of validation rows by id, and a sheet; or why there are none.
+
+    `maps` shows where a network looks for its answer, `why_no_maps` says why nothing is shown.
+    """
 
     rows: dict[str, str] = field(default_factory=dict)
+    maps: dict[str, str] = field(default_factory=dict)
+    why_no_maps: str = ""
     sheet: str = ""
     why_not: str = ""
 
 
-# Takes the run to show and the ids of its rows.
-FindPictures = Callable[[Trial, Sequence[str]], Pictures]
+# Takes the run to show, and the ids of its rows with the classes that were answered.
+FindPictures = Callable[[Trial, Mapping[str, str]], Pictures]
 
 
 @dataclass
@@ -102,7 +110,8 @@ def make_report(
     _add_course(report)
     _add_hyperparameters(report)
     _add_vote(report, vote_dir)
-    _add_best_run(report, pictures)
+    _add_sizes(report)
+    _add_validation(report, vote_dir, pictures)
     _add_answer(report, vote_dir)
     if counts := statistics.data_counts(found):
         report.figures["counts"] = figures.class_counts(counts)
@@ -204,13 +213,26 @@ def _add_vote(report: Report, folder: Path) -> None:
         report.figures["agreement"] = figures.agreement_square(pairs)
 
 
-def _add_best_run(report: Report, pictures: FindPictures | None) -> None:
-    run, report.missing["judged"] = statistics.judged(report.found)
+def _add_sizes(report: Report) -> None:
+    rows = sizes.rows_of(report.found, report.context["vote"])
+    report.context["sizes"] = sizes.on_a_front(rows)
+    report.missing["sizes"] = "" if rows else "No trial has recorded what its network costs."
+    for measure in sizes.MEASURES:
+        if spec := figures.against_size(rows, measure, sizes.front_of(rows, measure)):
+            report.figures[f"size_{measure}"] = spec
+
+
+def _add_validation(report: Report, vote_dir: Path, pictures: FindPictures | None) -> None:
+    told = report.context["vote"]
+    run, report.missing["judged"] = statistics.judged(report.found, told, vote_dir)
     wrong = [] if run is None else statistics.confident_errors(run)
-    report.context |= {"judged": run, "wrong": wrong}
+    suspects, report.missing["suspects"] = doubted_labels(report.found)
+    suspects, count = suspects[:MOST_SUSPECTS], len(suspects)
+    report.context |= {"judged": run, "wrong": wrong, "suspects": suspects, "doubted": count}
     shown = Pictures(why_not="Pictures were not asked for.")
     if pictures is not None and (trial := _to_show(report.found, run)):
-        shown = pictures(trial, [row["id"] for row in wrong])
+        answers = dict.fromkeys((each.id for each in suspects), "")
+        shown = pictures(trial, answers | {row["id"]: row["answer"] for row in wrong})
     report.context["pictures"] = shown
     if run is None:
         return
@@ -223,8 +245,22 @@ def _add_best_run(report: Report, pictures: FindPictures | None) -> None:
     report.context |= {
         "calibration_error": error,
         "classes": statistics.class_scores(run),
+        "attributes": statistics.attribute_scores(run),
         "accuracy": float((run.answers == run.targets).mean()),
     }
+
+
+def doubted_labels(found: Found) -> tuple[list[Suspect], str]:
+    """Return the rows whose labels the best runs doubt, the first first, and what judged them."""
+    try:
+        judged = judge([trial.folder for trial in found.scored[:MOST_JUDGES]])
+    except (UserError, OSError):
+        return [], "No run has left validation predictions (val.csv) that can judge labels."
+    doubted = find_suspects(judged)
+    return doubted, (
+        f"Of {len(judged.ids):,} rows that {plural(judged.runs, 'run')} did not train on, the "
+        f"labels of {len(doubted):,} are doubted (confident learning; Northcutt et al., 2021)."
+    )
 
 
 def _add_answer(report: Report, vote_dir: Path) -> None:
@@ -264,7 +300,7 @@ def render(report: Report, out: Path) -> None:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"compact": compact, "time": time_taken, "share": share}
+    environment.filters |= {"compact": compact, "large": large, "time": time_taken, "share": share}
     found = report.found
     ordered = [*found.scored, *(t for t in found.trials if not t.rank)]
     page = environment.get_template(TEMPLATE).render(
@@ -298,6 +334,16 @@ def _vega() -> str:
 def time_taken(seconds: float | None) -> str:
     """Write a time for a person; nothing where it is not known."""
     return "" if seconds is None else span(seconds)
+
+
+def large(number: float | None) -> str:
+    """Write a large number with three digits: 3.38 M, 391 M, 1.2 G; nothing where not known."""
+    if number is None:
+        return "-"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
 
 
 def share(number: float | None) -> str:

@@ -23,6 +23,18 @@ def as_address(image: np.ndarray, side: int) -> str:
     return _encode(Image.fromarray(image), side)
 
 
+def warmed(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay `heat` `[H, W]` in 0..1 over an image uint8 `[H, W, 3]`: from black by red to white.
+
+    The brighter, the more, so that it can be read without colours too.
+    """
+    import numpy as np
+
+    grey = image.mean(axis=2, keepdims=True)
+    ramp = np.clip(3 * heat[..., None] - np.arange(3), 0, 1) * 255
+    return (0.5 * grey + 0.5 * ramp).astype(np.uint8)
+
+
 def sheet_address(found: Any, config: Any) -> str:
     """Draw the sheet of augmented samples of `ballot.data.preview`, as a data address."""
     from PIL import Image

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ballot.data.attributes import Attribute, renumbered
 from ballot.errors import UserError
 from ballot.report.trials import Found, Trial, evenly, finite, is_numeric, read_table_of
 from ballot.runs.files import json_or_empty
-from ballot.runs.folder import is_validation
+from ballot.runs.folder import VALIDATION, is_validation
 from ballot.vote.ballots import read_ballot, read_member, rows_like
 from ballot.wording import compact, natural
 
@@ -135,33 +136,63 @@ def _column(values: Sequence[Any]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Judged:
-    """A run on its validation rows: ids, true and predicted classes `[N]`, probabilities."""
+    """An answer on validation rows: ids, true and predicted classes `[N]`, probabilities.
+
+    Of the vote `trial` is the voter with the most weight, whose checkpoint is kept if any one is.
+    """
 
     trial: Trial
     ids: list[str]
     classes: list[str]
     targets: np.ndarray  # int64 [N]
     probs: np.ndarray  # float64 [N, C]
+    voters: int = 0  # that answer together; 0 where it is the trial alone
+    held_out: bool = False  # of the choice of members and weights
 
     @property
     def answers(self) -> np.ndarray:
         return self.probs.argmax(axis=1)
 
 
-def judged(found: Found) -> tuple[Judged | None, str]:
-    """Read the best run's `val.csv`; the next best one's where that is missing or damaged."""
+def judged(found: Found, told: dict[str, Any] | None, vote_dir: Path) -> tuple[Judged | None, str]:
+    """Read what the vote answers on validation rows, else the best run.
+
+    That is the next best run where its `val.csv` is missing or damaged.
+    """
+    if told is not None and (run := _judged_vote(found, told, vote_dir)) is not None:
+        return run, ""
     for trial in found.scored:
-        path = trial.folder / "val.csv"
-        if not path.exists():
-            continue
-        try:
-            ballot = read_ballot(path, labelled=True)
-        except (UserError, OSError):
-            continue
-        place = {name: number for number, name in enumerate(ballot.classes)}
-        targets = np.array([place[label] for label in ballot.labels or []], dtype=np.int64)
-        return Judged(trial, list(ballot.ids), ballot.classes, targets, ballot.probs), ""
+        if (run := _read_judged(trial, trial.folder / VALIDATION)) is not None:
+            return run, ""
     return None, "No run has left validation predictions (val.csv) that can be read."
+
+
+def _judged_vote(found: Found, told: dict[str, Any], vote_dir: Path) -> Judged | None:
+    trials = {trial.name: trial for trial in found.trials}
+    voters = [row for row in told["members"] if row["weight"] > 0]
+    known = [trials[row["name"]] for row in voters if row["name"] in trials]
+    kept = [trial for trial in known if has_checkpoint(trial)]
+    if not known or (run := _read_judged((kept or known)[0], vote_dir / VALIDATION)) is None:
+        return None
+    held_out = bool(told["scores"].get("val_held_out"))
+    return replace(run, voters=0 if told["alone"] else len(voters), held_out=held_out)
+
+
+def has_checkpoint(trial: Trial) -> bool:
+    """Tell whether the weights of a trial are kept here."""
+    return any(trial.folder.rglob("best.pt"))
+
+
+def _read_judged(trial: Trial, path: Path) -> Judged | None:
+    if not path.exists():
+        return None
+    try:
+        ballot = read_ballot(path, labelled=True)
+    except (UserError, OSError):
+        return None
+    place = {name: number for number, name in enumerate(ballot.classes)}
+    targets = np.array([place[label] for label in ballot.labels or []], dtype=np.int64)
+    return Judged(trial, list(ballot.ids), ballot.classes, targets, ballot.probs)
 
 
 def confusion(run: Judged) -> np.ndarray:
@@ -182,6 +213,21 @@ def class_scores(run: Judged) -> list[dict[str, Any]]:
         {"name": name, "rows": int(n), "precision": finite(p), "recall": finite(r), "f1": finite(f)}
         for name, n, p, r, f in zip(run.classes, true, precision, recall, f1)
     ]
+
+
+def attribute_scores(run: Judged) -> list[dict[str, Any]]:
+    """Return the accuracy of each attribute of which the classes are made, where they are."""
+    result = run.trial.result
+    own = result.get("classes") or []
+    if sorted(own) != sorted(run.classes):
+        return []
+    order, found = [run.classes.index(name) for name in own], []
+    for said in result.get("attributes") or []:
+        each = Attribute(said["name"], tuple(said["classes"]), tuple(said["of_class"]))
+        (one,) = renumbered([each], order)
+        right = one.probs(run.probs).argmax(axis=1) == one.labels(run.targets)
+        found.append({"name": one.name, "classes": len(one.classes), "accuracy": right.mean()})
+    return found
 
 
 def confident_errors(run: Judged, count: int = 12) -> list[dict[str, Any]]:
@@ -251,6 +297,7 @@ def vote(found: Found, folder: Path) -> tuple[dict[str, Any] | None, str]:
         "scores": scores,
         "held_out": scores.get("held_out") or None,
         "alone": scores.get("answer") == "best_single",
+        "by_size": [step for step in scores.get("by_size") or [] if isinstance(step, dict)],
         "notes": [str(note) for note in record.get("notes") or []],
     }, ""
 

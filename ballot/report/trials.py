@@ -160,6 +160,11 @@ def loss_of(trial: Trial) -> str:
             words.append(f"{key.partition('.')[2]} {compact(values[key])}")
     if values.get("class_weights") not in (None, "none"):
         words.append(f"class weights {values['class_weights']}")
+    if values.get("heads") not in (None, "none"):
+        words.append(f"heads {values['heads']}")
+        words += [f"{name} by thresholds" for name in values.get("ordinal") or ()]
+        if values.get("head_weights") not in (None, "equal"):
+            words.append(f"weights by {values['head_weights']}")
     return ", ".join(words)
 
 

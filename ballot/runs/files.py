@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from ballot.errors import CannotWrite, UserError
+from ballot.utf8 import not_utf8
 from ballot.values import Json, Values
 
 
@@ -38,9 +39,20 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
         temporary.replace(path)
     except OSError as error:
         raise CannotWrite(f"{path}: cannot be written ({error.strerror or error})") from None
+    except UnicodeEncodeError as error:  # of a folder's name, or an argument's
+        around = slice(max(0, error.start - 20), error.end + 20)
+        wrong = not_utf8([error.object[around]])
+        raise UserError(f"{path}: cannot be written: {wrong}") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path, name: str = "*") -> None:
+    """Remove what a killed process was writing to the files `name` in `folder` with `replacing`."""
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_json(path: Path, value: object) -> None:

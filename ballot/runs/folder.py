@@ -4,23 +4,25 @@ outputs/<run>.csv           test rows: id, then one column a class
 outputs/<run>/config.json   every value and the layer it came from
               result.json   status, score, times        history.csv   a row an epoch
               split.csv     id, label, split, group     val.csv       id, label, classes
-              submission.csv  best.pt  last.pt  run.log  tensorboard/
+              excluded.csv  submission.csv  best.pt  last.pt  run.log  tensorboard/
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ballot.errors import UserError
-from ballot.runs.files import json_or_empty, write_json
+from ballot.runs.files import json_or_empty, remove_half_written, replacing, write_json
 from ballot.values import Json, Values
 
 FINISHED = ("done", "stopped", "failed")  # statuses of a run that nothing works on any more
@@ -115,6 +117,7 @@ def open_run(folder: Path, *, resume: bool, facts: Values, writes: bool = True) 
             f"{folder}: exists already; --resume {folder} continues it, "
             "--run_name gives another name"
         )
+    is_old = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=resume)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -126,9 +129,29 @@ def open_run(folder: Path, *, resume: bool, facts: Values, writes: bool = True) 
         os.close(descriptor)
         raise UserError(f"{folder}: another process is writing this run; wait for it") from None
     try:
+        if is_old:
+            for place in (folder, *folder.glob("fold*")):
+                remove_half_written(place)
+            remove_half_written(folder.parent, glob.escape(f"{folder.name}.csv"))
         yield Run(folder, facts)
     finally:
         os.close(descriptor)
+
+
+def continue_run(old: Path, new: Path) -> None:
+    """Let a run begin with the state of another one, from which `--resume` goes on.
+
+    Predictions are left: a run makes its own. `result.json` comes last and says that all is there.
+    """
+    if (new / "result.json").exists():
+        return
+    files = [path for path in old.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in files if path.name not in (VALIDATION, "submission.csv")]
+    if not any(path.name == "last.pt" for path in files):
+        raise UserError(f"{old}: has no last.pt to go on from")
+    for path in sorted(files, key=lambda path: path.name == "result.json"):
+        with path.open("rb") as source, replacing(new / path.relative_to(old), "wb") as target:
+            shutil.copyfileobj(source, target)
 
 
 def being_written(folders: Iterable[Path]) -> list[Path]:
@@ -182,10 +205,19 @@ def run_of(file: Path) -> Path:
 def ballots_of(runs: Iterable[Path]) -> list[Path]:
     """Return what runs vote with: predictions of test rows or, where none has any, validation rows.
 
-    Runs without them have no part in it.
+    Runs without them have no part in it, and of one that another goes on from the other counts.
     """
     runs = list(runs)
     tested = [run.with_name(f"{run.name}.csv") for run in runs]
-    return [file for file in tested if file.is_file()] or [
-        file for run in runs if (file := run / VALIDATION).is_file()
-    ]
+    files = [file for file in tested if file.is_file()]
+    files = files or [file for run in runs if (file := run / VALIDATION).is_file()]
+    continued = continued_of(files)
+    return [file for file in files if file not in continued]
+
+
+def continued_of(files: Sequence[Path]) -> list[Path]:
+    """Return the predictions of runs that another one of these goes on from: the same network."""
+    runs = [run_of(file) for file in files]
+    names = [read_result(run).get("continues") for run in runs]
+    continued = {run.parent / name for run, name in zip(runs, names) if isinstance(name, str)}
+    return [file for file, run in zip(files, runs) if run in continued]

@@ -23,6 +23,7 @@ from ballot.runs.trials import NO_WORD, TrialRecord
 from ballot.values import Json, Layer, Values
 
 EARLY = "early stopping"  # the reason of a trial that the assessor stopped
+OVER = "the time of the search was over"  # and of one that the search itself stopped
 SIGNALS = ("SIGINT", "SIGTERM")  # all that a trial itself can know of why it was stopped
 
 Row = Json
@@ -122,7 +123,8 @@ class Results:
     def _make_row(self, trial: TrialRecord, over: bool) -> Row:
         result = self.result_of(trial)
         self._searched.update(dict.fromkeys(searched_values(trial)))
-        status, reason = how_it_goes(trial, result, over)
+        cut = self.reasons.get(trial.id) == OVER
+        status, reason = how_it_goes(trial, result, over, cut=cut)
         if reason == EARLY and result.get("reason") in SIGNALS:
             self._unexplained.append(self.folder_of(trial))
         if status == "failed" and reason is None:
@@ -167,8 +169,13 @@ class Results:
             self._table.write(list(columns), rows)
 
 
-def how_it_goes(trial: TrialRecord, result: Values, over: bool) -> tuple[str, str | None]:
-    """Return a trial's status (waiting, running, done, stopped or failed) and the reason."""
+def how_it_goes(
+    trial: TrialRecord, result: Values, over: bool, *, cut: bool = False
+) -> tuple[str, str | None]:
+    """Return a trial's status (waiting, running, done, stopped or failed) and the reason.
+
+    `cut` says that the search itself ended it: it did not fail, even if it could not write in time.
+    """
     said, reason = result.get("status"), result.get("reason")
     if trial.status == "early_stopped":
         return "stopped", EARLY
@@ -178,9 +185,9 @@ def how_it_goes(trial: TrialRecord, result: Values, over: bool) -> tuple[str, st
         return "failed", None
     if trial.status == "succeeded":
         return "done", None
-    if trial.has_ended:
+    if trial.has_ended and not cut:
         return "failed", "killed from outside before it could write"
-    if over:
+    if over or trial.has_ended:
         return "stopped", "killed before it could write" if result else "ended before it began"
     return ("running" if trial.status == "running" else "waiting"), None
 
@@ -197,9 +204,9 @@ def explain_early_stop(folder: Path) -> None:
 def searched_values(trial: TrialRecord) -> Json:
     """Return what the tuner gave to a trial, by the names of flags."""
     try:
-        return dict(flatten(Layer("tuner", trial.parameters)))
+        return dict(flatten(Layer("tuner", trial.configuration)))
     except UserError:  # posted through the portal; the trial itself refuses it
-        return {str(key): value for key, value in trial.parameters.items()}
+        return {str(key): value for key, value in trial.configuration.items()}
 
 
 @contextlib.contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ballot.values import Json
+from ballot.errors import UserError
+from ballot.values import Json, Values
 
 TrialStatus = Literal["waiting", "running", "succeeded", "failed", "cancelled", "early_stopped"]
 ENDED: tuple[TrialStatus, ...] = ("succeeded", "failed", "cancelled", "early_stopped")
 OF_A_FINAL = {"fold", "folds", "split_seed"}  # no tuner gives all of these
 NO_WORD = "it left no word"  # a trial that ended
+CONTINUES = "continues"  # key in the parameters of a trial: the run whose state it goes on from
 
 
 @dataclass
@@ -33,7 +36,30 @@ class TrialRecord:
         """Whether nothing more will come from it."""
         return self.status in ENDED
 
+    @property
+    def configuration(self) -> Json:
+        """The hyperparameters alone, as the tuner gave them."""
+        return {key: value for key, value in self.parameters.items() if key != CONTINUES}
+
 
 def is_final(trial: TrialRecord) -> bool:
     """Whether it trains a configuration of the search again, and was not chosen by its tuner."""
     return trial.parameters.keys() >= OF_A_FINAL or "all_rows" in trial.parameters
+
+
+def is_posted(trial: TrialRecord) -> bool:
+    """Whether it comes on top of the trials that the tuner chose."""
+    return is_final(trial) or CONTINUES in trial.parameters
+
+
+def continued_run(parameters: Values, search_id: str | None) -> str | None:
+    """Return the run that a trial goes on from, if any; `UserError` where it is not of its search.
+
+    Whoever reaches an engine's portal can post a trial, and the name becomes a path.
+    """
+    name = parameters.get(CONTINUES)
+    if name is None:
+        return None
+    if not re.fullmatch(rf"{re.escape(search_id or '')}-\d{{3,}}-\w+", str(name)):
+        raise UserError(f"tuner: {CONTINUES} is {name!r}; it names an earlier run of the search")
+    return str(name)

@@ -53,7 +53,7 @@ def conclude(
         print(f"trial {trial.sequence} ({trial.id}) failed: {row['reason']}")
     if len(failed) > 10:
         print(f"and {len(failed) - 10} more failed")
-    print(f"a row for each of {len(rows)} trials: {results.path}")
+    print(f"a row for each of {plural(len(rows), 'trial')}: {results.path}")
     own = [trial for trial in trials if not is_final(trial)]  # the others saw other rows
     ballots = sorted(ballots_of(map(results.folder_of, own)))
     if not ballots:

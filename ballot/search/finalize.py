@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import statistics
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ballot.search.status import table_of
 from ballot.search.supervise import follow
 from ballot.search.time_budget import Budget, usual_seconds
 from ballot.search.trouble import End, Trouble
+from ballot.steady import steady_time
 from ballot.values import Json, Values
 from ballot.wording import clock, short_value
 
@@ -90,12 +90,13 @@ def choose(
         this = Finalist(
             folder.name,
             row["score"],
-            dict(trial.parameters),
+            trial.configuration,
             words,
             seed,
             seed if split is None else split,
         )
-        key = json.dumps({k: v for k, v in trial.parameters.items() if k != "seed"}, sort_keys=True)
+        own = {k: v for k, v in trial.configuration.items() if k != "seed"}
+        key = json.dumps(own, sort_keys=True)
         if key not in found or (this.score > found[key].score) == results.maximize:
             found[key] = this
     ranked = sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
@@ -219,12 +220,10 @@ def train(engine: Engine, search: Search, job: Job, port: int) -> End:
     """Run the trials without asking the tuner, and watch them to their end."""
     search.stop()  # what a dead manager left
     trials, work = job.trials, job.work
-    halted = frozenset(t.id for t in trials if not t.has_ended and t.id not in work.again)
-    most = len(trials) + len(work.missing)
-    plan = dataclasses.replace(job.plan, max_trials=most, halted=halted)
+    plan = job.plan.of_posted(trials, len(work.missing), work.again)
     launch = Launch(port, guarded=True, public=search.note().get("public", False))
     running = engine.run_more(search, plan, launch, work.missing, work.again)
-    budget = Budget(None, time.time())  # that of the search is past, and does not count here
+    budget = Budget(None, steady_time())  # that of the search is past, and does not count here
     return follow(running, plan, job.results, budget, launch)
 
 

@@ -21,14 +21,16 @@ from ballot.config.schema import Config
 from ballot.cpus import count_cores
 from ballot.engines.interface import Engine, Sketch
 from ballot.errors import UserError
+from ballot.names import resolved
 from ballot.runs.files import write_json
 from ballot.search.time_budget import BEGIN_S, Budget
+from ballot.training.options import LISTS
 from ballot.training.packaged import packaged_file
 from ballot.training.recipes import Situation, look, with_recipe
 from ballot.tuning import portfolio
 from ballot.tuning.portfolio import LITE, Portfolio, Values
 from ballot.values import Json, Layer
-from ballot.wording import clock, span
+from ballot.wording import clock, plural, span
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "searches"
@@ -91,6 +93,7 @@ class Prospect:
     trial_s: float  # of the base configuration, as one of `concurrency`
     concurrency: int
     mode: str  # of the monitored score: max or min
+    above: Sequence[Values] = ()  # networks and sizes of images that are above a bound
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def _grown(fixed: Fixed, expected: float) -> tuple[int | None, float]:
     Pixels are worth more than trials (docs/recipes.md), up to those that the photos have.
     """
     size, situation = fixed.base.image_size, fixed.situation
-    is_free = "image_size" not in fixed.options
+    # Larger images take longer, and the bound holds for those of the recipe.
+    is_free = "image_size" not in fixed.options and fixed.base.max_latency is None
     if size is None or situation is None or not situation.pretrained or not is_free:
         return size, 1.0
     most = min(LARGEST, portfolio.stepped(situation.data.side))
@@ -179,7 +183,20 @@ def portfolio_of(prospect: Prospect, schedule: Schedule) -> Portfolio:
         made = portfolio.of_photos(base, prospect.fixed.probe, networks=networks)
     fixed = prospect.fixed.options
     first = [_without(values, fixed) for values in made.first]
-    return Portfolio(_without(made.space, fixed), _distinct(first))
+    whole = Portfolio(_without(made.space, fixed), _distinct(first))
+    return portfolio.without_shapes(whole, prospect.above) if prospect.above else whole
+
+
+def shapes_to_try(prospect: Prospect, schedule: Schedule) -> list[Values]:
+    """Return the networks that may be above a bound, with the sizes of images where these count."""
+    base = prospect.fixed.base
+    if base.max_params is None and base.max_latency is None:
+        return []
+    shapes = portfolio.shapes_of(portfolio_of(prospect, schedule))
+    if base.max_latency is None:  # the number of parameters does not depend on the images
+        names = dict.fromkeys(shape["model"] for shape in shapes if "model" in shape)
+        shapes = [{"model": name} for name in names]
+    return [shape for shape in shapes if shape]
 
 
 def _without(values: Mapping[str, object], fixed: set[str]) -> Json:
@@ -249,7 +266,14 @@ def write_files(
 
 def options_of(request: Request) -> list[str]:
     """Return the options of train.py that all trials have."""
-    return ["--data_dir", str(request.data_dir.resolve()), *request.options]
+    options = list(request.options)
+    for place, word in enumerate(options):  # trials run in another folder
+        name, equals, value = word.partition("=")
+        if name.removeprefix("--") in LISTS and (equals or place + 1 < len(options)):
+            path = Path(value if equals else options[place + 1]).expanduser()
+            options[place : place + 2 - len(equals)] = [name, str(resolved(path, "name a file"))]
+    data_dir = resolved(request.data_dir, "name a folder of images")
+    return ["--data_dir", str(data_dir), *options]
 
 
 def concurrency_for(gpus: int) -> int:
@@ -262,9 +286,12 @@ def lines_of(prospect: Prospect, schedule: Schedule, place: Path) -> list[str]:
     """Say what was decided, in a few lines."""
     refit = f", then {clock(schedule.refit)} for the best on all rows" if schedule.refit else ""
     pixels = f" at {schedule.image_size} px" if schedule.image_size else ""
+    start = "small pictures in grey: a small network, from scratch"
+    if prospect.fixed.base.recipe == "none":
+        start = "no recipe: plain defaults where nothing is given"
     return [
-        prospect.fixed.sentence or "small pictures in grey: a small network, from scratch",
-        f"plan: {span(schedule.total)}: about {schedule.expected} trials of "
-        f"{schedule.epochs} epochs{pixels}, {prospect.concurrency} at once{refit}; "
+        prospect.fixed.sentence or start,
+        f"plan: {span(schedule.total)}: about {plural(schedule.expected, 'trial')} of "
+        f"{plural(schedule.epochs, 'epoch')}{pixels}, {prospect.concurrency} at once{refit}; "
         f"in {place / 'config.yml'} and search_space.json",
     ]

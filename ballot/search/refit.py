@@ -6,19 +6,19 @@ good, the same time is spent best on training these on all rows, each with seeds
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import time
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ballot.engines.interface import Engine, Launch, Plan, Search
 from ballot.runs.results import Results
-from ballot.runs.trials import TrialRecord, is_final
+from ballot.runs.trials import CONTINUES, TrialRecord, is_final, is_posted
 from ballot.search.supervise import follow
-from ballot.search.time_budget import BEGIN_S, Budget
+from ballot.search.time_budget import BEGIN_S, SAFE, Budget
 from ballot.search.trouble import End
+from ballot.steady import steady_time
 from ballot.values import Json, Values
 from ballot.vote.options import Refit
 from ballot.wording import clock, plural
@@ -26,7 +26,6 @@ from ballot.wording import clock, plural
 BEST = 3  # configurations that are trained again
 MOST = 12  # runs in all
 ALL_ROWS = 1.15  # of a trial's time: more rows, and none that are scored to choose by
-SAFE = 0.9  # of the time that is left is planned with
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ def candidates(results: Results, trials: Sequence[TrialRecord]) -> list[Candidat
             seed=int(values.get("seed") or 0),
             is_drawn=values.get("recipe") != "probe",
         )
-        key = json.dumps({k: v for k, v in trial.parameters.items() if k != "seed"}, sort_keys=True)
+        own = {k: v for k, v in trial.configuration.items() if k != "seed"}
+        key = json.dumps(own, sort_keys=True)
         if key not in found or (each.score > found[key].score) == results.maximize:
             found[key] = each
     return sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
@@ -83,7 +83,7 @@ def runs_to_make(ranked: Sequence[Candidate], seconds: float, concurrency: int) 
 def on_all_rows(candidate: Candidate, turn: int) -> Json:
     """Return the parameters of a configuration on all rows, with a seed of its own."""
     return {
-        **candidate.trial.parameters,
+        **candidate.trial.configuration,
         "all_rows": True,
         "split_seed": candidate.seed,
         "seed": (candidate.seed + 1 + turn) % 2**32,
@@ -102,30 +102,34 @@ def refit(
     trials = search.trials()
     results.update(trials, over=True)
     budget.look([results.folder_of(trial) for trial in trials])
-    left = budget.left_for_trials(time.time()) - BEGIN_S
+    left = budget.left_for_trials(steady_time()) - BEGIN_S
     had = [trial.parameters for trial in trials if trial.status == "succeeded"]
     wanted = runs_to_make(candidates(results, trials), left, plan.concurrency)
     missing = [values for values in wanted if values not in had]
     if not missing:
         return End()
-    print(
-        f"training the best again on all rows: {plural(len(missing), 'run')} in at most "
-        f"{clock(left)} ...",
-        flush=True,
-    )
-    halted = frozenset(trial.id for trial in trials if not trial.has_ended)
-    again = dataclasses.replace(plan, max_trials=len(trials) + len(missing), halted=halted)
+    print(beginning(len(missing), left), flush=True)
+    again = plan.of_posted(trials, len(missing), [])
     running = engine.run_more(search, again, launch, missing, [])
     budget.closed = False
     return follow(running, again, results, budget, launch)
+
+
+def beginning(runs: int, left: float) -> str:
+    """Say what begins, and how long it may take; a search may have no limit."""
+    limit = f" in at most {clock(left)}" if math.isfinite(left) else ""
+    return f"training the best again on all rows: {plural(runs, 'run')}{limit} ..."
 
 
 def refits_of(results: Results, trials: Sequence[TrialRecord]) -> list[Refit]:
     """Return the runs on all rows that came to their end, each with the run that it repeats."""
     by_values: dict[str, str] = {}
     for trial in trials:
-        if not is_final(trial):
-            by_values.setdefault(_key(trial.parameters), results.folder_of(trial).name)
+        run = results.folder_of(trial)
+        if is_final(trial) or (is_posted(trial) and not _ballot_of(run).exists()):
+            continue
+        if _key(trial.parameters) not in by_values or is_posted(trial):  # in whose place it votes
+            by_values[_key(trial.parameters)] = run.name
     found = []
     for trial in trials:
         run = results.folder_of(trial)
@@ -143,5 +147,5 @@ def _ballot_of(run: Path) -> Path:
 
 
 def _key(parameters: Values) -> str:
-    own = ("all_rows", "split_seed", "seed", "fold", "folds")
+    own = ("all_rows", "split_seed", "seed", "fold", "folds", CONTINUES)
     return json.dumps({k: v for k, v in parameters.items() if k not in own}, sort_keys=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ballot.engines.interface import Limits, Plan, SearchState
 from ballot.errors import UserError
-from ballot.runs.trials import TrialRecord, is_final
+from ballot.runs.trials import TrialRecord, is_posted
 from ballot.search.time_budget import BEGIN_S, Budget, time_before
 from ballot.values import Values
 
@@ -51,7 +51,7 @@ def decide(record: Record, limits: Limits, began: float) -> Decision:
     before = time_before(record.note, record.seconds_counted, runs=record.is_running, now=began)
     budget = Budget(plan.max_seconds, began - before, away=plan.elsewhere)
     state = record.state
-    if (state == "running" and limits.trial_seconds is None) or (
+    if (state == "running" and not limits.changes_command) or (
         state in ("all_started", "exhausted") and not limits
     ):
         return Decision("watch", plan, budget, limits, counts)
@@ -79,11 +79,12 @@ def changed(plan: Plan, limits: Limits) -> Plan:
 def _counted(record: Record, limits: Limits) -> tuple[Limits, dict[str, int]]:
     """Raise the number of trials by those that the engine counts and that are not the search's.
 
-    Trials of ensemble.py --finalize come on top. So do those that crashed at their start, whose
-    cause has been removed, or the search would not be resumed.
+    Trials that search.py posted come on top: configurations that are trained again, or further. So
+    do those that crashed at their start, whose cause has been removed, or the search would not be
+    resumed.
     """
     trials, note = record.trials, record.note
-    finals = sum(map(is_final, trials))
+    finals = sum(map(is_posted, trials))
     if limits.max_trials is not None:
         if limits.max_trials < len(trials) - finals:
             raise UserError(
@@ -94,7 +95,7 @@ def _counted(record: Record, limits: Limits) -> tuple[Limits, dict[str, int]]:
         return raised, {"finals": finals} if finals else {}
     if record.state != "gone" or record.plan.max_trials is None:
         return limits, {}
-    crashed = sum(t.status == "failed" and not t.scores and not is_final(t) for t in trials)
+    crashed = sum(t.status == "failed" and not t.scores and not is_posted(t) for t in trials)
     more = crashed - note.get("replaced", 0) + finals - note.get("finals", 0)
     if more <= 0:
         return limits, {}

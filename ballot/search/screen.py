@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from ballot import wording
 from ballot.engines.interface import Plan
@@ -11,6 +10,7 @@ from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
 from ballot.search import status
 from ballot.search.time_budget import Budget
+from ballot.steady import steady_time
 from ballot.wording import terminal_width
 
 
@@ -29,10 +29,10 @@ class Pace:
         return now - self._last > max(self.every, 10 * self.took)
 
     def __enter__(self) -> None:
-        self._last = time.time()
+        self._last = steady_time()
 
     def __exit__(self, *_: object) -> None:
-        self.took = time.time() - self._last
+        self.took = steady_time() - self._last
         self._last += self.took
 
 

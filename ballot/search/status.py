@@ -11,7 +11,7 @@ from ballot.errors import UserError
 from ballot.runs.results import Results, searched_values
 from ballot.runs.trials import TrialRecord
 from ballot.values import Values
-from ballot.wording import clock, short_value
+from ballot.wording import clock, plural, short_value
 
 
 def count_line(
@@ -122,7 +122,7 @@ def status_lines(search: Search) -> list[str]:
         reason = f"  ({row['reason']})" if row["reason"] else ""
         lines.append(
             f"{trial.sequence:>4}  {trial.id}  {row['status']:<8}{score:>8}  "
-            f"{row['epochs']:>4} epochs  {seconds:>7}  {values}{reason}"
+            f"{plural(row['epochs'], 'epoch'):>11}  {seconds:>7}  {values}{reason}"
         )
     lines.append(
         f"runs: {results.outputs}; table: {results.path}; records and logs: {search.folder}"

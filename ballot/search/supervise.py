@@ -13,11 +13,12 @@ from ballot.config import trial_command
 from ballot.engines.interface import Launch, Machines, Plan, Search
 from ballot.report.page import try_report
 from ballot.runs.disk import Pruner, shortage
-from ballot.runs.results import Results
+from ballot.runs.results import OVER, Results
 from ballot.runs.trials import TrialRecord
 from ballot.search.screen import Pace, Screen
-from ballot.search.time_budget import OVER, Budget
+from ballot.search.time_budget import Budget
 from ballot.search.trouble import End, Watch, overdue
+from ballot.steady import steady_time
 
 LOOK_S = 1.0  # between two looks at a search
 PAGE_S = 60.0  # how often the report is brought up to date
@@ -48,9 +49,10 @@ def follow(
             print("\nstopping: the running trials write what they have ...", flush=True)
         finally:
             stop(search)
-            if budget.closed:  # for whatever goes on with it: the time that was really given
+            if budget.closed and not plan.posted:
+                # For whatever goes on with it: the time that was really given.
                 search.record(dataclasses.replace(plan, max_seconds=budget.limit))
-            search.amend_note(spent=budget.spent(time.time()), reasons=results.reasons)
+            search.amend_note(spent=budget.spent(steady_time()), reasons=results.reasons)
     if machines is not None:
         print("bringing the results home ...", flush=True)
         print("".join(f"{line}\n" for line in bring_home(search, machines)), end="")
@@ -98,12 +100,12 @@ def watch(
     every: float = LOOK_S,
 ) -> End:
     """Show how the search goes until its last trial has ended, or until it cannot go on."""
-    eye = Watch(search.id, time.time(), plan.may_wait)
+    eye = Watch(search.id, steady_time(), plan.may_wait)
     screen = Screen(plan, budget)
     chores = Chores(search, plan, results, budget, screen, machines)
     while True:
         status = search.status()
-        now, trials = time.time(), alive(search.trials(), plan.halted)
+        now, trials = steady_time(), alive(search.trials(), plan.halted)
         chores.do(trials, now)
         screen.show(trials, results, now)
         if eye.is_done(status.state, trials, now):
@@ -112,10 +114,11 @@ def watch(
         if status.state == "stopping":  # by nnictl, the portal, or --stop
             screen.close()
             raise KeyboardInterrupt
-        if budget.left_for_trials(time.time()) <= 0:
+        if budget.left_for_trials(steady_time()) <= 0:
             running = [trial.id for trial in trials if not trial.has_ended]
             results.reasons.update(dict.fromkeys(running, OVER))
-            screen.say(f"{OVER}: {len(running)} trials write what they have ...")
+            do = "trial writes what it has" if len(running) == 1 else "trials write what they have"
+            screen.say(f"{OVER}: {len(running)} {do} ...")
             return End(over=True)
         trouble = eye.look(status, trials, search.tuner_is_alive, now)
         if trouble is not None and trouble.fatal:
@@ -144,12 +147,14 @@ class Chores:
         self._trial_limit = (
             float(trial_command.option_of(plan.command, "--time_limit", "0")) or None
         )
-        self._began = time.time()
+        self._began = steady_time()
         self._table, self._note = Pace(UPDATE_S), Pace(NOTE_S)
-        self._page = Pace(PAGE_S, time.time())
+        self._page = Pace(PAGE_S, steady_time())
         keep = search.note().get("keep_checkpoints")
         self._pruner = None if keep is None else Pruner(keep, maximize=plan.maximize)
         self._ended, self._short = 0, False
+        # When each trial last wrote its result, by the system's clock, and when that was seen.
+        self._signs: dict[str, tuple[float, float]] = {}
 
     def do(self, trials: list[TrialRecord], now: float) -> None:
         """Do what is due."""
@@ -195,7 +200,9 @@ class Chores:
     def _keep_time(self, trials: list[TrialRecord], now: float) -> None:
         """Let no trial begin that would be cut before it is of use."""
         budget, most = self._budget, self._plan.max_trials
-        if budget.closed or not budget.is_too_late(trials, now) or len(trials) == most:
+        if self._plan.posted or budget.closed or len(trials) == most:
+            return
+        if not budget.is_too_late(trials, now):
             return
         if not self._search.begin_no_more(self._plan):
             return  # it is asked again in a second
@@ -208,8 +215,11 @@ class Chores:
             if trial_id not in self._told:
                 self._told.add(trial_id)
                 self._screen.say(f"trial {trial_id} {why}; it runs once more")
-        signs = signs_of_life(trials, self._results)
-        for trial in overdue(trials, self._trial_limit, signs, now):
+        for trial_id, sign in signs_of_life(trials, self._results).items():
+            if self._signs.get(trial_id, (None, now))[0] != sign:
+                self._signs[trial_id] = sign, now
+        seen = {trial_id: at for trial_id, (_, at) in self._signs.items()}
+        for trial in overdue(trials, self._trial_limit, seen, now):
             self._screen.say(f"trial {trial.sequence} ({trial.id}) hangs; it is ended")
             self._results.reasons[trial.id] = "hung: it was ended long after its time limit"
             self._search.cancel(trial.id)
@@ -224,7 +234,7 @@ def alive(trials: list[TrialRecord], halted: Collection[str]) -> list[TrialRecor
 
 
 def signs_of_life(trials: list[TrialRecord], results: Results) -> dict[str, float]:
-    """Return when each trial that runs last wrote its result, in seconds since the epoch."""
+    """Return when each trial that runs last wrote its result, by the system's clock."""
     signs = {}
     for trial in (trial for trial in trials if trial.status == "running"):
         with contextlib.suppress(OSError):

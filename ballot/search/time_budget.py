@@ -19,10 +19,10 @@ from ballot.engines.interface import WRITE_S
 from ballot.errors import UserError
 from ballot.prediction import soup_process
 from ballot.runs.files import read_json, read_rows, stamp
-from ballot.runs.trials import TrialRecord
+from ballot.runs.results import OVER
+from ballot.runs.trials import TrialRecord, is_posted
 from ballot.values import Values
 
-OVER = "the time of the search was over"
 USEFUL = 0.5  # of the usual time of a trial: one that would be cut before is not begun
 BEGIN_S = 8.0  # from the command to the first trial, as far as an estimate needs it
 STOP_S = 4.0  # for NNI's manager and its tuner to end
@@ -31,6 +31,7 @@ VOTE_S = 2.0  # and for each megabyte of predictions (bench/vote.py):
 VAL_S, TEST_S = 0.4, 0.04
 REPORT_S = 20.0  # at most, and a tenth of the time: where it takes longer, it has no pictures
 HOME_S = 10.0  # for what the last trials wrote on other machines; the rest came home before
+SAFE = 0.9  # of the time that is left is planned with, for what is trained again or further
 MARGIN = 1.5  # what was measured on a quiet machine may take longer on a busy one
 
 
@@ -123,6 +124,7 @@ def usual_seconds(trials: Iterable[TrialRecord]) -> float | None:
         and t.scores
         and t.status in ("succeeded", "early_stopped")
         and t.started == t.resumed
+        and not is_posted(t)
     ]
     return statistics.median(times) if times else None
 

@@ -36,6 +36,11 @@ class End:
     interrupted: bool = False
     over: bool = False  # its time was
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether nothing and nobody ended it early."""
+        return not self.interrupted and self.trouble is None
+
 
 @dataclass
 class Watch:
@@ -138,8 +143,8 @@ def overdue(
 ) -> list[TrialRecord]:
     """Return the trials that hang: train.py ends in time, unless an epoch never ends.
 
-    `signs` says when a trial last wrote something, in seconds since the epoch. One that has
-    written nothing yet waits for a GPU or for the cache of the images, and is left to it.
+    `signs` says when a trial was last seen to have written something. One that has written
+    nothing yet waits for a GPU or for the cache of the images, and is left to it.
     """
     if limit is None:
         return []
@@ -147,7 +152,5 @@ def overdue(
     return [
         trial
         for trial in trials
-        if trial.status == "running"
-        and trial.id in signs
-        and now - max(trial.resumed or now, signs[trial.id]) > patience
+        if trial.status == "running" and trial.id in signs and now - signs[trial.id] > patience
     ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from ballot.data.batches import Batch, Subset
+from ballot.training.heads import Heads
 from ballot.training.process import precision
 
 PENALTY = 10.0  # of the squared weights against the sum of the losses: scikit-learn's C = 0.1
 STEPS = 200  # of L-BFGS
 ROOM = 2**30  # bytes of features that are kept at most
+
+# Weights of classes [K], given for each joint class which of them it has.
+ClassWeights = Callable[[Sequence[int]], torch.Tensor | None]
 
 
 @torch.no_grad()
@@ -67,15 +71,26 @@ def fit_classifier(
     layer: nn.Linear,
     batches: Iterable[Batch],
     amp: torch.dtype | None = None,
-    class_weights: torch.Tensor | None = None,
+    class_weights: ClassWeights = lambda _: None,
+    heads: Heads | None = None,
 ) -> None:
-    """Start `layer`, which gives the logits, from a logistic regression on what it is given."""
+    """Start `layer`, which gives the logits, from a logistic regression on what it is given.
+
+    With `heads` there is one for each attribute; the head of the joint classes adds nothing yet.
+    """
     features, targets = features_of(model, layer, batches, amp)
-    weight, bias = fit_linear(features, targets, layer.out_features, class_weights)
+    tasks = [tuple(range(layer.out_features))]
+    if heads is not None:
+        tasks = [attribute.of_class for attribute in heads.attributes]
+    fitted = []
+    for of_class in tasks:
+        own = torch.tensor(of_class, device=targets.device)[targets]
+        fitted.append(fit_linear(features, own, max(of_class) + 1, class_weights(of_class)))
+    weight, bias = (torch.cat(parts) for parts in zip(*fitted))
     with torch.no_grad():
-        layer.weight.copy_(weight)
+        layer.weight.zero_()[: len(weight)].copy_(weight)
         if layer.bias is not None:
-            layer.bias.copy_(bias)
+            layer.bias.zero_()[: len(bias)].copy_(bias)
 
 
 @dataclass

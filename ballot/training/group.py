@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -15,7 +17,10 @@ import torch.distributed as dist
 from ballot.errors import TrialFailed, UserError
 from ballot.training.signals import GRACE, Stopped, die_of
 
+log = logging.getLogger(__name__)
+
 PATIENCE = timedelta(hours=1)  # for a process that reads data or writes while the others wait
+BY_TRAIN = "BALLOT_SPREAD"  # is in the environment of processes that train.py itself started
 
 
 def launched() -> tuple[int, int, int]:
@@ -27,6 +32,36 @@ def launched() -> tuple[int, int, int]:
         return 0, 1, 0
     rank, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return rank, size, local
+
+
+def launched_by_train() -> bool:
+    """Whether train.py started this process as one of several, and has told its configuration."""
+    return BY_TRAIN in os.environ
+
+
+def launch(words: Sequence[str]) -> int:
+    """Start processes as `torchrun` does with these words, and return the status they end with.
+
+    They say themselves what is wrong; torchrun's own report of it is left out.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ[BY_TRAIN] = "1"
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        torchrun.run(torchrun.parse_args(list(words)))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        log.error("process %d was ended by %s", rank, signal.Signals(-failure.exitcode).name)
+        return 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
 
 
 class Group:
@@ -146,6 +181,13 @@ class Group:
         with contextlib.suppress(RuntimeError):
             self._store.set("died", f"process {self.rank}: {type(error).__name__}: {error}")
 
+    def is_first_to_say(self) -> bool:
+        """Whether no other process has said yet what is wrong: all see the same bad input."""
+        try:
+            return self._store.add("said", 1) == 1
+        except RuntimeError:
+            return True
+
     def _complaint(self) -> str | None:
         with contextlib.suppress(RuntimeError):
             if self._store.check(["died"]):
@@ -185,6 +227,12 @@ def joined() -> Iterator[Group]:
         yield group
     except Stopped:
         raise
+    except UserError as error:
+        group.complain(error)
+        if group.is_first_to_say():
+            raise
+        time.sleep(GRACE)  # torchrun ends the others once this one has gone
+        raise SystemExit(2) from error
     except BaseException as error:
         group.complain(error)
         raise

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ballot.data.batches import Batch, piece
 from ballot.errors import TrialFailed
 from ballot.training.data_parallel import SharedNorm, add_gradients, as_it_was, shares, whole_logits
 from ballot.training.group import Group
-from ballot.training.process import precision
+from ballot.training.process import is_out_of_memory, precision
 from ballot.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def train_one_epoch(state: TrainState, batches: Iterable[Batch], bar: object = N
     for images, targets in state.clock.each(batches):
         if state.group.size > 1 and not state.settled:
             _settle_parts(state, images, targets)
-        lrs.append(max(group["lr"] for group in state.optimizer.param_groups))
+        groups = state.optimizer.param_groups
+        lrs.append(max(group["lr"] for group in groups if "beside" not in group))
         loss, output = _step(state, images, targets)
         losses.append(loss)
         logits.append(output)
@@ -279,25 +280,6 @@ def rows_of_all(logits: list[torch.Tensor], batches: list[int], group: Group) ->
 def _softmax(logits: list[torch.Tensor]) -> np.ndarray:
     # In double precision, on the CPU, so that the rows of the float32 result sum to one.
     return torch.cat(logits).float().cpu().double().softmax(dim=1).float().numpy()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an allocation failed, on a GPU or on the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
-
-
-@contextlib.contextmanager
-def memory_failures(reason: str) -> Iterator[None]:
-    """Turn an allocation that fails inside into a `TrialFailed` with this reason."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrialFailed(f"out of memory: {reason}") from None
 
 
 def _empty_cache() -> None:

@@ -17,7 +17,9 @@ from ballot.training.recipes import with_recipe
 from ballot.values import Layer
 
 # Options that name a folder or a file that trials read.
-PLACES = ("data_dir", "train_dir", "val_dir", "test_dir", "init_from")
+FOLDERS = ("data_dir", "train_dir", "val_dir", "test_dir")
+LISTS = ("exclude", "soft_labels")
+PLACES = (*FOLDERS, *LISTS, "init_from")
 
 
 @dataclass(frozen=True)

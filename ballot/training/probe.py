@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ballot.data.batches import Batch
-from ballot.errors import TrialFailed, UserError
+from ballot.errors import AboveBounds, TrialFailed, UserError
 from ballot.training import loop
 from ballot.training.state import TrainState
 from ballot.values import Json
@@ -39,6 +39,8 @@ def answer(number: int) -> Iterator[Json]:
         yield facts
     except UserError as error:
         facts["error"] = str(error)
+    except AboveBounds as error:
+        facts["above"] = str(error)
     except TrialFailed as error:
         facts["failed"] = str(error)
     except Exception as error:  # a defect, or a component of a reader's own: the trial would crash

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ballot.errors import UserError
+from ballot.errors import TrialFailed, UserError
 from ballot.training.group import Group, launched
 
 log = logging.getLogger(__name__)
@@ -121,3 +123,22 @@ def seed_everything(seed: int, *more: int) -> None:
 def precision(images: torch.Tensor, amp: torch.dtype | None) -> torch.autocast:
     """Compute in `amp` inside, where it is given."""
     return torch.autocast(images.device.type, amp, enabled=amp is not None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+@contextlib.contextmanager
+def memory_failures(reason: str) -> Iterator[None]:
+    """Turn an allocation that fails inside into a `TrialFailed` with this reason."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrialFailed(f"out of memory: {reason}") from None

@@ -24,6 +24,7 @@ from ballot.errors import UserError
 from ballot.runs.files import json_or_empty
 from ballot.training.packaged import packaged_file
 from ballot.values import Layer
+from ballot.wording import plural
 
 NAME = "recipe"
 FILE = Path(__file__).with_name("recipes.yml")
@@ -50,10 +51,11 @@ def with_recipe(
     """Put the recipe's layer below all others; return them with a line that says what it did.
 
     `saved` is the folder of a run that may be there already and goes on: its recipe stays.
-    Relative paths of the data start at `base`. What was written for another template is complete.
+    Relative paths of the data start at `base`. What was written for another template is complete,
+    unless a recipe is asked for by name.
     """
     config, origin = merge(layers)
-    foreign = any(layer.notes for layer in layers)
+    foreign = any(layer.notes for layer in layers) and origin["recipe"] == "default"
     if config.recipe == "none" or config.resume not in (None, "auto") or foreign:
         return list(layers), ""
     if saved is not None and (values := _of_run(saved)) is not None:
@@ -169,7 +171,7 @@ def sentence(now: Situation, config: Config) -> str:
     does = [
         f"{config.optimizer} {config.lr:g}",
         config.scheduler,
-        f"{config.epochs} epochs",
+        plural(config.epochs, "epoch"),
         config.augmentation,
     ]
     does += ["EMA"] if config.ema else []

@@ -16,6 +16,7 @@ from ballot.errors import UserError
 from ballot.training.group import Group
 from ballot.training.profiler import Clock
 from ballot.training.tensor_files import load_tensors, save_tensors
+from ballot.values import Json
 
 if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
@@ -114,6 +115,7 @@ class TrainState:
         ema = None if self.ema is None else self.ema.state_dict()
         whole = {
             "model": self.model,
+            "criterion": self.criterion,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "scaler": self.scaler,
@@ -134,6 +136,9 @@ class TrainState:
             self.model.load_state_dict(saved["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(saved["ema"])
+            criterion = self.criterion.state_dict()
+            if saved["criterion"].keys() == criterion.keys():  # another one begins anew
+                self.criterion.load_state_dict(saved["criterion"])
             if before.get("optimizer") == now.get("optimizer"):
                 self._load_optimizer(saved["optimizer"], before != now)
             else:
@@ -150,6 +155,19 @@ class TrainState:
             raise UserError(
                 f"{path}: does not fit this configuration ({reason}); "
                 "resume with the model and optimiser it was made with"
+            ) from None
+
+    def load_best(self, path: Path, device: torch.device) -> tuple[Json, Json]:
+        """Take the weights of the best epoch; return all that is saved with them, and its facts."""
+        saved = load_tensors(path, device)
+        try:
+            self.scored.load_state_dict(saved["model"])
+            return saved, json.loads(saved["about"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: is not the best epoch of this run ({reason}); "
+                "train under another --run_name"
             ) from None
 
     def _load_optimizer(self, saved: dict[str, Any], changed: bool) -> None:
@@ -172,6 +190,10 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
 
     @torch.no_grad()
     def average(kept: Tensors, now: Tensors, steps: torch.Tensor | int) -> None:
+        if not kept[0].is_floating_point():  # a place in a table has no mean
+            for old, new in zip(kept, now):
+                old.copy_(new)
+            return
         # With the full decay from the first step on, a short run would keep its start.
         done = float(steps)
         get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(kept, now, steps)

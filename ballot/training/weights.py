@@ -105,7 +105,9 @@ def read_weights(path: str | Path) -> Mapping[str, Tensor]:
         refuse_bomb(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a run folder") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); name a run folder or a file of weights"
+        ) from None
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,

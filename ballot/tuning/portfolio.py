@@ -7,13 +7,15 @@ A portfolio of good configurations beats a search from nothing (ZAP, ICML 2022; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ballot.config.schema import Config
 from ballot.values import Json
 
 Values = Json
+SHAPE = ("model", "image_size")  # what decides how large and how slow a network is
 LITE = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite1", "timm:tf_efficientnet_lite2")
 
 
@@ -33,6 +35,56 @@ def choice(*values: object) -> Json:
 def loguniform(low: float, high: float) -> Json:
     """Return a range of the search space: numbers whose logarithms are equally likely."""
     return {"_type": "loguniform", "_value": [low, high]}
+
+
+def shapes_of(made: Portfolio) -> list[Values]:
+    """Return each network with each size of images in which the space has it.
+
+    What is no choice of the space has no key.
+    """
+    found: list[Values] = []
+    for branch in _branches(made.space):
+        keys = [key for key in SHAPE if key in branch]
+        for values in itertools.product(*(branch[key]["_value"] for key in keys)):
+            shape = dict(zip(keys, values))
+            if shape not in found:
+                found.append(shape)
+    return found
+
+
+def without_shapes(made: Portfolio, above: Sequence[Values]) -> Portfolio:
+    """Leave out networks and sizes of images, given by `shapes_of`, that are above a bound.
+
+    A network or a size stays where it is within the bound with another one.
+    """
+
+    def fits(values: Values) -> bool:
+        return not any(values.items() >= shape.items() for shape in above)
+
+    branches = [kept for b in _branches(made.space) if (kept := _fitting(b, fits))]
+    space = branches[0] if branches else {}
+    if "recipe" in made.space:
+        space = {"recipe": {"_type": "choice", "_value": branches}}
+    first = [values for values in made.first if fits(values.get("recipe", values))]
+    return Portfolio(space if branches else {}, first)
+
+
+def _fitting(branch: Values, fits: Callable[[Values], bool]) -> Values | None:
+    """Return a part of the space with the networks and sizes that fit; None without any."""
+    keys = [key for key in SHAPE if key in branch]
+    shapes = [
+        dict(zip(keys, values))
+        for values in itertools.product(*(branch[key]["_value"] for key in keys))
+    ]
+    kept = [shape for shape in shapes if fits(shape)]
+    if not kept:
+        return None
+    return {**branch, **{key: choice(*(shape[key] for shape in kept)) for key in keys}}
+
+
+def _branches(space: Values) -> list[Values]:
+    """Return the parts of a space of which a configuration is of one."""
+    return space["recipe"]["_value"] if "recipe" in space else [space]
 
 
 def of_photos(base: Config, probe: Config, *, networks: Sequence[str]) -> Portfolio:

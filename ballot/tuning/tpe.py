@@ -209,14 +209,25 @@ class TPE:
             ]
         return "[" + ",\n".join(known) + "]\n"
 
-    def restore(self, text: str) -> None:
-        """Take up what `state` returned; `ValueError` where it is damaged, and nothing changes."""
+    def restore(self, text: str, begun: Iterable[Values] | None = None) -> None:
+        """Take up what `state` returned; `ValueError` where it is damaged, and nothing changes.
+
+        `begun` are the configurations of which there is a trial: one that was asked for just before
+        the end has none, and may be asked for again.
+        """
         try:
             trials = {
                 _key(p): Observation(p, None, state, loss) for p, state, loss in json.loads(text)
             }
         except (TypeError, AttributeError) as error:
             raise ValueError(str(error)) from None
+        if begun is not None:
+            kept = set(map(_key, begun))
+            trials = {
+                key: trial
+                for key, trial in trials.items()
+                if trial.state != "running" or key in kept
+            }
         with self._lock:
             self._trials = trials
             if trials:

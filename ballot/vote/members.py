@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
 import re
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ballot.errors import UserError
+from ballot.names import check_names, resolved
 from ballot.runs.files import read_json
-from ballot.runs.folder import VALIDATION, is_validation, run_of
+from ballot.runs.folder import VALIDATION, continued_of, is_validation, run_of
 from ballot.wording import few, natural
 
 # What may differ between the folds and seeds of one configuration.
@@ -62,16 +62,21 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
                     f"without test rows vote by outputs/*/{VALIDATION})"
                 )
         files += map(Path, found)
-    own = [f for f in files if f.name == "soft.csv" and f.with_name("ensemble.json").exists()]
+    results = ("soft.csv", VALIDATION)
+    own = [f for f in files if f.name in results and f.with_name("ensemble.json").exists()]
     if own:
         notes.append(f"left out: {few(map(str, own))}, an earlier vote's result")
-    left = set(own)
+    earlier = continued_of(files)
+    if earlier:
+        notes.append(f"left out: {few(map(str, earlier))}, which another member goes on from")
+    left = {*own, *earlier}
     files = [f for f in files if f not in left]
     if not files:
         raise UserError("ensemble: no file to vote; give the CSVs of runs, as in outputs/*.csv")
+    check_names("ensemble", list(map(str, files)))
     seen: dict[Path, Path] = {}
     for file in files:
-        first = seen.setdefault(_resolved(file), file)
+        first = seen.setdefault(resolved(file, "leave it out"), file)
         if first is not file:
             raise UserError(f"{file}: is given twice; use --weights to weight it more")
     held_out = [file for file in files if is_validation(file)]
@@ -81,15 +86,6 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
             "give of all runs the one, or of all the other"
         )
     return files, notes
-
-
-def _resolved(file: Path) -> Path:
-    try:
-        file.stat()  # what `resolve` does about a loop depends on the version of Python
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UserError(f"{file}: is a link that leads to itself; leave it out") from None
-    return file.resolve()
 
 
 def name_members(files: Sequence[Path], weights: Sequence[float] | None) -> list[Member]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ballot.names import resolved
 from ballot.runs.files import write_json
+from ballot.runs.folder import VALIDATION
 from ballot.values import Json
 from ballot.vote import combine
 from ballot.vote.ballots import write_answers, write_ballot
@@ -30,6 +32,20 @@ class MemberReport:
     temperature: float | None = None
     val: dict[str, float] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the answer is on validation rows: `probs` `[N, C]` of `ids`, of the classes `targets`.
+
+    `held_out` says that no row took part in the choice by which it is predicted.
+    """
+
+    ids: list[str]
+    targets: np.ndarray
+    groups: list[str] | None
+    probs: np.ndarray
+    held_out: bool
 
 
 @dataclass
@@ -53,25 +69,62 @@ class VoteReport:
     honest: Honest | None = None
     greedy: Honest | None = None
     alone: bool = False
+    validation: Validation | None = None
+    by_size: list[Json] = field(default_factory=list)  # the votes of the first members
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+
+    @property
+    def held(self) -> Validation | None:
+        """The answer on rows held out of the choice; None where no shared rows judge it."""
+        return self.validation if self.validation and self.validation.held_out else None
+
+
+def unlink_from_search(folder: Path) -> None:
+    """Let a link that search.py left give way to a folder, so that its search keeps its own vote.
+
+    What leads elsewhere, to a larger disk for example, stays; what leads nowhere goes too.
+    """
+    search = resolved(folder, "name another --out_dir").parent
+    if folder.is_symlink() and (not folder.exists() or (search / "search_space.json").exists()):
+        folder.unlink()
 
 
 def write_vote(
     report: VoteReport, recipe: combine.Recipe, columns: Sequence[str], submission: Submission
 ) -> None:
-    """Write `soft.csv`, `submission.csv` and, last, `ensemble.json`: that alone without answers."""
+    """Write `soft.csv` and `submission.csv`, `val.csv`, and, last, `ensemble.json`.
+
+    Without answers on test rows, or on validation rows, the record stands without their files.
+    """
     folder = Path(report.options.out_dir)
-    soft, answers, record = (folder / n for n in ("soft.csv", "submission.csv", "ensemble.json"))
-    if not report.ids:
-        stale = [path for path in (soft, answers) if record.exists() and path.exists()]
-        if stale:
-            report.notes.append(f"removed: {few(map(str, stale))} of an earlier vote")
-        write_json(record, describe(report, recipe, columns, submission))
-        for path in stale:
-            path.unlink()
-        report.files = [record]
-        return
+    soft, answers, val = (folder / name for name in ("soft.csv", "submission.csv", VALIDATION))
+    record, files, stale = folder / "ensemble.json", list[Path](), list[Path]()
+    if report.ids:
+        write_test_rows(report, columns, submission, soft, answers)
+        files += [soft, answers]
+    else:
+        stale += [soft, answers]
+    if report.validation is not None:
+        rows = report.validation
+        labels = [report.classes[number] for number in rows.targets.tolist()]
+        write_ballot(val, rows.ids, report.classes, rows.probs, labels)
+        files.append(val)
+    else:
+        stale.append(val)
+    stale = [path for path in stale if record.exists() and path.exists()]
+    if stale:
+        report.notes.append(f"removed: {few(map(str, stale))} of an earlier vote")
+    write_json(record, describe(report, recipe, columns, submission))
+    for path in stale:
+        path.unlink()
+    report.files = [*files, record]
+
+
+def write_test_rows(
+    report: VoteReport, columns: Sequence[str], submission: Submission, soft: Path, answers: Path
+) -> None:
+    """Write the probabilities of the test rows, and what is submitted."""
     place = {name: number for number, name in enumerate(report.classes)}
     order = [place[name] for name in columns]
     same = order == list(range(len(order)))
@@ -84,8 +137,6 @@ def write_vote(
         if len(submission.order) == len(rows) and by_id.keys() == set(submission.order):
             rows = [(name, by_id[name]) for name in submission.order]
     write_answers(answers, submission.columns, rows)
-    write_json(record, describe(report, recipe, columns, submission))
-    report.files = [soft, answers, record]
 
 
 def describe(
@@ -121,6 +172,8 @@ def describe(
             "test_rows": report.test_rows,
             "held_out": report.honest and asdict(report.honest),
             "greedy_held_out": report.greedy and asdict(report.greedy),
+            "val_held_out": report.validation and report.validation.held_out,
+            "by_size": report.by_size,
         },
         "notes": report.notes,
     }

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ballot.errors import UserError, suggest
+from ballot.names import check_names, resolved
 from ballot.runs.folder import is_validation, run_of
-from ballot.vote import combine
+from ballot.values import Json
+from ballot.vote import combine, growth
 from ballot.vote.ballots import (
     Ballot,
     check_same_classes,
@@ -25,9 +27,15 @@ from ballot.vote.ballots import (
     rows_like,
 )
 from ballot.vote.comparison import FEWEST_ROWS, SharedRows, compare
-from ballot.vote.members import Member, find_files, group_folds, name_members, status_of
+from ballot.vote.members import (
+    Member,
+    find_files,
+    group_folds,
+    name_members,
+    status_of,
+)
 from ballot.vote.options import Refit, VoteOptions, check_options
-from ballot.vote.outcome import MemberReport, VoteReport, write_vote
+from ballot.vote.outcome import MemberReport, Validation, VoteReport, write_vote
 from ballot.vote.selection import (
     Rehearsal,
     best_members,
@@ -38,7 +46,7 @@ from ballot.vote.selection import (
     score_all,
 )
 from ballot.vote.truth import Submission, find_submission, read_splits, read_truth
-from ballot.wording import few, natural, short
+from ballot.wording import few, natural, plural, short
 
 REFIT_SAY = 0.5  # of runs on all rows together (docs/vote.md)
 LARGEST_HINT = 10**8  # numbers in memory (0.8 GB) for what nobody asked for
@@ -61,6 +69,7 @@ def run_vote(
     shared, own = read_shared_rows(members, first, knowledge, notes, options)
     recipe = make_recipe(members, shared, options, notes)
     rehearsal = try_out(shared, recipe, options)
+    by_size = sizes_of(members, recipe, shared, rehearsal, options)
     alone = options.select == "auto" and rehearsal is not None and rehearsal.honest.worse
     if alone:
         recipe = single_recipe(members, shared, options)
@@ -75,6 +84,7 @@ def run_vote(
         for m, w, s, scores in zip(members, shares(recipe), statuses, test.scores, strict=True)
     ]
     report = VoteReport(options, first.ids, first.classes, probs, rows, alone=alone, notes=notes)
+    report.by_size = by_size
     report.test, report.test_rows = test.score(probs), int(test.known.sum())
     score_validation(report, shared, own, judged, rehearsal)
     notes += test.notes()
@@ -127,8 +137,8 @@ def with_refits(
     weights += [scale * say[each.file] for each in known]
     added = [Member(run_of(each.file).name, (each.file,)) for each in known]
     notes.append(
-        f"{len(known)} runs on all rows have {REFIT_SAY:.0%} of the weight; validation scores "
-        "are those of the other members"
+        f"{plural(len(known), 'run')} on all rows with {REFIT_SAY:.0%} of the weight; validation "
+        "scores are those of the other members"
     )
     whole = [*statuses, *("done" for _ in known)]
     return [*members, *added], whole, replace(recipe, weights=weights)
@@ -142,7 +152,7 @@ def gather(paths: Sequence[str | Path], options: VoteOptions) -> tuple[list[Memb
         members = group_folds(members)
         joined = [m.name for m in members if len(m.files) > 1]
         notes.append(
-            f"joined: {len(files)} files into {len(members)} members"
+            f"joined: {plural(len(files), 'file')} into {plural(len(members), 'member')}"
             if joined
             else "--group_folds: no two files are folds or seeds of one configuration"
         )
@@ -168,10 +178,12 @@ def without_test_rows(options: VoteOptions) -> str:
 
 def check_out_dir(folder: Path, members: Sequence[Member]) -> None:
     """Refuse a folder whose files the vote would mix up with its members."""
+    check_names("--out_dir", [str(folder)])
+    place = resolved(folder, "name another --out_dir")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out_dir: {folder} is a file; name a folder")
     for file in (f for member in members for f in member.files):
-        if file.resolve().parent == folder.resolve():
+        if file.resolve().parent == place:
             raise UserError(
                 f"--out_dir: {folder} holds the member {file.name}; write the vote elsewhere, "
                 "as in ensemble, or the next vote would count this one"
@@ -222,6 +234,25 @@ def try_out(
     return rehearse(options, [recipe.weights[i] for i in shared.members], shared)
 
 
+def sizes_of(
+    members: Sequence[Member],
+    recipe: combine.Recipe,
+    shared: SharedRows | None,
+    rehearsal: Rehearsal | None,
+    options: VoteOptions,
+) -> list[Json]:
+    """Return how good the votes of the first members are, each with the member that it adds."""
+    if shared is None or rehearsal is None or shared.values.size > LARGEST_HINT:
+        return []
+    weights = [recipe.weights[i] for i in shared.members]
+    scores = growth.scores_by_size(options, weights, shared, rehearsal.parts)
+    order = growth.order_of(weights, shared.values, shared.targets, options.metric)
+    return [
+        {"name": members[shared.members[place]].name, "weight": weights[place], "val": score}
+        for place, score in zip(order, scores)
+    ]
+
+
 def single_recipe(
     members: Sequence[Member], shared: SharedRows | None, options: VoteOptions
 ) -> combine.Recipe:
@@ -258,7 +289,12 @@ def score_validation(
         weights = [recipe.weights[i] for i in shared.members]
         probs = combine.combine(replace(recipe, weights=weights), shared.values)
         report.val = score_all(probs, shared.targets, options)
+        report.validation = Validation(
+            shared.ids, shared.targets, shared.groups, probs, held_out=False
+        )
         return
+    probs = rehearsal.single if report.alone else rehearsal.voted
+    report.validation = Validation(shared.ids, shared.targets, shared.groups, probs, held_out=True)
     judge(report, shared, recipe, rehearsal)
 
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ import pytest
 import searches_for_tests
 import sklearn.metrics
 import torch
-from conftest import ROOT
 from images_for_tests import class_folders
 from templates_for_tests import (
     cifar10,
@@ -32,6 +32,8 @@ from ballot.config.files import read_config_files
 from dataset import load_data
 from model import create_model
 from optim import create_optimizer, create_scheduler
+
+ROOT = Path(__file__).resolve().parents[2]
 
 NAMES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TORCHVISION_OF_TESTS = """\
@@ -110,6 +112,16 @@ def test_every_key_of_three_parts_is_told(tmp_path):
         "dist_url",
         "dist_backend",
     ]
+
+
+def test_dummy_images_take_the_place_of_the_folders_that_are_named(tmp_path):
+    done, alike, _ = told(three_parts(tmp_path, dummy=True))
+    assert "dummy = True -> dataset = 'dummy'" in done
+    assert "model.cls_head.num_class = 3 -> dataset_args.num_classes = 3" in done
+    assert not [line for line in done if line.split("_dir")[0] in ("train", "val", "test")]
+    for side in ("train_dir", "val_dir", "test_dir"):
+        (line,) = [line for line in alike if line.startswith(f"{side} = ")]
+        assert line.endswith("(dummy needs no folder)")
 
 
 def test_every_key_of_a_config_json_is_told(tmp_path):
@@ -330,6 +342,19 @@ def test_three_parts_train_in_two_processes_and_save_where_they_say(script, tmp_
 
 
 @pytest.mark.slow
+def test_an_error_of_several_processes_is_one_line_below_one_translation(script, tmp_path):
+    words = [word for path in three_parts(tmp_path, dummy=True) for word in ("-c", path)]
+    done = script("train.py", *words, "-d", "cpu")  # there is no file of weights to start from
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith(f"error: {tmp_path}/load.pth: ")
+    assert [line for line in lines if "epochs = 2" in line] == [
+        line for line in lines if line.lstrip().startswith("epochs = ")
+    ]
+    assert len([line for line in lines if not line.startswith("  ")]) == 3  # two headings
+
+
+@pytest.mark.slow
 def test_upper_case_files_train_into_mlflows_experiment(script, tmp_path):
     cifar10(tmp_path / "data")
     (tmp_path / "own.py").write_text(TORCHVISION_OF_TESTS)
@@ -400,6 +425,16 @@ def test_a_file_laid_over_a_resumed_run_changes_how_it_goes_on(own_project):
     assert history["lr"].tolist() == pytest.approx([0.004, 0.0012, 0.005])
     asked = start(own_project, "predict.py", run, "photos", "--out", "new.csv")
     assert len(pd.read_csv(own_project / "new.csv")) == 32, asked
+
+
+@pytest.mark.slow
+def test_what_a_file_over_a_resumed_run_leaves_out_stays_as_it_was(own_project):
+    run = own_project / "saved" / "Mask_ResNet" / "one"
+    new = {"optimizer": {"type": "SGD", "args": {"lr": 0.01}}, "trainer": {"epochs": 9}}
+    write(own_project / "sgd.json", new)
+    said = start(own_project, "train.py", "-c", "sgd.json", "-r", run / "last.pt", "--print_config")
+    assert "optimizer = 'SGD'" in said and "without a scheduler" not in said
+    assert '"optimizer": "SGD"' in said and '"scheduler": "step"' in said
 
 
 @pytest.mark.slow

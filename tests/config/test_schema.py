@@ -215,3 +215,9 @@ def test_yaml_that_python_gives_up_on_is_a_line(tmp_path, text):
 def test_a_path_with_a_nul_is_refused_by_its_key(key, value):
     with pytest.raises(UserError, match=f"^here: {key} is "):
         merge([Layer("here", {key: value})])
+
+
+@pytest.mark.parametrize("key, value", [("out_dir", "o\udce4"), ("plugins", ["a", "o\udce4"])])
+def test_a_path_that_is_no_utf_8_is_refused_by_its_key(key, value):
+    with pytest.raises(UserError, match=rf"^here: {key}: 1 name is not UTF-8, as 'o\\xe4'"):
+        merge([Layer("here", {key: value})])

@@ -197,6 +197,10 @@ BACKBONE = {"backbone": "resnet18"}
             {"dataset": "MNIST", "data_dir": "x"},
         ),
         (
+            {**TRAINER, "data_loader": {"type": "FlowerDataLoaderV2", "args": {"data_dir": "x"}}},
+            {"dataset": "auto", "data_dir": "x"},
+        ),
+        (
             {**TRAINER, "data_loader": {"args": {"num_folds": 5, "fold_id": 1}}},
             {"folds": 5, "fold": 1},
         ),
@@ -299,6 +303,10 @@ def test_two_old_keys_that_disagree_are_an_error():
         ({**TRAINER, "optimizer": {"type": "SGDD"}}, "optimizer 'SGDD'; did you mean 'SGD'"),
         ({**TRAINER, "lr_scheduler": {"type": "Stepp"}}, "unknown scheduler 'Stepp'"),
         ({"DATASET_TYPE": "cifar11"}, "unknown dataset 'cifar11'; did you mean 'CIFAR10'"),
+        (
+            {**TRAINER, "data_loader": {"type": "Bouquet"}},
+            "unknown dataset 'Bouquet'; --dataset auto reads the images in data_dir",
+        ),
         ({**TRAINER, "arch": {"type": "LeNet", "args": {"wdth": 3}}}, "takes no argument 'wdth'"),
     ],
 )

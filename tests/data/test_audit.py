@@ -113,7 +113,7 @@ def test_a_broken_test_image_is_an_error_because_its_row_must_be_answered(root):
 def test_classes_with_too_few_rows_are_told(root, caplog):
     class_folders(root / "train", {"owl": 1}, start=700)
     load(root)
-    assert "1 classes have fewer than 2 rows, too few to split: owl (1)" in caplog.text
+    assert "fewer than 2 rows of a class, too few to split: owl (1)" in caplog.text
 
 
 def test_classes_with_too_few_groups_are_told(tmp_path, caplog):
@@ -127,4 +127,4 @@ def test_classes_with_too_few_groups_are_told(tmp_path, caplog):
     ]
     table(tmp_path / "labels.csv", rows)
     load(tmp_path)
-    assert "1 classes have fewer than 2 groups, too few to split: b (1)" in caplog.text
+    assert "fewer than 2 groups of a class, too few to split: b (1)" in caplog.text

@@ -19,6 +19,7 @@ from ballot.engines.choose import AnyEngine
 from ballot.engines.interface import Launch, Plan
 from ballot.errors import UserError
 from ballot.preflight import tryout
+from ballot.runs.files import read_rows
 from ballot.vote.options import VoteOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,26 @@ def test_changed_data_are_refused_before_anything_is_written(
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: resume: ") and named in said and "\n" not in said
     assert contents(outputs) == before
+
+
+def test_a_run_remembers_the_rows_that_were_excluded(trained, tmp_path, capsys):
+    listed = tmp_path / "list.csv"
+    listed.write_text("label,id\nred,red/red-3.png\n")
+    words = ("--epochs", 1, "--image_size", 16, "--exclude", listed)
+    folder = run(tmp_path, trained / "data", "less", *words)
+    assert (folder / "excluded.csv").read_text() == "id\nred/red-3.png\n"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["values"]["exclude"] == str(listed)
+    kept, all_rows = read_rows(folder / "split.csv"), read_rows(trained / "outputs/one/split.csv")
+    assert kept == [row for row in all_rows if row["id"] != "red/red-3.png"]
+    resume = ["--resume", str(folder), "--epochs", "2", "--device", "cpu"]
+    listed.write_text("id\nred/red-3.png\nred/red-4.png\n")
+    assert train.main(resume) == 2
+    said = capsys.readouterr().err
+    assert "the rows differ (red/red-4.png missing)" in said
+    moved = tmp_path / "moved.txt"
+    moved.write_text("red/red-3.png\n")
+    assert train.main([*resume, "--exclude", str(moved)]) == 0
 
 
 def test_the_same_data_elsewhere_and_saved_anew_go_on(trained, tmp_path):

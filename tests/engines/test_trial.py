@@ -24,5 +24,15 @@ def test_a_tuner_sets_what_is_searched_and_nothing_else(key):
         Trial({**own, key: 1}, searched=searched).layer()
 
 
+def test_a_trial_goes_on_from_a_run_of_its_own_search_alone():
+    values = {"lr": 0.1, "continues": "s-001-abc"}
+    trial = Trial(values, id="t", experiment="s", sequence=4, searched=("lr",))
+    assert trial.layer().values == {"lr": 0.1} and trial.continues == "s-001-abc"
+    assert Trial({"lr": 0.1}).continues is None
+    for name in ("../s-001-abc", "other-001-abc", "s-001-abc/..", "", 3):
+        with pytest.raises(UserError, match="names an earlier run of the search"):
+            _ = Trial({"continues": name}, id="t", experiment="s").continues
+
+
 def test_without_the_guard_the_search_space_is_unknown_to_a_trial():
     assert Trial({"epochs": 3}).layer().values == {"epochs": 3}

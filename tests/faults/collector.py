@@ -67,17 +67,7 @@ class Homecoming(Scene):
             ],
             [(trial, "0", "FINAL", score) for trial, score in state.items()],
         )
-        params = {
-            "trialCommand": f"python3 train.py --out_dir {OUT_DIR}",
-            "maxTrialNumber": 3,
-            "trialCodeDirectory": str(place),
-            "trialConcurrency": 1,
-            "tuner": {"classArgs": {"optimize_mode": "maximize"}},
-            "trainingService": {"platform": "remote"},
-        }
-        with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
-            db.execute("CREATE TABLE ExperimentProfile (params, execDuration, revision)")
-            db.execute("INSERT INTO ExperimentProfile VALUES (?, 60, 1)", (json.dumps(params),))
+        _write_profile(folder, place)
         note = {
             "folder": str(place),
             "machines": [asdict(self.far.machine)],
@@ -241,3 +231,18 @@ def file_changes_there(scene: Homecoming, rng: random.Random) -> None:
 
 OWN = (connection_drops, ssh_is_killed, machine_is_away, cable_is_cut, file_changes_there)
 COLLECTOR_FAULTS = (*FAULTS, *OWN)
+
+
+def _write_profile(folder: Path, place: Path) -> None:
+    """Write down in NNI's database what the search of `folder` was asked for."""
+    params = {
+        "trialCommand": f"python3 train.py --out_dir {OUT_DIR}",
+        "maxTrialNumber": 3,
+        "trialCodeDirectory": str(place),
+        "trialConcurrency": 1,
+        "tuner": {"classArgs": {"optimize_mode": "maximize"}},
+        "trainingService": {"platform": "remote"},
+    }
+    with sqlite3.connect(folder / "db" / "nni.sqlite") as db:
+        db.execute("CREATE TABLE ExperimentProfile (params, execDuration, revision)")
+        db.execute("INSERT INTO ExperimentProfile VALUES (?, 60, 1)", (json.dumps(params),))

@@ -1,7 +1,7 @@
 """The machine from which results come home, and what happens to its connections.
 
-It is one of namespaces where these are permitted (tests/machines_for_tests.py), and otherwise an
-sshd of this user on loopback, whose cable nobody can cut.
+It is one of namespaces where these are permitted (tests/support/machines_for_tests.py), and
+otherwise an sshd of this user on loopback, whose cable nobody can cut.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psutil
 
 from ballot.engines.nni.manager import free_port
 from ballot.machines.machine import Machine
-from tests.machines_for_tests import UID, USER, Lab, make_key, sshd_program, why_not
+from tests.support.machines_for_tests import UID, USER, Lab, make_key, sshd_program, why_not
 
 LOOPBACK = """ListenAddress 127.0.0.1
 Port {port}

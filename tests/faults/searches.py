@@ -27,7 +27,7 @@ from ballot.errors import UserError
 from tests.faults import scenarios
 from tests.faults.processes import Child, start
 from tests.faults.scenarios import Scene
-from tests.searches_for_tests import (
+from tests.support.searches_for_tests import (
     ROOT,
     environment,
     managers_and_trials,

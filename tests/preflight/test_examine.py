@@ -59,6 +59,25 @@ def test_nothing_is_wrong_with_a_good_configuration(examine):
     assert found.draft.plan([], maximize=True).settings.search_space == SPACE
 
 
+SHIPPED = [
+    "config_local.yml",
+    "config_remote.yml",
+    *sorted(ROOT.glob("examples/*/config_local.yml")),
+]
+# What the machine that reads them cannot have: photos in the named folder, keys of other machines.
+NOT_HERE = ("data_dir: ", "its key file ")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: Path(path).parent.name or str(path))
+def test_nothing_is_wrong_with_what_is_shipped_but_what_is_not_here(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = examine_module.examine(
+        NniEngine(), ROOT / path, Limits(), probe=False, guarded=True, port=28400
+    )
+    assert [p for p in found.problems if not p.what.startswith(NOT_HERE)] == []
+    assert found.aim is not None and found.aim[1] == "max"
+
+
 def test_everything_is_found_at_once(examine):
     space = {
         "learning_rate": SPACE["lr"],
@@ -125,10 +144,11 @@ def test_the_monitor_may_stand_in_a_file_of_the_trial_command(examine, tmp_path)
 
 
 def test_the_command_line_of_the_search_comes_before_its_file(examine):
-    limits = Limits(max_trials=9, max_seconds=90.0, concurrency=3, trial_seconds=5.0)
+    bounds = ("--max_params", "4M")
+    limits = Limits(9, max_seconds=90.0, concurrency=3, trial_seconds=5.0, bounds=bounds)
     plan = examine(limits=limits).draft.plan([], maximize=True)
     assert (plan.max_trials, plan.concurrency, plan.max_seconds) == (9, 3, 90.0)
-    assert plan.command.endswith("--time_limit 5")
+    assert plan.command.endswith("--time_limit 5 --max_params 4M")
 
 
 @pytest.mark.parametrize(
@@ -311,3 +331,15 @@ def test_an_interpreter_that_cannot_train_is_said(examine, tmp_path):
     assert "a trial does not start: ImportError: no torch" in str(error)
     (error,) = examine(probe=True, trialCommand="/none/python3 train.py --resume auto").errors
     assert "No such file" in str(error)
+
+
+@pytest.mark.slow
+def test_networks_above_a_bound_are_named_and_a_search_of_none_else_is_refused(examine):
+    space = {"model": {"_type": "choice", "_value": ["simple_cnn", "AlexNet"]}}
+    command = "python3 train.py --resume auto --epochs 1 --image_size 64 --max_params "
+    found = examine(space, probe=True, trialCommand=command + "1M")
+    (note,) = [p for p in found.problems if "parameters" in p.what]
+    assert not note.fatal and note.what.startswith("AlexNet has ")
+    assert note.remedy == "leave it out of the search space" and found.errors == []
+    (refused,) = examine(space, probe=True, trialCommand=command + "1k").errors
+    assert str(refused).startswith("max_params: simple_cnn has 338,486 parameters, more than 1k; ")

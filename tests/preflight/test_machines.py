@@ -1,6 +1,5 @@
 """What is wrong with machines: told from their words, and by real ones before a search starts."""
 
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from ballot.preflight.machines import (
     Needs,
     Reach,
     ask,
+    command_problems,
     data_problems,
     differences,
     facts_problems,
@@ -177,6 +177,29 @@ def test_paths_of_the_machines_are_told_from_those_that_are_sent():
     assert needs.paths == {"data_dir": "$HOME/d"} and needs.data == "$HOME/d"
 
 
+def test_files_that_do_not_reach_the_machines_are_told_from_those_that_do(tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "in.csv").touch()
+    (tmp_path / "out.csv").touch()
+    draft = SimpleNamespace(
+        outline=SimpleNamespace(code=code, command="python3 train.py"),
+        machine_check=SimpleNamespace(ignore_file=".nniignore"),
+        uploaded=lambda: ["in.csv"],
+    )
+    assert (
+        command_problems(draft, Config(exclude="in.csv", soft_labels="/there/soft.csv"), "c") == []
+    )
+    for key in ("exclude", "soft_labels"):
+        (problem,) = command_problems(draft, Config(**{key: "../out.csv"}), "c")
+        assert str(problem) == (
+            f"c: {key}: ../out.csv is outside {code}, which is all that is sent to the machines; "
+            f"give its place there, as in --{key} $HOME/out.csv"
+        )
+    needs = needs_of("python3 train.py", Config(soft_labels="/there/soft.csv"))
+    assert needs.paths == {"soft_labels": "/there/soft.csv"}  # is looked for on each machine
+
+
 def test_bad_machines_are_left_out_only_where_that_is_wanted_and_others_remain():
     machines = [Machine("a"), Machine("b")]
     link = SimpleNamespace(name="a", close=lambda: None)
@@ -216,50 +239,6 @@ def test_the_shipped_form_is_understood():
     assert {m.interpreter for m in machines} == {"$HOME/.ballot/venv/bin/python3"}
     trials = trial_interpreter(told.command)
     assert Path(trials).parent == Path(machines[0].interpreter).parent
-
-
-def test_the_slurm_example_searches_the_nodes_of_its_job(tmp_path):
-    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
-    (tmp_path / "python").write_text(
-        '#!/bin/sh\n[ "$1" = search.py ] && exec echo "$@"\n' + f'exec {sys.executable} "$@"\n'
-    )
-    for name in ("scontrol", "python"):
-        (tmp_path / name).chmod(0o755)
-    job = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_GPUS_ON_NODE": "4",
-        "PYTHON": "./python",
-        "TEMPLATE": str(ROOT / "config_remote.yml"),
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-    }
-    script = ROOT / "examples" / "slurm" / "search.sbatch"
-    for nodes, config, trials in ((2, "slurm-7.yml", 8), (1, job["TEMPLATE"], 4)):
-        done = subprocess.run(
-            ["bash", script],
-            env={**job, "SLURM_JOB_NUM_NODES": str(nodes)},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert f"search.py --config {config} " in done.stdout
-        assert f"--concurrency {trials}" in done.stdout
-    content = yaml.safe_load((tmp_path / "slurm-7.yml").read_text())
-    assert [(m.host, m.python) for m in machines_of(content)] == [
-        ("n1", str(tmp_path)),
-        ("n2", str(tmp_path)),
-    ]
-    assert trial_interpreter(content["trialCommand"]) == str(tmp_path / "python")
-
-
-def test_the_kubernetes_example_can_be_read():
-    text = (ROOT / "examples" / "kubernetes" / "search.yaml").read_text()
-    volume, job = yaml.safe_load_all(text)
-    pod = job["spec"]["template"]["spec"]
-    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
-    command = pod["containers"][0]["command"]
-    assert subprocess.run([*command[:1], "-n", *command[1:]]).returncode == 0
 
 
 # ---------------------------------------------------------------- real machines

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ballot import wording
+from ballot.config.schema import Config
 from ballot.config.trial_command import TrialCommand
 from ballot.preflight import tryout
 from ballot.preflight.tryout import Answers, Item
@@ -113,6 +114,32 @@ def test_a_trial_that_was_killed_or_never_started_is_told_apart():
 def test_warnings_of_a_trial_are_notes_said_once():
     warned = {**FACTS, "warnings": ["starts FROM SCRATCH"]}
     assert problems(answers(warned, warned)) == [("train.py: starts FROM SCRATCH", False)]
+
+
+def test_what_was_not_measured_is_said_with_what_it_may_take(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    names = ["Efficientnet_b6", "Efficientnet_b0"]
+    space = {
+        "model": {"_type": "choice", "_value": names},
+        "batch_size": {"_type": "choice", "_value": [8, 128]},
+    }
+    items = tryout.what_to_try(space, train=True)
+    found = Answers(items, {0: FACTS}, 0, [], late=True)
+    (note,) = tryout.unmeasured_notes(found, Config(), "space.json")
+    assert str(note) == (
+        "space.json: the largest configuration of Efficientnet_b6 and 1 more: memory and time were "
+        "not measured, it may take up to about 8.0 GB: 16 times the smallest configuration, which "
+        "takes 500 MB; a batch that does not fit is taken in parts, more slowly"
+    )
+    assert not note.fatal
+    assert "one takes at least " in tryout.estimate(found, 4, 2, None)
+    other = Answers(items[:1] + items[2:], {0: FACTS}, 0, [], late=True)
+    (note,) = tryout.unmeasured_notes(other, Config(), "space.json")
+    assert "of Efficientnet_b0: memory and time were not measured; a batch" in str(note)
+    assert tryout.unmeasured_notes(answers(FACTS, FACTS), Config(), "") == []
+    (note,) = tryout.elsewhere_notes(space, Config(), "space.json")
+    assert "batches of 128 for 'Efficientnet_b6', 'Efficientnet_b0'" in str(note)
+    assert tryout.elsewhere_notes({"lr": space["batch_size"]}, Config(), "") == []
 
 
 def test_memory_is_counted_for_the_trials_that_run_at_once(monkeypatch):

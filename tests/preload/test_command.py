@@ -191,6 +191,29 @@ print([int(n) for n in heard])
 """
 
 
+# The answer that tells of the trial is read a second late, as where the machine is busy.
+LATE = """
+import sys, time
+from ballot.preload import command
+receive = command.receive
+command.receive = lambda link: (time.sleep(1), receive(link))[1]
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_that_comes_before_the_trial_is_known_reaches_it(place):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LATE, script(place, COUNTING), "1"],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == f"[{int(signal.SIGINT)}]\n"
+
+
 def test_signals_reach_the_trial_once(place):
     process = begin(place, script(place, COUNTING), "4")
     assert process.stdout.readline() == "ready\n"

@@ -24,7 +24,7 @@ from chromium_for_tests import Browser
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from ballot.errors import UserError
-from ballot.report import answer, statistics
+from ballot.report import answer, sizes, statistics
 from ballot.report import page as page_module
 from ballot.report.page import how_it_runs, try_report, write_report
 from ballot.report.serve import open_server
@@ -248,6 +248,16 @@ def test_confusion_and_class_scores_are_scikit_learns():
     np.testing.assert_allclose(ours, theirs)
 
 
+def test_attributes_are_scored_by_the_sums_of_their_classes():
+    run = judged_at_random()
+    # a and c are blue, b and d red; the run's own order of the classes is another one.
+    colour = {"name": "colour", "classes": ["blue", "red"], "of_class": [1, 0, 1, 0]}
+    run.trial.result.update(classes=list("dcba"), attributes=[colour])
+    red = run.probs[:, [1, 3]].sum(axis=1) > run.probs[:, [0, 2]].sum(axis=1)
+    expected = {"name": "colour", "classes": 2, "accuracy": (red == (run.targets % 2 == 1)).mean()}
+    assert statistics.attribute_scores(run) == [expected]
+
+
 def test_a_class_that_was_never_predicted_has_no_precision():
     trial = Trial("t", Path("t"), "done", "", 0.5)
     run = statistics.Judged(trial, ["a"], ["x", "y"], np.array([1]), np.array([[1.0, 0.0]]))
@@ -283,6 +293,21 @@ def test_agreement_counts_equal_answers_whatever_the_order_of_the_rows(outputs):
 
 
 # The page
+
+
+def test_labels_that_the_runs_doubt_are_shown(outputs):
+    for path in outputs.glob("*/val.csv"):
+        lines = path.read_text().splitlines()
+        assert lines[0] == "id,label,cat,dog,owl" and lines[4].startswith("img3,cat,")
+        lines[4] = "img3,cat,0.01,0.02,0.97"
+        path.write_text("\n".join(lines) + "\n")
+    seen = Tags(page_of(outputs))
+    words = " ".join(seen.words.split())
+    assert "cat, probably owl (97 %)" in words
+    assert (
+        "img3"
+        in words.split("Labels that are probably wrong")[1].split("cat, probably owl")[1][:40]
+    )
 
 
 def test_a_class_a_file_and_a_reason_are_text(outputs):
@@ -463,6 +488,100 @@ def test_the_page_begins_with_the_answer_its_command_and_the_next_step(outputs):
     assert f"python predict.py {folder} photos/ --out new.csv" in Tags(page).words
 
 
+def vote_on_validation(outputs, numbers=(0, 2, 4), rows=90, **options):
+    """Let runs vote that are right on more rows together than each by itself."""
+    rng, classes = np.random.default_rng(0), ["cat", "dog", "owl"]
+    ids, labels = [f"r{k}" for k in range(rows)], [classes[k % 3] for k in range(rows)]
+    for number in numbers:
+        folder, right = folder_of(outputs, number), np.eye(3)[np.arange(rows) % 3]
+        for path, given in ((folder.with_suffix(".csv"), None), (folder / "val.csv", labels)):
+            write_ballot(
+                path, ids, classes, 0.5 * right + 0.5 * rng.dirichlet(np.ones(3), rows), given
+            )
+    folder = outputs.parent / "ensemble"
+    options = VoteOptions(out_dir=str(folder), select="auto", **options)
+    return run_vote(sorted(outputs.glob("*.csv")), options)
+
+
+def test_the_confusion_and_the_mistakes_are_the_votes_on_rows_held_out_of_the_choice(outputs):
+    report = vote_on_validation(outputs)
+    page = page_of(outputs)
+    words = " ".join(Tags(page).words.split())
+    assert (
+        "The vote on validation rows The vote of 3 members: 90 rows held out of the choice" in words
+    )
+    with (outputs.parent / "ensemble" / "val.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ["cat", "dog", "owl"]
+    answers = [max(names, key=lambda name: float(row[name])) for row in rows]
+    wanted = confusion_matrix([row["label"] for row in rows], answers, labels=names)
+    cells = figures_of(page)["confusion"]["data"]["values"]
+    assert [cell["n"] for cell in cells] == wanted.ravel().tolist()
+    assert f"accuracy {report.val['acc']:.3f}, expected calibration error" in words
+
+
+def test_without_predictions_of_the_vote_the_best_run_is_shown_and_named(outputs):
+    vote_of_three(outputs)
+    (outputs.parent / "ensemble" / "val.csv").unlink()
+    words = " ".join(Tags(page_of(outputs)).words.split())
+    best = find_trials(outputs).scored[0]
+    assert f"Best run on its validation rows {best.label}" in words
+    assert "held out of the choice" not in words.split("Best run on its validation rows")[1]
+
+
+# What accuracy costs
+
+
+def test_a_vote_costs_what_its_members_cost_together_with_all_their_folds_and_views(outputs):
+    networks = [(1e6, 2e8, 50.0), (3e6, 4e8, 25.0), (5e6, None, 100.0)]
+    for number, (parameters, madds, speed) in zip((0, 2, 4), networks):
+        network = {"parameters": parameters, "multiply_adds": madds, "images_per_second": speed}
+        change(folder_of(outputs, number) / "result.json", network=network)
+    change(folder_of(outputs, 2) / "result.json", tta=[{"passes": 2}, {"passes": 1}])
+    report = vote_on_validation(outputs)
+    found = find_trials(outputs)
+    rows = sizes.rows_of(found, statistics.vote(found, outputs.parent / "ensemble")[0])
+    trials = {row["name"]: row for row in rows if row["kind"] == "trial"}
+    two = trials[next(t.label for t in found.trials if t.folder == folder_of(outputs, 2))]
+    assert (two["parameters"], two["multiply_adds"]) == (6e6, 12e8)
+    assert two["images_per_second"] == pytest.approx(25 / 3, rel=1e-3)
+    votes = [row for row in rows if row["kind"] == "vote"]
+    assert [row["number"] for row in votes] == [1, 2, 3]
+    assert votes[-1]["parameters"] == 12e6 and votes[-1]["multiply_adds"] is None
+    seconds = 1 / 50 + 3 / 25 + 1 / 100
+    assert votes[-1]["images_per_second"] == pytest.approx(1 / seconds, rel=1e-3)
+    assert votes[-1]["accuracy"] == pytest.approx(report.val["acc"], abs=1e-5)
+
+
+@pytest.mark.parametrize("measure", sizes.MEASURES)
+def test_the_front_has_what_nothing_else_beats_in_cost_and_accuracy(measure):
+    rng = np.random.default_rng(0)
+    rows = [
+        {measure: float(rng.integers(1, 20)), "accuracy": rng.integers(10) / 10} for _ in range(60)
+    ]
+    rows.append({measure: None, "accuracy": 1.0})
+    sign = 1 if sizes.MEASURES[measure] else -1
+    points = {(sign * row[measure], row["accuracy"]) for row in rows if row[measure] is not None}
+    naive = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)}
+    front = sizes.front_of(rows, measure)
+    assert {(sign * row[measure], row["accuracy"]) for row in front} == naive
+    assert len(front) == len(naive)
+
+
+def test_the_page_draws_accuracy_against_size_or_says_that_it_is_not_known(outputs):
+    vote_on_validation(outputs)
+    page = page_of(outputs)
+    drawn = figures_of(page)
+    for measure in sizes.MEASURES:
+        values = drawn[f"size_{measure}"]["data"]["values"]
+        assert [row["number"] for row in values if row["kind"] == "vote"] == [1, 2, 3]
+        assert sum(row["kind"] == "trial" for row in values) == 23
+    assert "vote of 3" in Tags(page).words.split("on a front")[1]
+    for path in outputs.glob("*/result.json"):
+        change(path, network=None)
+    assert "No trial has recorded what its network costs." in Tags(page_of(outputs)).words
+
+
 def test_trials_that_ended_after_the_vote_are_counted(outputs):
     vote_of_three(outputs)
     assert "after this vote" not in page_of(outputs)
@@ -475,7 +594,9 @@ def test_losses_of_different_criteria_are_not_drawn_on_one_axis(outputs):
     for number in range(3):
         config = folder_of(outputs, number) / "config.json"
         values = json.loads(config.read_text())["values"]
-        change(config, values=values | {"criterion": "focal", "criterion_args": {"gamma": 2.0}})
+        other = {"criterion": "focal", "criterion_args": {"gamma": 2.0}}
+        heads = {"heads": "product", "head_weights": "equal", "ordinal": ["age"]}
+        change(config, values=values | other | heads)
     for number in range(24):
         history = folder_of(outputs, number) / "history.csv"
         history.write_text(history.read_text().replace("val_acc", "val_loss"))
@@ -486,7 +607,10 @@ def test_losses_of_different_criteria_are_not_drawn_on_one_axis(outputs):
     lines = {name: len({row["t"] for row in rows}) for name, rows in shown.items()}
     assert lines == {"1": 21, "2": 3}
     words = " ".join(Tags(page).words.split())
-    assert "val_loss of focal, gamma 2" in words and "cannot be compared" in words
+    assert (
+        "val_loss of focal, gamma 2, heads product, age by thresholds" in words
+        and "cannot be compared" in words
+    )
 
 
 def test_a_page_refreshes_itself_only_while_the_search_runs(outputs):
@@ -633,6 +757,16 @@ def test_pictures_of_digits_are_on_the_page(script, tmp_path):
     ]
     assert len(images) > 5
     assert all(src.startswith("data:image/jpeg;base64,") for src in images)
+    page = Tags((tmp_path / "report.html").read_text())
+    pictures = [a for tag, a in page.tags if tag == "img" and a.get("class") != "sheet"]
+    maps = [a["alt"] for a in pictures if a["alt"]]
+    doubted = page.words.count(", probably ")
+    assert 2 * len(maps) + doubted == len(pictures) and maps[0].startswith("What speaks for ")
+    for weights in tmp_path.rglob("best.pt"):
+        weights.unlink()
+    assert script("report.py").returncode == 0
+    words = Tags((tmp_path / "report.html").read_text()).words
+    assert "No activation maps: the weights of" in words and "are not kept." in words
 
 
 # In a browser

@@ -40,6 +40,12 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, None, 1.5]}
 
 
+def test_a_name_that_no_file_can_hold_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json: cannot be written: 1 name is not UTF-8.*o\\xe4"):
+        files.write_json(tmp_path / "a.json", {"folder": "o\udce4"})
+    assert not list(tmp_path.iterdir())
+
+
 def test_probabilities_come_back_bit_for_bit(tmp_path):
     probs = np.random.default_rng(0).dirichlet(np.ones(7), 100).astype(np.float32)
     ids = [f"row,{i}" for i in range(100)]
@@ -109,3 +115,19 @@ def test_of_a_table_that_was_cut_the_whole_rows_are_read(tmp_path):
         path.write_text(text[:size])
         found = files.read_rows(path)
         assert found == whole[: max(0, text[:size].count("\n") - 1)], size
+
+
+def test_what_a_killed_run_was_just_writing_goes_when_it_is_continued(tmp_path):
+    run = tmp_path / "run"
+    (run / "fold1").mkdir(parents=True)
+    halves = [
+        run / ".best.pt.ece0a3b6",
+        run / "fold1/.last.pt.00ff00ff",
+        tmp_path / ".run.csv.0a1b2c3d",
+    ]
+    kept = [run / "best.pt", run / ".mine.pt.ece0a3bg", tmp_path / ".other.csv.0a1b2c3d"]
+    for path in halves + kept:
+        path.write_bytes(b"x")
+    with folder.open_run(run, resume=True, facts={}):
+        assert [path for path in halves if path.exists()] == []
+        assert all(path.exists() for path in kept)

@@ -10,7 +10,7 @@ import pytest
 from ballot.errors import UserError
 from ballot.report.trials import read_table_of
 from ballot.runs.files import read_rows
-from ballot.runs.results import Results, how_it_goes
+from ballot.runs.results import OVER, Results, how_it_goes
 from ballot.runs.table import FACTS, read_table, write_table
 from ballot.runs.trials import NO_WORD, TrialRecord
 
@@ -106,6 +106,22 @@ def test_the_floor_that_a_failed_trial_reported_is_no_score(tmp_path):
 )
 def test_the_status_is_one_of_five_words(nni, said, over, expected):
     assert how_it_goes(trial("a", status=nni), said, over) == expected
+
+
+@pytest.mark.parametrize(
+    "nni, said, expected",
+    [
+        ("cancelled", {"status": "running", "score": 0.5}, ("stopped", OVER, 0.5)),
+        ("cancelled", {}, ("stopped", OVER, None)),
+        ("cancelled", {"status": "done", "score": 0.5}, ("done", None, 0.5)),
+    ],
+)
+def test_a_trial_that_the_end_of_the_time_cut_has_not_failed(tmp_path, nni, said, expected):
+    leave(tmp_path / "outputs", "exp-000-a", **said)
+    results = table(tmp_path)
+    results.reasons["a"] = OVER
+    (row,) = results.update([trial("a", status=nni)])
+    assert (row["status"], row["reason"], row["score"]) == expected
 
 
 def test_a_trial_that_the_assessor_stopped_says_so_in_its_own_files(tmp_path):

@@ -1,6 +1,7 @@
 """A search planned from a folder and a time: what is decided, and what is written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from ballot.data.survey import check_folder
 from ballot.engines.choose import load_engine
 from ballot.errors import UserError
 from ballot.search import plan
-from ballot.search.plan import Prospect, Request, read_request, schedule_of, write_files
+from ballot.search.plan import (
+    Prospect,
+    Request,
+    lines_of,
+    options_of,
+    read_request,
+    schedule_of,
+    write_files,
+)
 from ballot.tuning.tpe import TPE
 from ballot.values import Layer
 
@@ -51,6 +60,23 @@ def test_each_first_configuration_is_one_of_the_space_and_train_takes_it(photos,
         if merged.recipe == "auto":  # a network that the tuner names has no recipe of its own
             assert merged.freeze == read_request(Request(photos)).base.freeze == "6"
         assert merged.recipe == wanted["recipe"]["_name"] and origin["image_size"] == "tuner"
+
+
+@pytest.mark.parametrize("flag", ["--exclude", "--soft_labels"])
+@pytest.mark.parametrize("form", ["{} bad.csv", "{}=bad.csv"])
+def test_a_list_is_found_from_the_folder_of_the_trials(flag, form, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = form.format(flag).split()
+    options = options_of(Request(photos, options=["--lr", "0.1", *words, "--epochs", "3"]))
+    wanted = ["--lr", "0.1", flag, str(tmp_path / "bad.csv"), "--epochs", "3"]
+    assert options[2:] == wanted
+
+
+def test_photos_without_a_recipe_are_not_called_grey(photos):
+    request = Request(photos, max_seconds=600.0, options=["--recipe", "none"])
+    facts = prospect(request)
+    first = lines_of(facts, schedule_of(facts, request), photos)[0]
+    assert first == "no recipe: plain defaults where nothing is given"
 
 
 def test_what_the_command_line_fixes_is_not_searched(photos, tmp_path):
@@ -103,3 +129,43 @@ def test_a_folder_too_high_and_a_class_of_one_image_are_named(photos, tmp_path):
     class_folders(photos, {"emu": 1}, start=50)
     with pytest.raises(UserError, match="class 'emu' has one image"):
         check_folder(photos, config)
+
+
+LITE0, LITE1 = "timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite1"
+
+
+def test_networks_and_sizes_above_a_bound_are_neither_tried_nor_searched(photos):
+    request = Request(photos, max_seconds=7200.0, options=["--max_latency", "20ms"])
+    found = prospect(request)
+    schedule = schedule_of(found, request)
+    assert schedule.image_size == found.fixed.base.image_size  # larger ones would take longer
+    shapes = plan.shapes_to_try(found, schedule)
+    sizes = sorted({shape["image_size"] for shape in shapes})
+    assert {shape["model"] for shape in shapes} >= {LITE0, LITE1} and len(sizes) > 1
+    small = {"model": LITE1, "image_size": sizes[0]}
+    above = [shape for shape in shapes if shape["model"] != LITE0 and shape != small]
+    made = plan.portfolio_of(replace(found, above=above), schedule)
+    text = json.dumps([made.space, made.first])
+    assert LITE0 in text and LITE1 in text and "lite2" not in text
+    tried = [values["recipe"] for values in made.first]
+    assert all(each["image_size"] == sizes[0] for each in tried if each["model"] == LITE1)
+    assert len(tried) < len(plan.portfolio_of(found, schedule).first)
+    nothing = plan.portfolio_of(replace(found, above=shapes), schedule)
+    assert (nothing.space, nothing.first) == ({}, [])
+
+
+def test_a_bound_on_parameters_asks_for_each_network_once(photos):
+    request = Request(photos, max_seconds=7200.0, options=["--max_params", "4M"])
+    found = prospect(request)
+    shapes = plan.shapes_to_try(found, schedule_of(found, request))
+    assert {"model": LITE0} in shapes and all(list(shape) == ["model"] for shape in shapes)
+    assert plan.shapes_to_try(prospect(Request(photos)), schedule_of(found, request)) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--exclude", "loop")])
+def test_a_folder_or_a_list_that_is_a_link_to_itself_is_one_line(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    request = Request(data_dir=tmp_path if options else Path("loop"), options=options)
+    with pytest.raises(UserError, match="loop: is a link that leads to itself; name a"):
+        options_of(request)

@@ -7,7 +7,7 @@ import pytest
 
 from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
-from ballot.search.refit import candidates, refits_of, runs_to_make
+from ballot.search.refit import beginning, candidates, refits_of, runs_to_make
 from ballot.vote.ballots import read_ballot, write_ballot
 from ballot.vote.options import Refit, VoteOptions
 from ballot.vote.run import run_vote
@@ -47,6 +47,14 @@ def test_the_best_that_came_to_their_end_are_trained_again_in_turn(search):
     assert all(values["all_rows"] and values["split_seed"] == 42 for values in made)
     assert len({(v["recipe"]["lr"], v["seed"]) for v in made}) == len(made)
     assert runs_to_make(ranked, seconds=5.0, concurrency=1) == [made[2]]
+
+
+def test_a_search_without_a_time_limit_trains_as_many_as_are_wanted(search):
+    ranked = candidates(*search)
+    made = runs_to_make(ranked, seconds=float("inf"), concurrency=1)
+    assert len(made) > len(ranked)
+    assert beginning(1, float("inf")) == "training the best again on all rows: 1 run ..."
+    assert beginning(2, 65.0) == "training the best again on all rows: 2 runs in at most 1:05 ..."
 
 
 def test_runs_on_all_rows_have_half_of_the_say_by_what_they_repeat(tmp_path):

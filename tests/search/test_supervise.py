@@ -10,10 +10,11 @@ from trials_for_tests import begin, see
 
 from ballot.engines.interface import Limits
 from ballot.errors import UserError
+from ballot.runs.results import OVER
 from ballot.search import supervise, trouble
 from ballot.search.conclusion import conclude
 from ballot.search.resume import Record, decide
-from ballot.search.time_budget import OVER, Budget
+from ballot.search.time_budget import Budget
 from ballot.search.trouble import End
 
 GOOD = [{"score": 0.6}, {"score": 0.95}, {"score": 0.8}]
@@ -125,6 +126,42 @@ def test_the_time_cuts_trials_that_write_what_they_have(tmp_path, capsys):
     end, _ = see(search, budget, every=0.02)
     assert end.over and f"{OVER}: 2 trials write what they have" in capsys.readouterr().out
     assert search.note()["reasons"] == {"t0": OVER, "t1": OVER}
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 365 * 86400.0])
+def test_a_clock_that_is_set_takes_no_time_of_the_search(tmp_path, monkeypatch, jump):
+    _, search = begin(tmp_path, GOOD, max_seconds=3600.0)
+    search._begin = lambda: None  # no trial runs yet
+    inner, now, looks = search.status, time.time, []
+
+    def status():
+        looks.append(1)
+        if len(looks) == 3:
+            monkeypatch.setattr(time, "time", lambda: now() + jump)
+            del search._begin
+        return inner()
+
+    search.status = status
+    end, _ = see(search, Budget(3600.0, now()))
+    assert end == End() and statuses(search) == ["succeeded"] * 3
+    assert 0 < search.note()["spent"] < 1800
+
+
+def test_a_trial_that_writes_after_the_clock_was_set_back_does_not_hang(tmp_path):
+    _, search = begin(tmp_path, GOOD[:1], command="python3 train.py --time_limit 1")
+    inner, early = search.status, time.time() - 9e6
+
+    def status():
+        answer = inner()
+        for file in tmp_path.glob("outputs/*/result.json"):
+            epochs = len(search.trials()[0].scores)
+            os.utime(file, (early + epochs, early + epochs))
+            search.trials()[0].resumed = early
+        return answer
+
+    search.status = status
+    see(search)
+    assert statuses(search) == ["succeeded"]
 
 
 def test_no_trial_begins_that_would_be_cut_before_it_is_of_use(tmp_path, capsys):

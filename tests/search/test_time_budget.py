@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from searches_for_tests import home_of_its_own, managers_and_trials, results, search, write_config
 
+from ballot.runs.results import OVER
 from ballot.runs.trials import TrialRecord
 from ballot.search import time_budget
-from ballot.search.time_budget import OVER, Budget, how_time_cut, time_before, usual_seconds
+from ballot.search.time_budget import Budget, how_time_cut, time_before, usual_seconds
 
 
 def ended(seconds, status="succeeded", began=100.0, **more):

@@ -104,9 +104,9 @@ def test_grid_search_that_has_tried_everything_is_done():
 
 
 def test_a_trial_hangs_that_writes_nothing_long_after_its_time():
-    trials = [trial("a", resumed=100.0), trial("b", "succeeded", resumed=100.0)]
+    trials = [trial("a"), trial("b", "succeeded")]
     assert overdue(trials, None, {}, 1e9) == []
-    assert overdue(trials, 200.0, {"a": 0.0}, 100 + 200 + 99) == []
-    assert [t.id for t in overdue(trials, 200.0, {"a": 0.0}, 100 + 200 + 101)] == ["a"]
+    assert overdue(trials, 200.0, {"a": 100.0}, 100 + 200 + 99) == []
+    assert [t.id for t in overdue(trials, 200.0, {"a": 100.0}, 100 + 200 + 101)] == ["a"]
     assert overdue(trials, 200.0, {}, 1e9) == []  # it waits for a GPU
     assert overdue(trials, 200.0, {"a": 350.0}, 100 + 200 + 101) == []

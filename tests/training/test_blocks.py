@@ -40,6 +40,23 @@ def test_a_network_without_parameters_has_no_blocks():
     assert blocks(nn.Flatten()) == []
 
 
+class Flat(nn.Module):
+    """A network as many a person writes it, which cannot `view` a map in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+
+    def forward(self, images):
+        return self.second(self.first(images)).view(-1, 80)
+
+
+def test_a_network_of_a_persons_own_keeps_the_order_that_it_was_written_for():
+    images = torch.rand(2, 3, 8, 8)
+    for network in (Flat(), nn.Sequential(Flat())):
+        assert arrange(network, None)(ordered(network, images)).shape == (2, 80)
+
+
 def test_convolutions_on_a_cpu_take_images_channel_by_channel_unless_told_otherwise():
     images = torch.randn(2, 3, 8, 8)
     convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ballot.errors import TrialFailed, UserError
 from ballot.training.loop import predict, train_one_epoch
 from ballot.training.state import Goal, TrainState, make_ema
-from ballot.training.tensor_files import load_tensors
+from ballot.training.tensor_files import load_tensors, save_tensors
 from ballot.training.weights import read_weights
 
 
@@ -198,6 +198,18 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model_is_named(tmp_path):
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"half\.pt: is no checkpoint that can be read"):
         load_tensors(tmp_path / "half.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "change", [lambda _: {}, lambda model: {k: v.to_sparse() for k, v in model.items()}]
+)
+def test_a_best_epoch_that_is_of_another_run_is_named(tmp_path, change):
+    state = make_state()
+    model = change(state.scored.state_dict())
+    save_tensors(tmp_path / "best.pt", {"model": model, "about": "{}"})
+    with pytest.raises(UserError, match=r"best\.pt: is not the best epoch of this run"):
+        state.load_best(tmp_path / "best.pt", torch.device("cpu"))
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):

@@ -67,6 +67,10 @@ def test_a_project_of_another_template_is_complete_and_gets_no_recipe(photos, tm
     (tmp_path / "config.json").write_text(json.dumps(arch))
     layers = read_config_files([tmp_path / "config.json"])
     assert with_recipe(layers) == (layers, "")
+    asked, said = with_recipe([*layers, Layer("command line", {"recipe": "auto"})])
+    config, origin = merge(asked)  # where one is asked for, it sets what the file leaves open
+    assert said.startswith("photos") and config.augmentation == "TrivialAugment"
+    assert (config.model, origin["augmentation"]) == ("simple_cnn", "recipe")
     config, _ = merge(layers)  # and what --print_config writes of it
     assert config.recipe == "none" and with_recipe([Layer("new.json", asdict(config))])[1] == ""
 

@@ -26,6 +26,7 @@ class Reading:
     source: str
     kind: str
     whole: bool = True  # a project, and not a single key of one: what it leaves out says something
+    over_a_run: bool = False  # laid over a resumed run: what it leaves out stays as it was there
     values: Json = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)  # old key and value, new words
     alike: list[tuple[str, str]] = field(default_factory=list)  # old key and value, why
@@ -149,10 +150,11 @@ def _settle_dummy(reading: Reading) -> None:
             reading.same(*reading.held[what], "dummy takes its place")
     old, value = reading.held["dummy"]
     reading.put("dataset", "dummy", old, value)
-    if "data_dir" in reading.values:
-        told = reading.said["data_dir"]
-        reading.same(told, reading.values.pop("data_dir"), "dummy needs no folder")
-        reading.told = [pair for pair in reading.told if not pair[0].startswith(f"{told} = ")]
+    for folder in ("data_dir", "train_dir", "val_dir", "test_dir"):
+        if folder in reading.values:
+            told = reading.said[folder]
+            reading.same(told, reading.values.pop(folder), "dummy needs no folder")
+            reading.told = [pair for pair in reading.told if not pair[0].startswith(f"{told} = ")]
 
 
 def _settle_dataset(reading: Reading) -> None:
@@ -183,8 +185,8 @@ def _dataset_of(name: Any) -> str:
     """Return our name of a data set or its loader; a class of a project's own is `auto`."""
     ours = vocabulary.known(vocabulary.DATASETS, name, *ENDINGS)
     plain = vocabulary.squeezed(name)
-    ending = next((end for end in ENDINGS if plain.endswith(end)), None)
-    if ours == name and ending and not vocabulary.is_near(plain.removesuffix(ending)):
+    ending = next((end for end in ENDINGS if end in plain), None)
+    if ours == name and ending and not vocabulary.is_near(plain.replace(ending, "")):
         return "auto"
     return ours
 
@@ -272,7 +274,7 @@ def _settle_training(reading: Reading) -> None:
     if name is not None:
         optimizer = vocabulary.known(vocabulary.OPTIMIZERS, name)
         reading.put("optimizer", optimizer, old, name)
-        if "weight_decay" not in reading.values and reading.whole:
+        if "weight_decay" not in reading.values and (reading.whole or reading.over_a_run):
             decay = 0.01 if optimizer == "AdamW" else 0.0
             reading.put("weight_decay", decay, f"{old} without weight_decay", name)
         if "scheduler" not in reading.held and reading.whole:

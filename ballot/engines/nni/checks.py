@@ -13,6 +13,7 @@ from ballot.engines.nni.config import uploaded
 from ballot.engines.nni.ports import is_free
 from ballot.installed import PYTHON_RANGE, PYTHONS
 from ballot.problems import Problem
+from ballot.wording import plural
 
 UPLOAD = (2000, 300 * 1024**2)  # NNI's own limits: files, bytes
 
@@ -90,7 +91,7 @@ def gpu_problems(
         return _sharing(config, options, gpus, where)
     if wanted == 0:
         on_cpu = options is not None and options.device == "cpu"
-        what = f"trialGpuNumber: 0 hides the {gpus} GPU{'s' * (gpus > 1)} from the trials, which "
+        what = f"trialGpuNumber: 0 hides the {plural(gpus, 'GPU')} from the trials, which "
         return [Problem(where, f"{what}train on the CPU", leave)] if gpus and not on_cpu else []
     if wanted > gpus:
         what = f"trialGpuNumber is {wanted}, but this machine has {gpus or 'no'} GPU"
@@ -108,7 +109,7 @@ def _sharing(config: Any, options: Config | None, gpus: int, where: str) -> list
     if config.trial_concurrency <= have:
         return []
     what = (
-        f"{config.trial_concurrency} trials at once on {gpus} GPU{'s' * (gpus > 1)}: "
+        f"{config.trial_concurrency} trials at once on {plural(gpus, 'GPU')}: "
         f"{config.trial_concurrency - have} would wait for one"
     )
     remedy = "lower trialConcurrency, or let them share with --trials_per_gpu in trialCommand"

@@ -23,6 +23,7 @@ from ballot.engines.nni import algorithms
 from ballot.engines.nni.algorithms import OURS, is_ours, name_of
 from ballot.engines.nni.spelling import plain
 from ballot.errors import UserError, suggest
+from ballot.names import resolved
 from ballot.problems import Problem, as_problem
 from ballot.values import Json, Values
 
@@ -95,7 +96,7 @@ def outline(content: Values, path: Path) -> tuple[Outline, list[Problem]]:
         problems.append(Problem(str(path), f"has no {where}", "as in python3 train.py"))
         command = ""
     code = trial.get("codedir" if old else "trialcodedirectory") or "."
-    code = Path(path.parent, Path(str(code)).expanduser()).resolve()
+    code = resolved(Path(path.parent, Path(str(code)).expanduser()), "set trialCodeDirectory")
     if not code.is_dir():
         problems.append(Problem(str(path), f"trial code directory {code} is not there"))
     file = given.get("searchspacepath" if old else "searchspacefile")

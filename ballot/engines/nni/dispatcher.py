@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ballot.config.schema import Config
 from ballot.config.trial_command import command_problems, parse_command
+from ballot.engines.nni.database import database_of, read_trials
 from ballot.errors import UserError
 from ballot.runs.files import replacing
 from ballot.training.options import read_options
@@ -49,6 +50,17 @@ def config_of(experiment: Values) -> Config | None:
     if command.script < 0:
         return None
     return read_options(command, code_of(experiment), "")[0].config
+
+
+def begun_of(folder: str | None) -> list[Json] | None:
+    """Return the configurations of all trials in the database beside NNI's folder of the tuner.
+
+    None where there is no database.
+    """
+    experiment = Path(folder or "").resolve().parent
+    if not database_of(experiment).exists():
+        return None
+    return [trial.parameters for trial in read_trials(experiment)]
 
 
 def log_into_dispatcher() -> None:

@@ -17,6 +17,7 @@ from ballot.engines.nni.algorithms import add_warm_start
 from ballot.engines.nni.machine_check import NniMachineCheck
 from ballot.engines.nni.machine_list import filled_in
 from ballot.errors import UserError
+from ballot.machines.ignored import needed_problems
 from ballot.machines.ssh import Link
 from ballot.problems import Problem, as_problem
 from ballot.values import Json
@@ -103,7 +104,7 @@ class NniDraft:
             found.max_trial_number = limits.max_trials
         if limits.concurrency is not None:
             found.trial_concurrency = limits.concurrency
-        if limits.trial_seconds is not None:
+        if limits.changes_command:
             found.trial_command = limits.command(self.outline.command)
         return problems
 
@@ -118,7 +119,8 @@ class NniDraft:
     def resource_problems(self, options: Config | None, gpus: int | None) -> list[Problem]:
         """Return what is wrong with GPUs here, or with what is sent to other machines."""
         if not self.outline.is_local:
-            return checks.upload_problems(self.outline.code)
+            code, ignore_file = self.outline.code, self.machine_check.ignore_file
+            return checks.upload_problems(code) + needed_problems(code, ignore_file)
         count = checks.count_gpus() if gpus is None else gpus
         return checks.gpu_problems(
             self._config, options, count, str(self.path), guarded=self._guarded

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ballot.cpus import threads_each, threads_told
 from ballot.engines.interface import Draft, Launch, Limits, Plan, Search, Sketch
-from ballot.engines.nni import config, manager, planned, remote
+from ballot.engines.nni import config, manager, remote
+from ballot.engines.nni.algorithms import ASSESSOR, TUNER
 from ballot.engines.nni.draft import NniDraft
 from ballot.engines.nni.experiment import NniSearch, known_searches
 from ballot.engines.nni.machine_list import machines_of
 from ballot.engines.nni.portal import FAILURES
+from ballot.engines.planned import write_planned
 from ballot.errors import UserError
 from ballot.machines.machine import Machine
 from ballot.problems import Problem
@@ -28,7 +30,14 @@ class NniEngine:
 
     def write_config(self, path: Path, sketch: Sketch) -> None:
         """Write a configuration of NNI."""
-        planned.write_config(path, sketch)
+        code = {"codeDirectory": str(sketch.code)}
+        write_planned(
+            path,
+            sketch,
+            tuner={"className": TUNER, **code},
+            assessor={"className": ASSESSOR, **code},
+            service={"platform": "local"},
+        )
 
     def read(self, path: Path, limits: Limits, *, guarded: bool) -> tuple[Draft, list[Problem]]:
         """Read a configuration in either of NNI's versions; a file that is none is an error."""

@@ -109,9 +109,14 @@ class Tuner(NniTuner):
                 dispatcher.write_state(folder, FILE, self._tpe.state())
 
     def load_checkpoint(self) -> None:
-        """Take up what was written down; NNI calls this before the search space is known."""
+        """Take up what was written down; NNI calls this before the search space is known.
+
+        NNI asks for configurations ahead, and forgets those that are no trials yet when it ends.
+        """
+        folder = self.get_checkpoint_path()
         try:
-            self._tpe.restore(dispatcher.read_state(self.get_checkpoint_path(), FILE))
+            text = dispatcher.read_state(folder, FILE)
+            self._tpe.restore(text, dispatcher.begun_of(folder))
         except ValueError as error:
             log.warning("%s cannot be read (%s): only finished trials are known", FILE, error)
 

@@ -14,9 +14,12 @@ import platform
 import socket
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 from ballot.errors import UserError
 from ballot.values import Json
@@ -38,6 +41,7 @@ class Facts:
     ray: str = ""
     python: str = ""
     nodes: list[Json] = field(default_factory=list)  # what each has: CPU, GPU, memory
+    shared: list[str] = field(default_factory=list)  # folders that several nodes of a host have
 
 
 def installed() -> tuple[int, ...] | None:
@@ -82,7 +86,8 @@ def ask_cluster(address: str) -> Facts:
     said = without if is_open else _ask(address, {"RAY_AUTH_MODE": "token"})
     if "error" in said:
         raise UserError(_refusal(address, str(said["error"])))
-    facts = Facts(address, is_open, said["ray"], said["python"], said["nodes"])
+    shared = said.get("shared", [])
+    facts = Facts(address, is_open, said["ray"], said["python"], said["nodes"], shared)
     here = metadata.version("ray"), platform.python_version()
     if facts.ray != here[0]:
         remedy = "install the same version here and on all nodes"
@@ -123,6 +128,19 @@ def _ask(address: str, extra: dict[str, str]) -> Json:
     return {"error": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:300]}
 
 
+class Node(Protocol):
+    """What Ray's core says of a node."""
+
+    node_manager_hostname: str
+    session_dir: str
+
+
+def shared_folders(nodes: Sequence[Node]) -> list[str]:
+    """Return the folders, as HOST:PATH, that Ray unpacks code into for several nodes of a host."""
+    used = Counter(f"{node.node_manager_hostname}:{node.session_dir}" for node in nodes)
+    return [folder for folder, number in used.items() if number > 1]
+
+
 def main() -> None:
     """Ask the head of a cluster, and print what it says."""
     core = importlib.import_module("ray._raylet")
@@ -134,6 +152,7 @@ def main() -> None:
             "ray": known["ray_version"],
             "python": known["python_version"],
             "nodes": [dict(node.resources_total) for node in alive],
+            "shared": shared_folders(alive),
         }
     except Exception as error:  # whatever its core raises
         answer = {"error": " ".join(str(error).split())[:300] or type(error).__name__}

@@ -10,21 +10,26 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ballot.engines.ray.node import run_trial
+from ballot.engines.ray.data import Part, Place, remove_data
+from ballot.engines.ray.node import Over, run_trial
 from ballot.engines.ray.receiver import Receiver
 from ballot.engines.ray.sent import excludes
 from ballot.errors import UserError
 from ballot.values import Json, Values
 
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+REMOVE_S = 10.0  # for the nodes to remove the data that they were sent
 CALLS = 10_000  # of the receiver at once: each trial that runs waits there for its orders
+STARTS = 3  # of the receiver
+RESTART_S = 2.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1",  # what is sent is .nniignore's matter
@@ -68,9 +73,26 @@ class RayHome:
         """Send a piece of a file."""
         return self._ask("put", self._trial, self._attempt, run, name, offset, piece)
 
-    def commit(self, run: str, names: Mapping[str, int], kept: list[str]) -> bool:
-        """Say that files have been sent."""
-        return self._ask("commit", self._trial, self._attempt, run, dict(names), kept)
+    def commit(
+        self, run: str, names: Mapping[str, int], kept: list[str], small: Mapping[str, bytes]
+    ) -> bool:
+        """Say that files have been sent, and send the small ones."""
+        told = run, dict(names), kept, dict(small)
+        return self._ask("commit", self._trial, self._attempt, *told)
+
+    def data_files(self) -> dict[str, int]:
+        """Return the files of the data with their sizes."""
+        files = self._ask("data_files", self._trial, self._attempt)
+        if files is None:
+            raise Over
+        return files
+
+    def data_piece(self, place: Place) -> tuple[list[Part], Place]:
+        """Return a piece of the data, and where the next one begins."""
+        piece = self._ask("data_piece", self._trial, self._attempt, place)
+        if piece is None:
+            raise Over
+        return piece
 
     def here(self, run: str) -> dict[str, int]:
         """Return the files of a run at home."""
@@ -106,6 +128,25 @@ def load_ray() -> Any:
     return ray
 
 
+def first_that_lives(ray: Any, start: Callable[[], Any]) -> Any:
+    """Start the receiver until it answers.
+
+    Ray removes what it had unpacked of the code, and unpacks it again, when another node of the
+    same host with the same folder first needs it; a worker that starts then finds no code.
+    """
+    for attempt in range(1, STARTS + 1):
+        actor = start()
+        try:
+            ray.get(actor.news.remote(0.0))
+        except ray.exceptions.ActorDiedError:
+            if attempt == STARTS:
+                raise
+            time.sleep(RESTART_S)
+        else:
+            return actor
+    raise AssertionError("unreachable")
+
+
 def trial_task(job: Json, actor: Any) -> Json:
     """Run a trial; this is what Ray calls on a node."""
     home = RayHome(actor, job["id"], job["attempt"])
@@ -118,32 +159,25 @@ def trial_task(job: Json, actor: Any) -> Json:
 class Cluster:
     """A connection to a Ray cluster, or a cluster of this machine alone (`address: local`)."""
 
-    def __init__(self, address: str, code: Path, outputs: Path, resources: Values) -> None:
-        """Connect; what is wrong is a `UserError` in one line."""
+    def __init__(self, spec: Values) -> None:
+        """Connect as the driver is told; what is wrong is a `UserError` in one line."""
         ray = self._ray = load_ray()
-        self._resources = dict(resources)
+        self._request = request_of(spec["resources"])
+        self._search, self._data = spec["search"], spec.get("data")
         self._running: dict[Any, tuple[str, int]] = {}
-        connect(address, code)
+        connect(spec["address"], Path(spec["code"]))
         here = ray.get_runtime_context().get_node_id()
-        affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         kind = ray.remote(num_cpus=0, max_concurrency=CALLS)(Receiver)
-        self._actor = kind.options(scheduling_strategy=affinity(here, soft=False)).remote(
-            str(outputs)
-        )
+        receiver = kind.options(scheduling_strategy=self._on(here))
+        self._actor = first_that_lives(ray, lambda: receiver.remote(spec["outputs"], self._data))
         self._task: Any = ray.remote(max_retries=0)(trial_task)
-        ray.get(self._actor.news.remote(0.0))  # it is there
         self._news = self._actor.news.remote()
 
     def submit(self, job: Json) -> None:
         """Start a trial wherever there is room for it, now or later."""
         self._ray.get(self._actor.expect.remote(job["id"], job["attempt"]))
-        wanted = {
-            "num_cpus": self._resources["cpus"],
-            "num_gpus": self._resources["gpus"],
-            "memory": self._resources["memory"],
-        }
         task = self._task.options(
-            **{key: value for key, value in wanted.items() if value},
+            **self._request,
             scheduling_strategy="SPREAD",
             name=f"ballot {job['search']} {job['sequence']}",
         )
@@ -218,8 +252,32 @@ class Cluster:
         return str(self._ray.get_runtime_context().gcs_address)
 
     def close(self) -> None:
-        """Leave the cluster; what still runs there of this search ends."""
+        """Leave the cluster; what still runs of this search ends, and its data are removed."""
+        if self._data is not None:
+            with contextlib.suppress(Exception):  # a cluster that is gone
+                self._remove_data()
         self._ray.shutdown()
+
+    def _remove_data(self) -> None:
+        task = self._ray.remote(num_cpus=0, max_retries=0)(remove_data)
+        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+        removed = [
+            task.options(scheduling_strategy=self._on(node)).remote(self._search) for node in nodes
+        ]
+        self._ray.wait(removed, num_returns=len(removed), timeout=REMOVE_S)
+
+    def _on(self, node: str) -> Any:
+        """Return what starts a task on one node."""
+        strategies = self._ray.util.scheduling_strategies
+        return strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def request_of(resources: Values) -> Json:
+    """Return what Ray is asked for a trial; without a word it would give one CPU."""
+    asked: Json = {"num_cpus": resources["cpus"], "num_gpus": resources["gpus"]}
+    if resources["memory"]:
+        asked["memory"] = resources["memory"]
+    return asked
 
 
 def name_of(node: Values, hosts: Mapping[str, int]) -> str:

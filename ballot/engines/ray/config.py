@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ballot.config.parsing import parse_json, parse_yaml
 from ballot.config.templates.keys import space_in_our_words
-from ballot.engines.interface import Outline, Sketch
+from ballot.engines.interface import Outline
 from ballot.errors import UserError, suggest
+from ballot.names import resolved
 from ballot.problems import Problem, as_problem
-from ballot.runs.files import replacing
 from ballot.values import Json, Values
 
 PLATFORM = "ray"
@@ -42,7 +40,6 @@ ASSESSOR_ARGS = ("optimize_mode", "start_step", "reduction_factor", "min_trials"
 NAMES = {"tuner": "TPE", "assessor": "ASHA"}
 CLASSES = {"tuner": "Tuner", "assessor": "Assessor"}  # as other engines' files name the same ones
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-MIN_TRIALS = 4  # that have come as far, before one that is behind is stopped
 
 
 @dataclass(frozen=True)
@@ -103,6 +100,7 @@ def outline(content: Values, path: Path) -> tuple[Outline, list[Problem]]:
         problems.append(Problem(where, "has no trialCommand", "as in python3 train.py"))
         command = ""
     code = Path(path.parent, Path(str(content.get("trialCodeDirectory") or ".")).expanduser())
+    code = resolved(code, "set trialCodeDirectory")
     if not code.is_dir():
         problems.append(Problem(where, f"trial code directory {code} is not there"))
     space, source, more = _space(content, path)
@@ -110,7 +108,7 @@ def outline(content: Values, path: Path) -> tuple[Outline, list[Problem]]:
     if not _is_count(concurrency):
         problems.append(_wrong(where, "trialConcurrency", concurrency, "a whole number from 1 on"))
         concurrency = 1
-    found = Outline(2, content, PLATFORM, command, code.resolve(), concurrency, space, source)
+    found = Outline(2, content, PLATFORM, command, code, concurrency, space, source)
     return found, problems + more
 
 
@@ -134,30 +132,6 @@ def wanted(content: Values, path: Path) -> tuple[Wanted, list[Problem]]:
     if content.get("tuner") is None:
         problems.append(Problem(where, "names no tuner", "set tuner: {name: TPE}"))
     return found, problems
-
-
-def write_config(path: Path, sketch: Sketch, address: str) -> None:
-    """Write a configuration as a person would write it."""
-    mode = "maximize" if sketch.maximize else "minimize"
-    tuner = {"optimize_mode": mode, "defaults": False, "first": list(sketch.first)}
-    config: Json = {
-        "experimentName": sketch.name,
-        "searchSpaceFile": sketch.space_file,
-        "trialCommand": sketch.command,
-        "trialCodeDirectory": str(sketch.code),
-        "maxExperimentDuration": f"{sketch.max_seconds:g}s",
-        "trialConcurrency": sketch.concurrency,
-        "tuner": {"name": NAMES["tuner"], "classArgs": tuner},
-        SERVICE: {"platform": PLATFORM, "address": address},
-    }
-    if sketch.max_trials:
-        config["maxTrialNumber"] = sketch.max_trials
-    if sketch.stops_early:
-        stops = {"optimize_mode": mode, "min_trials": MIN_TRIALS}
-        config["assessor"] = {"name": NAMES["assessor"], "classArgs": stops}
-    with replacing(path) as file:
-        file.write(f"# python search.py --config {path}\n")
-        yaml.safe_dump(config, file, sort_keys=False, width=100)
 
 
 def _unknown(content: Values, names: tuple[str, ...], where: str) -> list[Problem]:

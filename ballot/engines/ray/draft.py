@@ -17,10 +17,11 @@ from ballot.engines.ray.config import Resources, Wanted
 from ballot.engines.ray.names import MODES
 from ballot.engines.ray.search import plan_of
 from ballot.errors import UserError
+from ballot.machines.ignored import needed_problems
 from ballot.machines.machine import Machine
 from ballot.machines.ssh import Link
 from ballot.problems import Problem, as_problem
-from ballot.training.options import read_options
+from ballot.training.options import LISTS, read_options
 from ballot.tuning.asha import ASHA
 from ballot.tuning.tpe import TPE, Exhausted
 from ballot.values import Json, Values
@@ -180,6 +181,7 @@ class RayDraft:
         problems = self._code_problems(where)
         if resources.address == "local":
             return problems
+        problems += [] if options is None else self.file_problems(options)
         try:
             self._facts = asked.ask_cluster(resources.address)
         except UserError as error:
@@ -188,6 +190,10 @@ class RayDraft:
             what = "the cluster lets in whoever reaches its ports: it has no token"
             remedy = "start it with RAY_AUTH_MODE=token; --public starts the search all the same"
             problems.append(Problem(ENGINE, what, remedy, fatal=False))
+        for folder in self._facts.shared:
+            what = f"several nodes unpack the code into {folder}, each over that of the others"
+            remedy = "start each of them with a --temp-dir of its own"
+            problems.append(Problem(ENGINE, what, remedy, fatal=False))
         return problems + room_problems(self._facts, resources, where)
 
     def _code_problems(self, where: str) -> list[Problem]:
@@ -195,6 +201,7 @@ class RayDraft:
         if not (code / "ballot").is_dir():
             what = f"the folder of the code, {code}, has no ballot/, which the nodes need"
             problems.append(Problem(where, what, "name the project's folder"))
+        problems += needed_problems(code, sent.IGNORE)
         total = sum(bytes_ for _, bytes_ in sent.sizes(code).values())
         if total > sent.LIMIT:
             largest = max(sent.sizes(code).items(), key=lambda item: item[1][1])
@@ -202,6 +209,25 @@ class RayDraft:
             remedy = f"name what trials do not need in {sent.IGNORE}, as {largest[0]}"
             problems.append(Problem(str(code), what, remedy))
         return problems
+
+    def file_problems(self, options: Config) -> list[Problem]:
+        """Return the lists of rows on this machine that the nodes of a cluster are not sent."""
+        found: list[Problem] = []
+        if self.wanted.resources.address == "local":
+            return found
+        code = self.outline.code.resolve()
+        for key in LISTS:
+            path = Path(getattr(options, key) or "").expanduser()
+            if not (path.is_absolute() and path.is_file()):
+                continue
+            what = f"{key}: {path} is not sent to the nodes"
+            remedy = f"copy it into {code} and name it from there, as in --{key} {path.name}"
+            if path.resolve().is_relative_to(code):  # the folder has another name on a node
+                inside = path.resolve().relative_to(code)
+                what = f"{key}: {path} has another name on the nodes"
+                remedy = f"name it from {code}, as in --{key} {inside}"
+            found.append(Problem(str(self.path), what, remedy))
+        return found
 
     @property
     def machine_check(self) -> MachineCheck:

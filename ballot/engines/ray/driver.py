@@ -27,10 +27,11 @@ from ballot.engines.ray.journal import FILE, Journal, Writer
 from ballot.engines.ray.names import MODES, new_id
 from ballot.errors import UserError
 from ballot.runs.files import read_json
-from ballot.runs.trials import TrialRecord, TrialStatus
+from ballot.runs.trials import TrialRecord, TrialStatus, is_posted
 from ballot.tuning.asha import ASHA
 from ballot.tuning.tpe import TPE, Exhausted
 from ballot.values import Json, Values
+from ballot.wording import size
 
 LOOK_S = 0.25
 NODES_S = 2.0  # how often the nodes are counted, and the head is tried
@@ -97,7 +98,7 @@ class Driver:
         self._asha = asha_of(spec) if self._asks else None
         self._values = {t.id: t.parameters for t in self._records.values()}
         for trial in self._records.values():
-            if self._asha is not None and trial.scores:
+            if self._asha is not None and trial.scores and not is_posted(trial):
                 self._asha.report(trial.id, trial.scores)
         self._nodes: dict[str, Json] = {}
         self._watched = 0.0
@@ -115,6 +116,8 @@ class Driver:
             self._hear(said)
         for end in ends:
             self._end(end)
+        if ends and not self._stopping:
+            self._begin()  # before anything is written down that can wait
         self.state = self._state()
 
     def nodes(self) -> list[Json]:
@@ -221,12 +224,21 @@ class Driver:
                 "has_gpus": bool(spec["resources"]["gpus"]),
                 "threads": max(1, int(spec["resources"]["cpus"])),
                 "command": self._limits["command"],
+                "is_new": trial.started is None,  # nothing of it is at home
+                "data": bool(spec.get("data")),
             }
         )
 
     def _hear(self, said: Values) -> None:
         task = self._tasks.get(said["trial"])
         if task is None or task.attempt != said["attempt"]:
+            return
+        if said.get("prepares"):
+            task.said_waiting = True  # it has room
+            return
+        if "copies" in said:
+            what = f"the data ({size(said['bytes'])}) are copied to {said['copies']} ..."
+            control.say(self._folder, what)
             return
         if said.get("began"):
             task.began = True
@@ -241,11 +253,10 @@ class Driver:
         """Take a trial's report: a score of an epoch, or its last one."""
         if "score" in said:
             self._write(trial_id, score=said["score"])
-            scores = self._records[trial_id].scores
-            task = self._tasks[trial_id]
+            trial, task = self._records[trial_id], self._tasks[trial_id]
             if self._asha is None or task.ordered is not None or self._stopping:
                 return
-            if not self._asha.report(trial_id, scores):
+            if not is_posted(trial) and not self._asha.report(trial_id, trial.scores):
                 self._tell_to_end(trial_id, "early_stopped")
         elif "final" in said and self._records[trial_id].final is None:
             self._write(trial_id, final=said["final"], failed=said["failed"])
@@ -284,11 +295,19 @@ class Driver:
         task.moves += 1
         control.say(self._folder, f"trial {trial.sequence} ({trial.id}) lost its node; it goes on")
         log.warning("trial %s: %s", trial.id, why)
-        if task.moves > MOVES or self._stopping:
-            status: TrialStatus = "waiting" if self._stopping else "failed"
-            self._write(trial.id, status=status)
-            return
-        self._submit(trial, task)
+        if self._stopping:
+            self._write(trial.id, status="waiting")
+        elif task.moves > MOVES:
+            self._fail(trial, why)
+        else:
+            self._submit(trial, task)
+
+    def _fail(self, trial: TrialRecord, why: str) -> None:
+        """Give a trial up that lost one node after the other."""
+        self._keep_words(trial.id, why)
+        self._write(trial.id, status="failed")
+        if self._tuner is not None:
+            self._tuner.tell(self._values[trial.id], "failed")
 
     def _runs_again(self, trial: TrialRecord, task: Task, ended: Ended) -> bool:
         """Start a trial that crashed a second time, as any engine of ours does."""
@@ -363,7 +382,8 @@ def waiting_line(number: int, spec: Values, nodes: list[Json]) -> str:
 
 def resources_line(has: Mapping[str, float]) -> str:
     """Say what a node has."""
-    return ", ".join(f"{has.get(key, 0):g} {key}s" for key in ("CPU", "GPU") if has.get(key, 0))
+    parts = [f"{has.get(key, 0):g} {key}s" for key in ("CPU", "GPU") if has.get(key, 0)]
+    return ", ".join(parts) or "no CPUs"
 
 
 def tuner_of(spec: Values, journal: Journal) -> TPE:
@@ -380,6 +400,8 @@ def tuner_of(spec: Values, journal: Journal) -> TPE:
         tpe_args=arguments.get("tpe_args"),
     )
     for trial in journal.read():
+        if is_posted(trial):  # its configuration is known from the trial that it repeats
+            continue
         if not trial.has_ended:
             tuner.add(trial.parameters, "running")
         elif trial.id in journal.failed or trial.final is None:
@@ -432,9 +454,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(folder: Path, spec: Values, board: control.Board) -> None:
     """Connect, and do what is due until it is told to stop."""
-    code, outputs = Path(spec["code"]), Path(spec["outputs"])
-    outputs.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(spec["address"], code, outputs, spec["resources"])
+    Path(spec["outputs"]).mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(spec)
     watch_head(cluster.head(), board)
     driver = Driver(folder, spec, cluster)
     signal.signal(signal.SIGTERM, lambda *_: driver.stop())

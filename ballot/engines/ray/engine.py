@@ -6,13 +6,16 @@ Only `cluster.py`, which the driver imports, loads Ray itself (docs/clusters.md)
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ballot.engines.interface import Draft, Launch, Limits, Plan, Search, Sketch
+from ballot.engines.planned import write_planned
 from ballot.engines.ray import asked, config, control
 from ballot.engines.ray.draft import RayDraft, Settings
 from ballot.engines.ray.names import new_id
@@ -21,6 +24,7 @@ from ballot.errors import UserError
 from ballot.machines.machine import Machine
 from ballot.problems import Problem
 from ballot.runs.files import write_json
+from ballot.training.options import LISTS
 from ballot.values import Values
 
 READY_S = 120.0  # for the driver to be connected
@@ -34,7 +38,16 @@ class RayEngine:
 
     def write_config(self, path: Path, sketch: Sketch) -> None:
         """Write a configuration; it names the cluster of RAY_ADDRESS, or one on this machine."""
-        config.write_config(path, sketch, os.environ.get("RAY_ADDRESS") or "local")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address != "local":
+            sketch = replace(sketch, command=named_from_code(sketch.command, sketch.code))
+        write_planned(
+            path,
+            sketch,
+            tuner={"name": config.NAMES["tuner"]},
+            assessor={"name": config.NAMES["assessor"]},
+            service={"platform": config.PLATFORM, "address": address},
+        )
 
     def read(self, path: Path, limits: Limits, *, guarded: bool) -> tuple[Draft, list[Problem]]:  # noqa: ARG002
         """Read a configuration; a file that is none is an error."""
@@ -58,7 +71,12 @@ class RayEngine:
         (folder / "began").write_text(str(time.time()))
         facts = plan.settings.facts
         address = "local" if facts is None else facts.address
-        write_json(folder / SPEC, {**plan.settings.spec, "search": folder.name, "address": address})
+        told = {
+            "search": folder.name,
+            "address": address,
+            "data": None if launch.data is None else str(launch.data),
+        }
+        write_json(folder / SPEC, {**plan.settings.spec, **told})
         search = RaySearch(folder)
         search.write_note(**note)
         return launch_driver(search, is_open=facts is not None and facts.open)
@@ -82,6 +100,8 @@ class RayEngine:
     def _again(self, search: Search, launch: Launch, *, posted: object, again: object) -> RaySearch:
         assert isinstance(search, RaySearch)
         spec = search.spec()
+        if spec.get("data") and not Path(spec["data"]).is_dir():
+            raise UserError(f"sync_data: {spec['data']} is not there any more; put it back")
         address = os.environ.get("RAY_ADDRESS") or spec["resources"]["address"]
         is_open = False
         if address != "local":  # the cluster may be another one by now
@@ -91,6 +111,16 @@ class RayEngine:
         told = {"posted": posted, "again": again, "address": address}
         write_json(search.folder / SPEC, {**spec, **told})
         return launch_driver(RaySearch(search.folder), is_open=is_open)
+
+
+def named_from_code(command: str, code: Path) -> str:
+    """Name the lists of rows that are in the folder of the code as they are named on a node."""
+    words = shlex.split(command)
+    for place, word in enumerate(words[:-1], start=1):
+        path = Path(words[place])
+        if word.removeprefix("--") in LISTS and path.is_relative_to(code):
+            words[place] = str(path.relative_to(code))
+    return shlex.join(words)
 
 
 def refuse_open(facts: asked.Facts | None, launch: Launch) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,14 +19,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
-from ballot.config.trial_command import parse_command
+from ballot.config.trial_command import option_of, parse_command
+from ballot.engines.ray import data
 from ballot.engines.ray.receiver import LAST, OVER
 from ballot.engines.ray.trial import REPORTS, TRIAL
 from ballot.runs.files import stamp, write_json
+from ballot.runs.trials import continued_run
 from ballot.values import Json, Values
 
 LOOK_S = 0.05
-WRITE_S = 20.0  # that a trial which is told to stop has to write what it has
+WRITE_S = 40.0  # that a trial which is told to stop has to write what it has
 PIECE = 8 << 20
 SHARE = 10  # sending what a trial has so far may take this part of the time
 WORDS = 64_000  # last bytes of what a trial said
@@ -37,14 +40,16 @@ class Over(Exception):
     """This attempt is not the trial's present one, or nobody is at home any more."""
 
 
-class Home(Protocol):
+class Home(data.Home, Protocol):
     """The way to the receiver; whatever it raises means that the trial is over."""
 
     def put(self, run: str, name: str, offset: int, piece: bytes) -> bool:
         """Send a piece of a file."""
 
-    def commit(self, run: str, names: Mapping[str, int], kept: list[str]) -> bool:
-        """Say that files have been sent."""
+    def commit(
+        self, run: str, names: Mapping[str, int], kept: list[str], small: Mapping[str, bytes]
+    ) -> bool:
+        """Say that files have been sent, and send the small ones."""
 
     def here(self, run: str) -> dict[str, int]:
         """Return the files of a run at home."""
@@ -77,12 +82,19 @@ class Attempt:
         self._run = f"{job['search']}-{job['sequence']:03d}-{job['id']}"
         self._sent: dict[str, tuple[int, ...] | None] = {}
         self._due, self._read = 0.0, 0
+        self._data: Path | None = None  # where they are, if not where the command says
         self._reports: list[Json] = []
 
     def run(self) -> Json:
         """Bring what is at home of it, start it, watch it, and send what it leaves."""
+        if self._job.get("data"):
+            self._find_data()
         self._tell({"began": True, "machine": os.uname().nodename, "pid": os.getpid()})
-        self._bring()
+        if not self._job.get("is_new"):
+            self._bring(self._run)
+        other = continued_run(self._job["parameters"], self._job["search"])
+        if other is not None and not (self._outputs / self._run / LAST).exists():
+            self._bring(other)
         with (self._folder / "trial.log").open("wb") as log:
             process = self._start(log)
         try:
@@ -90,7 +102,7 @@ class Attempt:
         finally:
             end(process, 0.0)
         self._send()
-        self._read_reports()
+        self._reports += self._new_reports()  # the rest goes with the outcome
         status = process.returncode
         return {
             "exit": status,
@@ -110,6 +122,7 @@ class Attempt:
         words = command.words
         if command.script >= 0:
             words = [*words, "--out_dir", str(self._outputs)]
+            words += [] if self._data is None else ["--data_dir", str(self._data)]
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -123,50 +136,57 @@ class Attempt:
     def _watch(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait for its end; whether it was told to stop."""
         while process.poll() is None:
-            if word := self._home.order(LOOK_S):
+            if word := self._home.order(0.0):
                 if word == OVER:
                     raise Over
                 end(process, WRITE_S)
                 return True
-            self._read_reports()
+            for said in self._new_reports():
+                self._reports.append(said)
+                self._tell(said)
             if time.monotonic() >= self._due:
                 began = time.monotonic()
                 self._send()
                 took = time.monotonic() - began
                 self._due = began + took * SHARE + LOOK_S
+            wait_for(process, LOOK_S)
         return False
 
-    def _read_reports(self) -> None:
-        """Hand on what the trial has reported since."""
+    def _find_data(self) -> None:
+        """Let the data be on this node, before the trial begins."""
+        self._tell({"prepares": True})
+        named = option_of(self._job["command"], "--data_dir", "")
+        self._data = data.data_folder(self._home, self._job["search"], named)
+
+    def _new_reports(self) -> list[Json]:
+        """Return what the trial has reported since."""
         try:
             with (self._folder / REPORTS).open("rb") as file:
                 file.seek(self._read)
                 text = file.read()
         except FileNotFoundError:
-            return
+            return []
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
-        for line in whole.splitlines():
-            said = json.loads(line)
-            self._reports.append(said)
-            self._tell(said)
+        return [json.loads(line) for line in whole.splitlines()]
 
     def _tell(self, said: Values) -> None:
         if not self._home.report(said):
             raise Over
 
-    def _bring(self) -> None:
-        """Fetch what an earlier attempt has sent home."""
-        for name, size in self._home.here(self._run).items():
-            path = self._outputs / self._run / name
+    def _bring(self, run: str) -> None:
+        """Fetch what has been sent home of a run: by an earlier attempt, or by another trial."""
+        for name, size in self._home.here(run).items():
+            path = self._outputs / run / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 while file.tell() < size:
-                    piece = self._home.get(self._run, name, file.tell(), PIECE)
+                    piece = self._home.get(run, name, file.tell(), PIECE)
                     if not piece:
                         break
                     file.write(piece)
-            self._sent[name] = stamp(path)
+            if run == self._run:
+                self._sent[name] = stamp(path)
 
     def _send(self) -> None:
         """Send what has changed; first the checkpoints, so that none is newer than the rest."""
@@ -175,10 +195,11 @@ class Attempt:
         if not changed:
             return
         order = sorted(changed, key=lambda name: (not name.endswith(".pt"), name.endswith(LAST)))
-        sizes = {name: self._send_file(name, files[name][0]) for name in order}
+        small: dict[str, bytes] = {}
+        sizes = {name: self._send_file(name, files[name][0], small) for name in order}
         come = {name: size for name, size in sizes.items() if size is not None}
         kept = [name for name in files if name.endswith(".pt")]
-        if not self._home.commit(self._run, come, kept):
+        if not self._home.commit(self._run, come, kept, small):
             raise Over
         self._sent |= {name: changed[name] for name in come}
 
@@ -194,16 +215,21 @@ class Attempt:
             found[f"../{ballot.name}"] = (ballot, stamp(ballot))
         return found
 
-    def _send_file(self, name: str, path: Path) -> int | None:
-        """Send a file as it was when it was opened; None where it is gone by now."""
+    def _send_file(self, name: str, path: Path, small: dict[str, bytes]) -> int | None:
+        """Send a file as it was when it was opened; None where it is gone by now.
+
+        What is small is put into `small`, to be sent with the others.
+        """
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            place = 0
-            while (piece := file.read(PIECE)) or place == 0:
+            place, piece = 0, file.read(PIECE)
+            if len(piece) + sum(map(len, small.values())) < PIECE:
+                small[name] = piece
+                return len(piece)
+            while piece:
                 if not self._home.put(self._run, name, place, piece):
                     raise Over
                 place += len(piece)
-                if len(piece) < PIECE:
-                    break
+                piece = file.read(PIECE) if len(piece) == PIECE else b""
             return place
         return None
 
@@ -218,6 +244,20 @@ def dying_with(parent: int) -> Callable[[], None]:
             kill(os.getpid(), signal.SIGKILL)
 
     return die_with_parent
+
+
+def wait_for(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a process ends, and no longer than so many seconds."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:  # of a kernel without
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return
+    try:
+        select.select([descriptor], [], [], seconds)
+    finally:
+        os.close(descriptor)
 
 
 def end(process: subprocess.Popen[bytes], patience: float) -> None:

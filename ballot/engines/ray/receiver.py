@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from ballot.engines.ray.data import Part, Place, Source
 from ballot.values import Json, Values
 
 STAGE = ".collect"
@@ -27,8 +28,10 @@ NEWS_S = 1.0  # after which who waits for news hears that there is none
 class Receiver:
     """Files of runs into the outputs of a search, news to its driver, orders to the trials."""
 
-    def __init__(self, outputs: str) -> None:
+    def __init__(self, outputs: str, data: str | None = None) -> None:
         self._outputs = Path(outputs)
+        self._data = data
+        self._source: Source | None = None
         self._attempts: dict[str, int] = {}  # the present one of each trial that was submitted
         self._orders: dict[str, str] = {}
         self._ordered: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -93,12 +96,20 @@ class Receiver:
         return True
 
     async def commit(
-        self, trial: str, attempt: int, run: str, names: Mapping[str, int], kept: Sequence[str]
+        self,
+        trial: str,
+        attempt: int,
+        run: str,
+        names: Mapping[str, int],
+        kept: Sequence[str],
+        small: Mapping[str, bytes],
     ) -> bool:
-        """Let files that have come, each with its size, take their places.
+        """Let files that have come, each with its size, take their places; small ones come now.
 
         Of the checkpoints only those named in `kept` stay.
         """
+        for name, content in small.items():
+            await self.put(trial, attempt, run, name, 0, content)
         if self._attempts.get(trial) != attempt:
             return False
         stage, folder = self._stage(run, attempt), self._outputs / run
@@ -132,6 +143,22 @@ class Receiver:
         with (self._outputs / run / checked(run, name)).open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    async def data_files(self, trial: str, attempt: int) -> dict[str, int] | None:
+        """Return the files of the data with their sizes; None where the trial is over."""
+        return self._files().files if self._attempts.get(trial) == attempt else None
+
+    async def data_piece(
+        self, trial: str, attempt: int, place: Place
+    ) -> tuple[list[Part], Place] | None:
+        """Return a piece of the data, and where the next begins; None where the trial is over."""
+        return self._files().piece(place) if self._attempts.get(trial) == attempt else None
+
+    def _files(self) -> Source:
+        if self._source is None:
+            assert self._data is not None
+            self._source = Source(Path(self._data))
+        return self._source
 
     def _stage(self, run: str, attempt: int) -> Path:
         if not PART.fullmatch(run):

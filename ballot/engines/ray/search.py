@@ -148,7 +148,7 @@ class RaySearch(Noted):
         """Tell a search that runs of new limits."""
         if limits:
             spec = self.spec()
-            command = limits.command(spec["command"]) if limits.trial_seconds else None
+            command = limits.command(spec["command"]) if limits.changes_command else None
             facts = dataclasses.asdict(limits)
             self._amend_spec(**facts, command=command)
             control.ask(self.folder, "limits", **facts, command=command)

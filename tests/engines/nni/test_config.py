@@ -215,3 +215,9 @@ def test_what_nni_would_upload_follows_its_own_ignore_file(tmp_path):
         (tmp_path / name).write_text("12345")
     (tmp_path / ".nniignore").write_text("*.log\ndata/**/*.bin\n")
     assert uploaded(tmp_path) == {"a.py": [1, 5], "data/": [1, 5], ".nniignore": [1, 20]}
+
+
+def test_trial_code_that_is_a_link_to_itself_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop: is a link that leads to itself; set trialCodeDir"):
+        outline({**GOOD, "trialCodeDirectory": "loop"}, tmp_path / "c.yml")

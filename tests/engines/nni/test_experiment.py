@@ -136,17 +136,18 @@ def sleeper(code="import time; print(flush=True); time.sleep(60)", **env):
 
 
 def test_what_a_search_left_running_is_ended_and_nothing_else(home):
-    folder = home / "nni" / "mine"
+    mine = f"mine{os.getpid()}"  # all processes of the machine are looked at
+    folder = home / "nni" / mine
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "print(flush=True); time.sleep(60)"
     )
-    trial, deaf = sleeper(NNI_EXP_ID="mine"), sleeper(stubborn, NNI_EXP_ID="mine")
+    trial, deaf = sleeper(NNI_EXP_ID=mine), sleeper(stubborn, NNI_EXP_ID=mine)
     tuner = sleeper(NNI_LOG_DIRECTORY=str(folder / "log"))
     other = sleeper(NNI_EXP_ID="other", NNI_LOG_DIRECTORY=str(home / "nni" / "other" / "log"))
     try:
         began = time.monotonic()
-        assert processes.end_processes("mine", folder, 1.0) == 3
+        assert processes.end_processes(mine, folder, 1.0) == 3
         assert time.monotonic() - began < 20
         assert not any(psutil.pid_exists(p.pid) for p in (trial, tuner, deaf))
         assert other.poll() is None

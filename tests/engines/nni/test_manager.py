@@ -209,6 +209,11 @@ def test_a_record_is_read_once(tmp_path):
             {"compile": False, "metrics": ["acc"], "seed": 3},
             "python train.py --no_compile --metrics acc --seed 3",
         ),
+        (
+            "python train.py --resume auto -c config.json -d 0 --bs 8 --momentum -1",
+            {"batch_size": 16},
+            "python train.py -c config.json --momentum -1 --batch_size 16",
+        ),
         ("python train.py", {"model_args.a b": [1]}, "python train.py '--model_args.a b' '[1]'"),
     ],
 )

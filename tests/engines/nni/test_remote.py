@@ -115,6 +115,37 @@ def nothing_runs_on(lab, experiment_id):
     ]
 
 
+def test_a_competitions_file_of_version_1_is_searched_on_its_machine(lab, project):
+    box = lab.boxes[0]
+    entry = box.entry()
+    machine = {
+        "ip": entry["host"],
+        "username": entry["user"],
+        "sshKeyPath": entry["sshKeyFile"],
+        "pythonPath": sys.executable,  # a program there, where NNI wants its folder
+    }
+    config = {
+        "authorName": "default",
+        "experimentName": "pstage1-env1",
+        "trialConcurrency": 1,
+        "maxExecDuration": "12h",
+        "maxTrialNum": 1,
+        "trainingServicePlatform": "remote",
+        "searchSpacePath": "search_space.json",
+        "useAnnotation": False,
+        "tuner": {"builtinTunerName": "TPE", "classArgs": {"optimize_mode": "maximize"}},
+        "trial": {"command": "python3 train.py --epochs 1", "codeDir": "."},
+        "machineList": [machine],
+    }
+    (project / "config_remote.yml").write_text(yaml.safe_dump(config))
+    process = search(project, lab, "--config", "config_remote.yml")
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said
+    assert "was converted" in " ".join(said.split())
+    (row,) = pd.read_csv(project / "results.csv").to_dict("records")
+    assert row["machine"] == box.address
+
+
 def test_the_results_of_two_machines_come_home_and_vote(lab, project):
     for box in lab.boxes:  # pip would wait for a registry that is silent, and say so
         pip = box.home / ".config/pip"

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import math
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -220,6 +221,30 @@ def test_a_resumed_search_knows_all_and_tries_the_defaults_no_more(
     assert after.generate_parameters(0) not in given
     after.import_data([{"parameter": given[4], "value": 0.4}])  # the one that ran has ended
     assert states(after)[4] == ("done", -0.4)
+
+
+def test_what_was_asked_for_and_became_no_trial_is_asked_for_again(monkeypatch, tmp_path):
+    """NNI asks for as many as run at once, and is stopped before all of them are trials."""
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path / "checkpoint"))
+    for name in ("checkpoint", "db"):
+        (tmp_path / name).mkdir()
+    space = {"x": {"_type": "choice", "_value": [1, 2, 3]}}
+    before = tuner(space)
+    given = [before.generate_parameters(trial) for trial in range(3)]
+    with sqlite3.connect(tmp_path / "db" / "nni.sqlite") as db:
+        db.execute(
+            "CREATE TABLE TrialJobEvent (timestamp, trialJobId, event, data, logPath, sequenceId)"
+        )
+        db.execute("CREATE TABLE MetricData (trialJobId, parameterId, type, sequence, data)")
+        data = json.dumps({"parameter_id": 0, "parameters": given[0]})
+        db.execute("INSERT INTO TrialJobEvent VALUES (1, 'a', 'WAITING', ?, NULL, 0)", (data,))
+    after = Tuner(seed=1)
+    after.load_checkpoint()
+    after.update_search_space(space)
+    again = [after.generate_parameters(trial)["x"] for trial in range(2)]
+    assert sorted(again) == sorted(values["x"] for values in given[1:])
+    with pytest.raises(nni.NoMoreTrialError):
+        after.generate_parameters(2)
 
 
 def test_without_what_was_written_down_a_resumed_search_has_what_nni_knows(

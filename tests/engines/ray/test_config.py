@@ -5,14 +5,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+import search
+from ballot.config.schema import Config
 from ballot.engines.choose import engine_of_config, load_engine
 from ballot.engines.interface import Launch, Limits, Sketch
 from ballot.engines.ray import asked, config, engine, sent
 from ballot.engines.ray.asked import Facts
+from ballot.engines.ray.cluster import request_of
 from ballot.engines.ray.config import Resources
 from ballot.engines.ray.draft import room_problems
 from ballot.errors import UserError
@@ -128,6 +132,19 @@ def test_what_no_node_has_is_said_with_what_there_is():
     assert room_problems(facts, Resources(cpus=2, gpus=0.5), "f") == []
 
 
+def test_nodes_of_a_host_that_unpack_into_one_folder_are_told_of(monkeypatch, tmp_path):
+    folders = [("a", "/tmp/ray/s"), ("a", "/tmp/ray/s"), ("a", "/tmp/own/s"), ("b", "/tmp/ray/s")]
+    nodes = [SimpleNamespace(node_manager_hostname=h, session_dir=d) for h, d in folders]
+    shared = asked.shared_folders(nodes)
+    assert shared == ["a:/tmp/ray/s"]
+    facts = Facts("head:6379", nodes=[{"CPU": 8.0, "GPU": 1.0, "memory": 9e9}], shared=shared)
+    monkeypatch.setattr(asked, "ask_cluster", lambda _: facts)
+    draft, _ = load_engine("ray").read(write(tmp_path / "a.yml"), Limits(), guarded=True)
+    draft.complete([])
+    (problem,) = draft.resource_problems(None, None)
+    assert not problem.fatal and "several nodes unpack the code into a:/tmp/ray/s" in str(problem)
+
+
 def test_no_cluster_is_said_before_ray_is_asked(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -198,6 +215,68 @@ def test_a_folder_above_rays_limit_is_refused_with_the_largest_part(monkeypatch,
 def test_neither_the_scripts_nor_a_trial_load_ray():
     code = "import sys, search, train, ballot.engines.ray.engine; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_a_trial_is_given_is_asked_of_ray_parts_of_a_gpu_too(tmp_path):
+    draft, _ = load_engine("ray").read(write(tmp_path / "a.yml"), Limits(), guarded=True)
+    draft.complete([])
+    spec = draft.plan([], maximize=True).settings.spec
+    given = {"num_cpus": 2.0, "num_gpus": 0.5, "memory": 4 * 2**30}
+    assert request_of(spec["resources"]) == given
+    none = dataclasses.asdict(Resources(cpus=0.0))
+    assert request_of(none) == {"num_cpus": 0.0, "num_gpus": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("", ["--install"], "--install sets up machines that are reached over ssh; nodes of a"),
+        ("", ["--sync_data"], "the trial command names no folder of data on the machines"),
+        ("--data_dir /nowhere", ["--sync_data"], "sync_data: /nowhere is not a folder"),
+    ],
+)
+def test_what_nodes_cannot_be_sent_is_said_before_anything_starts(
+    tmp_path, capsys, command, words, said
+):
+    path = write(tmp_path / "a.yml", trialCommand=f"{GOOD['trialCommand']} {command}")
+    assert search.main(["--config", str(path), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["exclude", "soft_labels"])
+def test_a_list_outside_the_code_folder_is_refused_for_nodes_in_a_line(tmp_path, key):
+    code, inside, outside = tmp_path / "code", tmp_path / "code" / "in.csv", tmp_path / "out.csv"
+    (code / "ballot").mkdir(parents=True)
+    for path in (inside, outside):
+        path.write_text("id\na\n")
+    draft, _ = load_engine("ray").read(
+        write(tmp_path / "a.yml", trialCodeDirectory=str(code)), Limits(), guarded=True
+    )
+    draft.complete([])
+    assert draft.file_problems(Config(**{key: "in.csv"})) == []
+    (problem,) = draft.file_problems(Config(**{key: str(outside)}))
+    assert str(problem).endswith(
+        f"{key}: {outside} is not sent to the nodes; copy it into {code} and name it from there, "
+        f"as in --{key} out.csv"
+    )
+    (problem,) = draft.file_problems(Config(**{key: str(inside)}))
+    assert str(problem).endswith(f"; name it from {code}, as in --{key} in.csv")
+    draft._wanted.resources = dataclasses.replace(draft._wanted.resources, address="local")
+    assert draft.file_problems(Config(**{key: str(outside)})) == []
+
+
+def test_a_planned_search_names_lists_in_the_code_folder_as_the_nodes_have_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    (tmp_path / "space.json").write_text(json.dumps(GOOD["searchSpace"]))
+    command = f"python3 train.py --exclude '{ROOT}/a b.csv' --out_dir {ROOT}/outputs"
+    sketch = Sketch("n", "space.json", command, ROOT, 90.0, 4, 2, True, [{"lr": 0.01}], True)
+    load_engine("ray").write_config(tmp_path / "config.yml", sketch)
+    written = yaml.safe_load((tmp_path / "config.yml").read_text())
+    wanted = f"python3 train.py --exclude 'a b.csv' --out_dir {ROOT}/outputs"
+    assert written["trialCommand"] == wanted
 
 
 def test_the_platform_is_the_engines_name():

@@ -2,10 +2,11 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from ballot.engines.ray import control, driver
+from ballot.engines.ray import cluster, control, driver
 from ballot.engines.ray.cluster import Ended
 from ballot.engines.ray.driver import Driver
 from ballot.engines.ray.search import RaySearch
@@ -130,8 +131,11 @@ def test_a_trial_that_loses_every_node_fails_in_the_end(started):
     for _ in range(driver.MOVES + 1):
         runner.lose(runner.jobs[-1])
         search_driver.step()
-    assert search.trials()[0].status == "failed"
+    (trial,) = search.trials()
+    assert trial.status == "failed"
     assert search_driver.state == "done"
+    assert [each.state for each in search_driver._tuner.trials()] == ["failed"]
+    assert search.last_words(trial.id) == "its node died"
 
 
 def test_a_trial_out_of_memory_runs_once_more_and_then_teaches(started):
@@ -215,14 +219,42 @@ def test_posted_trials_run_without_a_tuner(started):
     assert search_driver.state == "done"
 
 
+def test_a_search_that_goes_on_learns_nothing_from_posted_trials(started):
+    search_driver, runner, _ = started(posted=[{"lr": 0.25, "all_rows": True}], again=[])
+    search_driver.step()
+    runner.end(runner.jobs[0])  # without a score, and it did not fail
+    search_driver.step()
+    search_driver.close()
+    again, _, _ = started()
+    assert again._tuner.trials() == []
+
+
 def test_a_trial_that_waits_for_room_says_what_it_asks_for_and_what_there_is(started, monkeypatch):
     monkeypatch.setattr(driver, "WAITS_S", -1.0)
-    search_driver, _, search = started(max_trials=1)
+    search_driver, runner, search = started(max_trials=1)
+    runner.known.append({"id": "n2", "name": "head", "alive": True, "has": {}})
     search_driver.step()
     search_driver._watched = 0.0
     search_driver.step()
     (line,), _ = control.news_after(search.folder, 0)
-    assert line == "trial 0 waits for room: it asks for 2 CPUs; there is one: 4 CPUs"
+    there = "one: 4 CPUs; head: no CPUs"
+    assert line == f"trial 0 waits for room: it asks for 2 CPUs; there is {there}"
+
+
+def test_a_trial_whose_data_are_on_their_way_does_not_wait_for_room(started, monkeypatch):
+    monkeypatch.setattr(driver, "WAITS_S", -1.0)
+    search_driver, runner, search = started(max_trials=1, data="photos")
+    search_driver._watched = float("inf")
+    search_driver.step()
+    (job,) = runner.jobs
+    assert job["data"] and job["is_new"]
+    runner.say(job, prepares=True)
+    runner.say(job, copies="one", bytes=3_000_000)
+    search_driver.step()
+    search_driver._watched = 0.0
+    search_driver.step()
+    (line,), _ = control.news_after(search.folder, 0)
+    assert line == "the data (3 MB) are copied to one ..."
 
 
 def test_nodes_that_come_and_go_are_said(started):
@@ -263,3 +295,34 @@ def test_a_search_whose_driver_lives_is_known_by_its_lock(started):
         with control.held(search.folder) as second:
             assert not second
     assert search.status().state == "gone"
+
+
+class Dying(Exception):
+    pass
+
+
+class Receivers:
+    """Ray, where the first `dead` receivers die as they start."""
+
+    def __init__(self, dead):
+        self.dead, self.started = dead, 0
+        self.exceptions = SimpleNamespace(ActorDiedError=Dying)
+
+    def start(self):
+        self.started += 1
+        number = self.started
+        return SimpleNamespace(number=number, news=SimpleNamespace(remote=lambda _: number))
+
+    def get(self, number):
+        if number <= self.dead:
+            raise Dying
+
+
+def test_a_receiver_that_dies_at_its_start_is_started_again_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(cluster, "RESTART_S", 0.0)
+    ray = Receivers(dead=2)
+    assert cluster.first_that_lives(ray, ray.start).number == 3
+    ray = Receivers(dead=9)
+    with pytest.raises(Dying):
+        cluster.first_that_lives(ray, ray.start)
+    assert ray.started == cluster.STARTS

@@ -1,6 +1,7 @@
 """A trial on a node and the receiver at home, in one process: what comes home, and what ends it."""
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import sys
@@ -9,8 +10,11 @@ import time
 
 import pytest
 
+from ballot.engines.ray import data
 from ballot.engines.ray.node import Over, run_trial
 from ballot.engines.ray.receiver import OVER, Receiver, checked
+from ballot.errors import UserError
+from ballot.machines.sent import facts
 
 TRIAL = """
 import json, os, pathlib, signal, sys, time
@@ -58,7 +62,7 @@ class Home:
     def order(self, patience):
         try:
             return self._order.result(patience)
-        except TimeoutError:
+        except concurrent.futures.TimeoutError:  # before Python 3.11 another one than TimeoutError
             return None
 
     def put(self, *args):
@@ -69,6 +73,12 @@ class Home:
 
     def report(self, said):
         return self.ask("report", "t1", self.attempt, said)
+
+    def data_files(self):
+        return self.ask("data_files", "t1", self.attempt)
+
+    def data_piece(self, place):
+        return self.ask("data_piece", "t1", self.attempt, place)
 
     def here(self, run):
         return self.ask("here", run)
@@ -137,6 +147,18 @@ def test_a_later_attempt_goes_on_where_the_first_one_was(tmp_path, home):
     assert [said.get("score") for said in outcome["reports"]] == [0.3, None]
 
 
+def test_a_trial_that_goes_on_from_another_run_finds_its_files_and_sends_its_own(tmp_path, home):
+    old = tmp_path / "outputs" / "s-001-t0"
+    old.mkdir(parents=True)
+    (old / "last.pt").write_text("2")
+    take = "(run.parent / 's-001-t0' / 'last.pt').read_text() == '2' or sys.exit(9)"
+    job = job_of(tmp_path, take)
+    job["parameters"]["continues"] = "s-001-t0"
+    assert run_trial({**job, "is_new": True}, home)["exit"] == 0
+    assert [path.name for path in old.iterdir()] == ["last.pt"]
+    assert (tmp_path / "outputs" / "s-004-t1" / "best.pt").exists()
+
+
 def test_what_a_trial_has_so_far_comes_home_while_it_runs(tmp_path, home):
     run = tmp_path / "outputs" / "s-004-t1"
     then = "time.sleep(60) if epoch == 2 else None"
@@ -184,8 +206,37 @@ def test_a_name_that_leaves_the_runs_folder_is_refused(name):
 def test_a_file_that_did_not_arrive_whole_takes_no_place(tmp_path, home):
     home.put("s-004-t1", "val.csv", 0, b"half")
     with pytest.raises(ValueError, match="did not arrive"):
-        home.commit("s-004-t1", {"val.csv": 8}, [])
+        home.commit("s-004-t1", {"val.csv": 8}, [], {})
     assert not (tmp_path / "outputs" / "s-004-t1").exists()
+
+
+def test_data_that_a_node_lacks_come_once_in_pieces_and_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(data, "PIECE", 10)
+    here = tmp_path / "data"
+    contents = {"a/large.jpg": bytes(range(25)), "a/empty.jpg": b"", "b/small.jpg": b"abc"}
+    for name, content in contents.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content)
+    home = Home(Receiver(str(tmp_path / "outputs"), str(here)))
+    assert data.data_folder(home, "has", str(here)) == here
+    copied = data.data_folder(home, "lacks", "/nowhere")
+    assert copied != here
+    assert {n: (copied / n).read_bytes() for n in facts.listing(str(copied))} == contents
+    (copied / "b" / "small.jpg").write_bytes(b"new")
+    assert data.data_folder(home, "lacks", "/nowhere") == copied
+    assert (copied / "b" / "small.jpg").read_bytes() == b"new"  # it was not copied again
+    data.remove_data("lacks")
+    assert not copied.exists() and here.exists()
+
+
+def test_data_without_room_for_them_are_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(data, "SPARE", 1e18)
+    (tmp_path / "data").mkdir()
+    home = Home(Receiver(str(tmp_path / "outputs"), str(tmp_path / "data")))
+    with pytest.raises(UserError, match=r"of data do not fit in .*; set TMPDIR for ray start"):
+        data.data_folder(home, "s", "/nowhere")
 
 
 def test_who_is_not_expected_is_told_that_it_is_over(tmp_path):

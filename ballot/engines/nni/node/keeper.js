@@ -16,7 +16,7 @@ const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
 
-const PATIENCE_MS = 20000;
+const PATIENCE_MS = 40000;
 const GOING_DOWN_MS = 3000; // a machine that shuts down ends the keeper too, within that time
 const KILLED = 137; // as a shell says it
 const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP'];

@@ -31,7 +31,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 const { letGoOfLogs } = require('./keeper.js'); // which does nothing else in a manager
 
 const PAUSE_MS = 1000; // NNI first has to let go of the devices of the trial that ended
-const PATIENCE_MS = 20000;
+const PATIENCE_MS = 40000;
 const TUNER_MS = 60000;
 const LOOK_MS = 500;
 const SHUTDOWN_MS = 10000;

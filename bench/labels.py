@@ -1,0 +1,133 @@
+"""Flip labels, train, and count how many of the first suspects are the flipped ones.
+
+    python bench/labels.py [FOLDER ...] [--folds 5] [--no_digits] [-- options of train.py]
+
+On digits, and on each FOLDER of class folders: 5 % of the labelled rows get another class, drawn
+evenly; `train.py --folds` trains on them with the recipe of the data, and `--check_labels` judges.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from ballot.config.command_line import Parser  # noqa: E402
+from ballot.errors import UserError  # noqa: E402
+from ballot.scripts import script_main  # noqa: E402
+
+FIRST = 50
+SHARE = 0.05
+
+
+def write_digits(folder: Path) -> dict[str, str]:
+    """Write scikit-learn's digits as files, and return the labels by path."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch, labels = load_digits(), {}
+    folder.mkdir()
+    for number, (image, label) in enumerate(zip(bunch.images, bunch.target)):
+        name = f"{number:04d}.png"
+        Image.fromarray((image * (255 / 16)).round().astype(np.uint8)).save(folder / name)
+        labels[name] = str(label)
+    return labels
+
+
+def link_folder(source: Path, folder: Path) -> dict[str, str]:
+    """Link the training images of class folders, and return the labels by path."""
+    from ballot.config.schema import Config
+    from ballot.data.images import FileSource
+    from dataset import find_table
+
+    table = find_table(Config(data_dir=str(source)))
+    if not isinstance(table.source, FileSource):
+        raise UserError(f"{source}: holds no image files")
+    folder.mkdir()
+    labels = {}
+    for number, row in enumerate(table.rows_of("train", "val")):
+        path = Path(table.source.root, table.source.paths[row]).resolve()
+        name = f"{number:06d}{path.suffix}"
+        (folder / name).symlink_to(path)
+        labels[name] = table.label(int(row))
+    return labels
+
+
+def flip(labels: dict[str, str], seed: int) -> dict[str, str]:
+    """Return the labels of which a share is another class."""
+    rng, classes = np.random.default_rng(seed), sorted(set(labels.values()))
+    names = list(labels)
+    changed = dict(labels)
+    for place in rng.choice(len(names), round(SHARE * len(names)), replace=False):
+        others = [name for name in classes if name != labels[names[place]]]
+        changed[names[place]] = others[rng.integers(len(others))]
+    return changed
+
+
+def run(script: str, *words: object) -> None:
+    """Run one of the scripts; what it says when it fails is said."""
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"{script}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def measure(name: str, labels: dict[str, str], data: Path, folds: int, options: list[str]) -> str:
+    """Train on flipped labels, and return a line on how well they are found."""
+    changed = flip(labels, seed=0)
+    with (data / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *changed.items()])
+    outputs, found = data.parent / f"{data.name}-outputs", data.parent / f"{data.name}.csv"
+    common = ("--data_dir", data, "--cache", data.parent / "cache", *options)
+    began = time.monotonic()
+    run("train.py", *common, "--folds", folds, "--out_dir", outputs, "--no_tensorboard")
+    seconds = time.monotonic() - began
+    run("dataset.py", *common, "--check_labels", outputs, "--out", found)
+    with found.open(newline="") as file:
+        suspects = list(csv.DictReader(file))
+    wrong = {path for path in labels if labels[path] != changed[path]}
+    first = suspects[:FIRST]
+    hits = sum(row["id"] in wrong for row in first)
+    right = sum(row["id"] in wrong and row["suggested"] == labels[row["id"]] for row in first)
+    recall = sum(row["id"] in wrong for row in suspects) / len(wrong)
+    early = sum(row["id"] in wrong for row in suspects[: len(wrong)]) / len(wrong)
+    return (
+        f"{name}: {len(labels):,} rows, {len(wrong)} flipped; {len(suspects)} suspects; "
+        f"precision at {len(first)}: {hits / max(len(first), 1):.2f} (the true class suggested: "
+        f"{right}), precision at {len(wrong)}: {early:.2f}; recall of all: {recall:.2f}; "
+        f"{seconds:.0f} s of training"
+    )
+
+
+@script_main
+def main(argv: list[str] | None = None) -> int:
+    """Print a line for digits, and one for each folder."""
+    parser = Parser(prog="bench/labels.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--no_digits", action="store_true", help="the folders alone")
+    words = sys.argv[1:] if argv is None else argv
+    end = words.index("--") if "--" in words else len(words)
+    args, options = parser.parse_args(words[:end]), words[end + 1 :]
+    with tempfile.TemporaryDirectory() as scratch:
+        if not args.no_digits:
+            data = Path(scratch, "digits")
+            small = ["--image_size", "32", *options]
+            print(measure("digits", write_digits(data), data, args.folds, small), flush=True)
+        for folder in args.folders:
+            data = Path(scratch, folder.name)
+            labels = link_folder(folder, data)
+            print(measure(folder.name, labels, data, args.folds, options), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
