@@ -1,9 +1,10 @@
 """Flip labels, train, and count how many of the first suspects are the flipped ones.
 
-    python bench/labels.py [FOLDER ...] [--folds 5] [--no_digits] [-- options of train.py]
+    python bench/labels.py [FOLDER ...] [--folds 5] [--seeds 3] [--no_digits] [-- train.py's options]
 
 On digits, and on each FOLDER of class folders: 5 % of the labelled rows get another class, drawn
 evenly; `train.py --folds` trains on them with the recipe of the data, and `--check_labels` judges.
+Each seed draws other rows and trains from other random numbers.
 """
 
 from __future__ import annotations
@@ -80,12 +81,15 @@ def run(script: str, *words: object) -> None:
         raise UserError(f"{script}: {done.stderr.strip().splitlines()[-1]}")
 
 
-def measure(name: str, labels: dict[str, str], data: Path, folds: int, options: list[str]) -> str:
+def measure(
+    name: str, labels: dict[str, str], data: Path, folds: int, seed: int, options: list[str]
+) -> str:
     """Train on flipped labels, and return a line on how well they are found."""
-    changed = flip(labels, seed=0)
+    changed = flip(labels, seed)
     with (data / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *changed.items()])
-    outputs, found = data.parent / f"{data.name}-outputs", data.parent / f"{data.name}.csv"
+    outputs, found = (data.parent / f"{data.name}-{seed}{end}" for end in ("-outputs", ".csv"))
+    options = [*options, "--seed", str(seed)]
     common = ("--data_dir", data, "--cache", data.parent / "cache", *options)
     began = time.monotonic()
     run("train.py", *common, "--folds", folds, "--out_dir", outputs, "--no_tensorboard")
@@ -100,8 +104,8 @@ def measure(name: str, labels: dict[str, str], data: Path, folds: int, options: 
     recall = sum(row["id"] in wrong for row in suspects) / len(wrong)
     early = sum(row["id"] in wrong for row in suspects[: len(wrong)]) / len(wrong)
     return (
-        f"{name}: {len(labels):,} rows, {len(wrong)} flipped; {len(suspects)} suspects; "
-        f"precision at {len(first)}: {hits / max(len(first), 1):.2f} (the true class suggested: "
+        f"{name}, seed {seed}: {len(labels):,} rows, {len(wrong)} flipped; "
+        f"{len(suspects)} suspects; precision at {len(first)}: {hits / max(len(first), 1):.2f} (the true class suggested: "
         f"{right}), precision at {len(wrong)}: {early:.2f}; recall of all: {recall:.2f}; "
         f"{seconds:.0f} s of training"
     )
@@ -109,23 +113,26 @@ def measure(name: str, labels: dict[str, str], data: Path, folds: int, options: 
 
 @script_main
 def main(argv: list[str] | None = None) -> int:
-    """Print a line for digits, and one for each folder."""
+    """Print a line for each seed on digits and on each folder."""
     parser = Parser(prog="bench/labels.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--no_digits", action="store_true", help="the folders alone")
     words = sys.argv[1:] if argv is None else argv
     end = words.index("--") if "--" in words else len(words)
     args, options = parser.parse_args(words[:end]), words[end + 1 :]
     with tempfile.TemporaryDirectory() as scratch:
+        tasks = []
         if not args.no_digits:
             data = Path(scratch, "digits")
-            small = ["--image_size", "32", *options]
-            print(measure("digits", write_digits(data), data, args.folds, small), flush=True)
+            tasks.append((data, write_digits(data), ["--image_size", "32", *options]))
         for folder in args.folders:
             data = Path(scratch, folder.name)
-            labels = link_folder(folder, data)
-            print(measure(folder.name, labels, data, args.folds, options), flush=True)
+            tasks.append((data, link_folder(folder, data), options))
+        for data, labels, given in tasks:
+            for seed in range(args.seeds):
+                print(measure(data.name, labels, data, args.folds, seed, given), flush=True)
     return 0
 
 
