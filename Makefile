@@ -5,6 +5,7 @@
 # make watch    RUN=mine: its log as it grows; without RUN the newest
 # make lint     ruff and mypy                         make faults 300 faults, and what is left
 # make clean    remove outputs/ and ensemble/         make style  the measurements of CONTRIBUTING.md
+# make again    the tests that failed, one by one
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ CONFIG ?= config_local.yml
 SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search train watch test quick lint style bench faults audit clean
+.PHONY: help setup search train watch test again quick lint style bench faults audit clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -49,6 +50,10 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/.ins
 # (tests/conftest.py), and the tests of whole searches by themselves. COVERAGE=1 prints what they ran.
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(if $(COVERAGE),--cov --cov-report=term)
+
+# Runs the tests that failed the last time once more, one after the other.
+again: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 # SEED=n repeats what a seed did, COUNT=n is how many (default: 300, ten to twenty minutes on 2 cores).
 faults: $(VENV)/.installed-dev

@@ -1,10 +1,10 @@
 """Flip labels, train, and count how many of the first suspects are the flipped ones.
 
-    python bench/labels.py [FOLDER ...] [--folds 5] [--seeds 3] [--no_digits] [-- train.py's options]
+    python bench/labels.py [FOLDER ...] [--folds 5] [--seeds 3] [--no_digits] [-- OPTION ...]
 
 On digits, and on each FOLDER of class folders: 5 % of the labelled rows get another class, drawn
-evenly; `train.py --folds` trains on them with the recipe of the data, and `--check_labels` judges.
-Each seed draws other rows and trains from other random numbers.
+evenly; `train.py --folds` trains on them by the recipe of the data, and `--check_labels` judges.
+Each seed draws other rows and trains from other random numbers. Options of train.py follow `--`.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def measure(
     early = sum(row["id"] in wrong for row in suspects[: len(wrong)]) / len(wrong)
     return (
         f"{name}, seed {seed}: {len(labels):,} rows, {len(wrong)} flipped; "
-        f"{len(suspects)} suspects; precision at {len(first)}: {hits / max(len(first), 1):.2f} (the true class suggested: "
-        f"{right}), precision at {len(wrong)}: {early:.2f}; recall of all: {recall:.2f}; "
-        f"{seconds:.0f} s of training"
+        f"{len(suspects)} suspects; precision at {len(first)}: {hits / max(len(first), 1):.2f} "
+        f"(the true class suggested: {right}), precision at {len(wrong)}: {early:.2f}; "
+        f"recall of all: {recall:.2f}; {seconds:.0f} s of training"
     )
 
 

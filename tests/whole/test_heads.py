@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +24,7 @@ import train
 from ballot.errors import UserError
 from ballot.prediction.checkpoints import read_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"blue": (40, 60, 200), "green": (60, 170, 60), "red": (200, 50, 50)}
 WORDS = ("--label_column", "colour", "light", "--image_size", 16, "--heads")
 
@@ -165,3 +170,23 @@ def test_a_checkpoint_whose_attributes_do_not_fit_is_damaged(trained, tmp_path):
     torch.save({**saved, "about": json.dumps(about)}, tmp_path / "odd" / "best.pt")
     with pytest.raises(UserError, match="the description of its model is damaged"):
         read_checkpoint(tmp_path / "odd" / "best.pt")
+
+
+@pytest.mark.slow
+def test_several_processes_learn_heads_and_their_weights_as_one_does(trained, tmp_path):
+    words = ["--data_dir", trained / "data" / "labels.csv", *WORDS, "product", "--epochs", 2]
+    words += ["--head_weights", "uncertainty", "--recipe", "none", "--model", "simple_cnn"]
+    words += ["--no_tensorboard", "--batch_size", 12, "--run_name"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *launcher, ROOT / "train.py", *words, name]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, check=True)
+    one, two = (
+        torch.load(tmp_path / f"outputs/{n}/last.pt", weights_only=True) for n in ("one", "two")
+    )
+    assert one["criterion"]["log_variances"].abs().min() > 0
+    torch.testing.assert_close(two["criterion"], one["criterion"], atol=1e-6, rtol=0)
+    one, two = (pd.read_csv(tmp_path / f"outputs/{n}/history.csv") for n in ("one", "two"))
+    scores = [name for name in one if name.startswith(("train_", "val_"))]
+    np.testing.assert_allclose(one[scores], two[scores], atol=1e-5)
