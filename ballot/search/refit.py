@@ -64,17 +64,19 @@ def candidates(results: Results, trials: Sequence[TrialRecord]) -> list[Candidat
 
 
 def runs_to_make(ranked: Sequence[Candidate], seconds: float, concurrency: int) -> list[Json]:
-    """Return the parameters of as many runs as fit into the time, the best in turn."""
-    room, made = SAFE * seconds * concurrency, []
-    best = list(ranked[:BEST])
-    for number in range(MOST):
-        turn, place = divmod(number, len(best)) if best else (0, 0)
-        if not best or turn > MOST:
-            break
+    """Return the parameters of as many runs as fit into the time, the best in turn.
+
+    Where each of the best takes too long, the next ones that do not have the time.
+    """
+    alone, made = SAFE * seconds, []
+    fitting = [each for each in ranked if ALL_ROWS * each.seconds <= alone]
+    best = [each for each in ranked[:BEST] if each in fitting] or fitting[:BEST]
+    room = alone * concurrency
+    for number in range(MOST if best else 0):
+        turn, place = divmod(number, len(best))
         each = best[place]
         cost = ALL_ROWS * each.seconds
-        fits = cost <= room and cost <= SAFE * seconds
-        if fits and (turn == 0 or each.is_drawn):
+        if cost <= room and (turn == 0 or each.is_drawn):
             made.append(on_all_rows(each, turn))
             room -= cost
     return made

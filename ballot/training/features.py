@@ -24,7 +24,7 @@ ClassWeights = Callable[[Sequence[int]], torch.Tensor | None]
 def features_of(
     model: nn.Module, layer: nn.Module, batches: Iterable[Batch], amp: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `layer` is given for each image, float32 [N, F], and the targets [N]."""
+    """Return what `layer` is given for each image, float32 [N, F], and the targets."""
     caught: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, given: caught.append(given[0].float()))
@@ -47,7 +47,7 @@ def fit_linear(
     num_classes: int,
     class_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit a logistic regression; return its weights [C, F] and biases [C]."""
+    """Fit a logistic regression to targets [N] or [N, C]; return weights [C, F] and biases [C]."""
     weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
     bias = features.new_zeros(num_classes).requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -84,13 +84,21 @@ def fit_classifier(
         tasks = [attribute.of_class for attribute in heads.attributes]
     fitted = []
     for of_class in tasks:
-        own = torch.tensor(of_class, device=targets.device)[targets]
+        own = _of_task(of_class, targets)
         fitted.append(fit_linear(features, own, max(of_class) + 1, class_weights(of_class)))
     weight, bias = (torch.cat(parts) for parts in zip(*fitted))
     with torch.no_grad():
         layer.weight.zero_()[: len(weight)].copy_(weight)
         if layer.bias is not None:
             layer.bias.zero_()[: len(bias)].copy_(bias)
+
+
+def _of_task(of_class: Sequence[int], targets: torch.Tensor) -> torch.Tensor:
+    """Return the targets of the classes that joint ones have; probabilities [N, C] add up."""
+    classes = torch.tensor(of_class, device=targets.device)
+    if targets.ndim == 1:
+        return classes[targets]
+    return targets.new_zeros(len(targets), max(of_class) + 1).index_add(1, classes, targets)
 
 
 @dataclass
@@ -104,7 +112,7 @@ class FrozenFeatures:
     kept: dict[int, Batch] = field(default_factory=dict)
 
     def of(self, subset: Subset) -> Batch:
-        """Return the features [N, F] of a subset's rows and their targets [N]."""
+        """Return the features [N, F] of a subset's rows and their targets."""
         if id(subset) not in self.kept:
             batches = self.images(subset)
             self.kept[id(subset)] = features_of(self.model, self.layer, batches, self.amp)

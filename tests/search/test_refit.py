@@ -1,13 +1,14 @@
 """The best configurations on all rows: which, how many, and what say they have."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ballot.runs.results import Results
 from ballot.runs.trials import TrialRecord
-from ballot.search.refit import beginning, candidates, refits_of, runs_to_make
+from ballot.search.refit import BEST, beginning, candidates, refits_of, runs_to_make
 from ballot.vote.ballots import read_ballot, write_ballot
 from ballot.vote.options import Refit, VoteOptions
 from ballot.vote.run import run_vote
@@ -47,6 +48,14 @@ def test_the_best_that_came_to_their_end_are_trained_again_in_turn(search):
     assert all(values["all_rows"] and values["split_seed"] == 42 for values in made)
     assert len({(v["recipe"]["lr"], v["seed"]) for v in made}) == len(made)
     assert runs_to_make(ranked, seconds=5.0, concurrency=1) == [made[2]]
+
+
+def test_where_the_best_take_too_long_the_next_ones_are_trained_again(search):
+    slow = [replace(each, seconds=600.0) for each in candidates(*search)] * 2
+    quick = [replace(slow[0], seconds=20.0), replace(slow[1], seconds=10.0)]
+    made = runs_to_make([*slow[:BEST], *quick], seconds=60.0, concurrency=1)
+    assert [values["recipe"]["lr"] for values in made] == pytest.approx([0.2, 0.1, 0.1])
+    assert runs_to_make(slow, seconds=60.0, concurrency=1) == []
 
 
 def test_a_search_without_a_time_limit_trains_as_many_as_are_wanted(search):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from trained_for_tests import coloured, run
 
-from ballot.training.features import features_of, fit_linear
+from ballot.training.features import features_of, fit_classifier, fit_linear
 from model import create_model, dropout_before, linear_classifier
 
 
@@ -50,6 +50,25 @@ def test_a_fitted_classifier_is_scikit_learns():
     np.testing.assert_allclose(weight, theirs.coef_, atol=0.01)
     ours = torch.softmax(torch.tensor(x).float() @ weight.T + bias, 1)
     np.testing.assert_allclose(ours, theirs.predict_proba(x), atol=0.005)
+
+
+def test_a_classifier_is_fitted_to_soft_labels_as_scikit_learn_fits_rows_with_weights():
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = load_iris(return_X_y=True)
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    soft = np.random.default_rng(0).dirichlet(np.ones(3), len(x)).astype(np.float32) / 2
+    soft[np.arange(len(x)), y] += 0.5
+    layer = nn.Linear(4, 3)
+    batches = [
+        (torch.tensor(x[k : k + 40]), torch.tensor(soft[k : k + 40])) for k in range(0, 150, 40)
+    ]
+    fit_classifier(nn.Sequential(layer), layer, batches)
+    theirs = LogisticRegression(C=0.1, max_iter=1000, tol=1e-6).fit(
+        np.tile(x, (3, 1)), np.repeat(range(3), len(x)), sample_weight=soft.T.ravel()
+    )
+    np.testing.assert_allclose(layer.weight.detach(), theirs.coef_, atol=0.01)
 
 
 def test_a_trial_can_start_from_the_fitted_classifier(data, tmp_path):

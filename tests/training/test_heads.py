@@ -127,7 +127,8 @@ def test_a_new_classifier_begins_undecided_in_every_head(joint):
     assert loss.item() == pytest.approx((1 + joint) * math.log(6), rel=1e-5)
 
 
-def test_a_fitted_classifier_is_fitted_to_each_attribute():
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_fitted_classifier_is_fitted_to_each_attribute(soft):
     torch.manual_seed(0)
     heads = Heads(SOME, joint=True)
     model, seen = network(heads)
@@ -136,7 +137,8 @@ def test_a_fitted_classifier_is_fitted_to_each_attribute():
     images = torch.randn(40, 3, 32, 32) * 0.1
     for row, label in enumerate(labels):
         images[row, :, :, 8 * label : 8 * label + 8] += 300
-    fit_classifier(model, linear_classifier(model), [(images, labels)], heads=heads)
+    targets = F.one_hot(labels, 4) * 0.96 + 0.01 if soft else labels
+    fit_classifier(model, linear_classifier(model), [(images, targets)], heads=heads)
     assert (model(images).argmax(1) == labels).float().mean() > 0.9
     a, b, joint = seen[-1].split(heads.sizes, dim=1)
     assert not joint.any()  # it adds nothing yet
