@@ -99,6 +99,7 @@ def outline(content: Values, path: Path) -> tuple[Outline, list[Problem]]:
     code = resolved(Path(path.parent, Path(str(code)).expanduser()), "set trialCodeDirectory")
     if not code.is_dir():
         problems.append(Problem(str(path), f"trial code directory {code} is not there"))
+    problems += _place_problems(given.get("logdir" if old else "experimentworkingdirectory"), path)
     file = given.get("searchspacepath" if old else "searchspacefile")
     space, source, more = _space(given.get("searchspace"), file, path)
     if not given.get("tuner") and not given.get("advisor"):
@@ -123,6 +124,19 @@ def _platform_problems(platform: object, path: Path) -> list[Problem]:
         return []
     what = f"trainingService has platform {platform!r}" if platform else "names no platform"
     return [Problem(str(path), what, suggest(str(platform), PLATFORMS).removeprefix("; "))]
+
+
+def _place_problems(given: object, path: Path) -> list[Problem]:
+    """Say what is wrong with the folder that NNI is to keep its searches in, where one is named."""
+    if not isinstance(given, str) or not given:
+        return []
+    place = Path(path.parent, Path(given).expanduser())
+    above = resolved(place, "set experimentWorkingDirectory to a folder")
+    while not above.exists():
+        above = above.parent
+    if above.is_dir():
+        return []
+    return [Problem(str(path), f"experimentWorkingDirectory {place}: {above} is no folder")]
 
 
 def _whole_numbers(content: Values, path: Path) -> tuple[Json, list[Problem]]:

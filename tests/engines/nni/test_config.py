@@ -221,3 +221,13 @@ def test_trial_code_that_is_a_link_to_itself_is_one_line(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match="loop: is a link that leads to itself; set trialCodeDir"):
         outline({**GOOD, "trialCodeDirectory": "loop"}, tmp_path / "c.yml")
+
+
+def test_a_place_for_searches_that_is_no_folder_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="loop: is a link that leads to itself; set experiment"):
+        outline({**GOOD, "experimentWorkingDirectory": "loop"}, tmp_path / "c.yml")
+    for place, wrong in [("file", True), ("file/below", True), ("new/below", False)]:
+        found = outline({**GOOD, "experimentWorkingDirectory": place}, tmp_path / "c.yml")[1]
+        assert any("is no folder" in str(problem) for problem in found) == wrong
