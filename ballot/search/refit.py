@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ballot.engines.interface import Engine, Launch, Plan, Search
-from ballot.runs.results import Results
+from ballot.runs.results import OVER, Results, Row
 from ballot.runs.trials import CONTINUES, TrialRecord, is_final, is_posted
 from ballot.search.supervise import follow
 from ballot.search.time_budget import BEGIN_S, SAFE, Budget
@@ -30,7 +30,7 @@ ALL_ROWS = 1.15  # of a trial's time: more rows, and none that are scored to cho
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration of the search that has come to its end, and what it took."""
+    """A configuration of the search that was not given up, and what it takes to its end."""
 
     trial: TrialRecord
     run: str
@@ -41,18 +41,21 @@ class Candidate:
 
 
 def candidates(results: Results, trials: Sequence[TrialRecord]) -> list[Candidate]:
-    """Return the configurations that ended well, the best first, equal ones once."""
+    """Return the configurations that ended well, the best first, equal ones once.
+
+    Those that the end of the time has cut are among them: slow ones are often the best.
+    """
     found: dict[str, Candidate] = {}
     for trial, row in zip(trials, results.rows):
-        ended = row["status"] == "done" and row["score"] is not None and row["seconds"]
-        if is_final(trial) or not ended:
+        seconds = whole_seconds(results, trial, row)
+        if is_final(trial) or row["score"] is None or not seconds:
             continue
         values = results.values_of(trial)
         each = Candidate(
             trial=trial,
             run=row["run"],
             score=float(row["score"]),
-            seconds=float(row["seconds"]),
+            seconds=seconds,
             seed=int(values.get("seed") or 0),
             is_drawn=values.get("recipe") != "probe",
         )
@@ -61,6 +64,18 @@ def candidates(results: Results, trials: Sequence[TrialRecord]) -> list[Candidat
         if key not in found or (each.score > found[key].score) == results.maximize:
             found[key] = each
     return sorted(found.values(), key=lambda each: each.score, reverse=results.maximize)
+
+
+def whole_seconds(results: Results, trial: TrialRecord, row: Row) -> float | None:
+    """Return how long a trial takes to its end; None where it failed or was given up."""
+    seconds = float(row["seconds"] or 0.0)
+    if row["status"] == "done":
+        return seconds
+    result = results.result_of(trial)
+    done, planned = int(result.get("epochs") or 0), int(result.get("epochs_planned") or 0)
+    if row["status"] != "stopped" or row["reason"] != OVER or not 0 < done <= planned:
+        return None
+    return seconds * planned / done
 
 
 def runs_to_make(ranked: Sequence[Candidate], seconds: float, concurrency: int) -> list[Json]:

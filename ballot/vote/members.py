@@ -13,6 +13,8 @@ from ballot.errors import UserError
 from ballot.names import check_names, resolved
 from ballot.runs.files import read_json
 from ballot.runs.folder import VALIDATION, continued_of, is_validation, run_of
+from ballot.values import Json
+from ballot.vote.options import Refit
 from ballot.wording import few, natural
 
 # What may differ between the folds and seeds of one configuration.
@@ -141,13 +143,33 @@ def common_start(names: Sequence[str]) -> str:
 
 def configuration(member: Member) -> str:
     """Return what is the same for all folds and seeds: settings, else the name without them."""
+    settings = settings_of(member)
+    if settings is not None:
+        return json.dumps(settings, sort_keys=True)
+    parent = str(run_of(member.files[0]).parent)
+    return f"{parent}/" + re.sub(r"[-_.]?(fold|seed)[-_=]?[0-9]+", "", member.name, flags=re.I)
+
+
+def settings_of(member: Member) -> Json | None:
+    """Return the settings that folds and seeds share; None where no run folder tells."""
     for folder in member.folders:
         values = read_json(folder / "config.json").get("values")
         if isinstance(values, dict):
-            kept = {k: v for k, v in values.items() if k not in OWN_TO_A_RUN}
-            return json.dumps(kept, sort_keys=True)
-    parent = str(run_of(member.files[0]).parent)
-    return f"{parent}/" + re.sub(r"[-_.]?(fold|seed)[-_=]?[0-9]+", "", member.name, flags=re.I)
+            return {k: v for k, v in values.items() if k not in OWN_TO_A_RUN}
+    return None
+
+
+def refits_among(members: Sequence[Member]) -> list[Refit]:
+    """Return the runs on all rows among the members that repeat another member's configuration."""
+    settings = [settings_of(member) or {} for member in members]
+    whole = [each.get("all_rows", False) for each in settings]
+    keys = [json.dumps(each | {"all_rows": False}, sort_keys=True) for each in settings]
+    repeated = {key: m.name for m, key, all_rows in zip(members, keys, whole) if not all_rows}
+    return [
+        Refit(member.files[0], repeated[key])
+        for member, key, all_rows in zip(members, keys, whole)
+        if all_rows and key in repeated
+    ]
 
 
 def status_of(member: Member) -> str | None:

@@ -32,6 +32,7 @@ from ballot.vote.members import (
     find_files,
     group_folds,
     name_members,
+    refits_among,
     status_of,
 )
 from ballot.vote.options import Refit, VoteOptions, check_options
@@ -58,11 +59,13 @@ def run_vote(
     """Vote over the prediction CSVs `paths`, write the three files, and report.
 
     Of the `val.csv` of runs without test rows it is the choice alone, and one file. `refits` are
-    runs on all rows, which have half of the say. Nothing is written where anything is wrong
-    (`UserError`).
+    runs on all rows, which have half of the say; where members are chosen, those among `paths` are
+    found by their configurations. Nothing is written where anything is wrong (`UserError`).
     """
     check_options(options)
     members, statuses, first, notes = read_members(paths, options)
+    if not refits and options.select not in (None, "all") and not options.group_folds:
+        members, statuses, refits = without_refits(members, statuses)
     submission, remarks = find_submission(members, first.classes)
     notes += remarks
     knowledge = read_splits(members)
@@ -110,6 +113,16 @@ def read_members(
     # Sums run in the order of names, so that the order of the files changes no bit.
     by_name = sorted(range(len(members)), key=lambda i: natural(members[i].name))
     return [members[i] for i in by_name], [statuses[i] for i in by_name], first, notes
+
+
+def without_refits(
+    members: list[Member], statuses: list[str | None]
+) -> tuple[list[Member], list[str | None], list[Refit]]:
+    """Take the runs on all rows that repeat a member out of those that validation rows judge."""
+    refits = refits_among(members)
+    files = {each.file for each in refits}
+    kept = [(m, s) for m, s in zip(members, statuses, strict=True) if m.files[0] not in files]
+    return [m for m, _ in kept], [s for _, s in kept], refits
 
 
 def with_refits(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ballot.runs.results import Results
+from ballot.runs.results import OVER, Results
 from ballot.runs.trials import TrialRecord
 from ballot.search.refit import BEST, beginning, candidates, refits_of, runs_to_make
 from ballot.vote.ballots import read_ballot, write_ballot
@@ -48,6 +48,17 @@ def test_the_best_that_came_to_their_end_are_trained_again_in_turn(search):
     assert all(values["all_rows"] and values["split_seed"] == 42 for values in made)
     assert len({(v["recipe"]["lr"], v["seed"]) for v in made}) == len(made)
     assert runs_to_make(ranked, seconds=5.0, concurrency=1) == [made[2]]
+
+
+def test_what_the_end_of_the_time_has_cut_is_trained_again_in_the_time_of_the_whole(search):
+    results, trials = search
+    results.rows[3]["reason"] = OVER
+    assert candidates(results, trials)[0].run == "exp-001-t1"  # no epoch
+    facts = {"epochs": 2, "epochs_planned": 8}
+    path = results.folder_of(trials[3]) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    first = candidates(results, trials)[0]
+    assert (first.run, first.seconds) == ("exp-003-t3", 20.0)
 
 
 def test_where_the_best_take_too_long_the_next_ones_are_trained_again(search):
@@ -94,6 +105,13 @@ def test_runs_on_all_rows_have_half_of_the_say_by_what_they_repeat(tmp_path):
     assert shares["good"] == pytest.approx(before["good"] / 2)
     expected = 0.5 * alone.probs + 0.5 * read_ballot(again).probs
     np.testing.assert_allclose(report.probs, expected, atol=1e-5)
+    for name, values in {  # of the files alone, their configurations tell what they repeat
+        "good": {"lr": 0.1, "seed": 1, "all_rows": False},
+        "fair": {"lr": 0.2, "seed": 1, "all_rows": False},
+        "good-again": {"lr": 0.1, "seed": 2, "all_rows": True},
+    }.items():
+        (tmp_path / "outputs" / name / "config.json").write_text(json.dumps({"values": values}))
+    np.testing.assert_array_equal(run_vote([*members, again], options).probs, report.probs)
 
 
 def test_a_run_on_all_rows_is_known_by_the_configuration_that_it_repeats(search):
