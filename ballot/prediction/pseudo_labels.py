@@ -97,7 +97,7 @@ def members_to_train(report: VoteReport) -> list[Path]:
     """Return the runs of the members with the most weight that can be trained once more."""
     heaviest = sorted(report.members, key=lambda m: (-(m.weight or 0.0), m.name))
     runs = [run_of(Path(file)) for m in heaviest if m.weight for file in m.files[:1]]
-    found = [run for run in runs if (run / "config.json").is_file() and not _is_soup(run)]
+    found = [run for run in runs if (run / "config.json").is_file() and _is_judged(run)]
     if not found:
         raise UserError(
             "--pseudo_label: no member has its run folder; keep outputs/<run> beside the CSVs"
@@ -105,8 +105,9 @@ def members_to_train(report: VoteReport) -> list[Path]:
     return found[:MOST]
 
 
-def _is_soup(run: Path) -> bool:
-    return "soup" in read_result(run)
+def _is_judged(run: Path) -> bool:
+    """Whether it is a training, and one that holds out rows by which the next can be judged."""
+    return "soup" not in read_result(run) and not read_config(run).get("all_rows")
 
 
 def train(

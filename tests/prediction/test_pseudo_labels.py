@@ -1,6 +1,7 @@
 """A last round on images without labels: what is kept, what is said, and the whole as typed."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -49,12 +50,22 @@ def members(tmp_path_factory):
 
 
 def test_the_members_with_the_most_weight_are_trained_again(members, tmp_path):
-    csvs = sorted((members / "outputs").glob("*.csv"))
+    shutil.copytree(members / "outputs", tmp_path / "outputs")
+    csvs = sorted((tmp_path / "outputs").glob("*.csv"))
     report = run_vote(csvs, VoteOptions(out_dir=str(tmp_path / "vote"), weights=[1.0, 2.0]))
     assert [run.name for run in members_to_train(report)] == ["m2", "m1"]
     assert report.held is not None and len(report.held.ids) == 24
     report = run_vote(csvs, VoteOptions(out_dir=str(tmp_path / "vote"), select="best:1"))
-    assert len(members_to_train(report)) == 1
+    (best,) = members_to_train(report)
+    again = best.with_name("again")  # trained on all rows, it has half of the weight
+    shutil.copytree(best, again)
+    shutil.copy(best.with_name(f"{best.name}.csv"), again.with_name("again.csv"))
+    values = read_config(again) | {"all_rows": True}
+    (again / "config.json").write_text(json.dumps({"values": values}))
+    csvs.append(again.with_name("again.csv"))
+    report = run_vote(csvs, VoteOptions(out_dir=str(tmp_path / "vote"), select="best:1"))
+    assert "again" in [member.name for member in report.members]
+    assert members_to_train(report) == [best]
 
 
 @pytest.mark.slow  # processes that load torch
