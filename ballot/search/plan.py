@@ -41,6 +41,7 @@ FEWEST = 4  # trials that are fine-tuned: with fewer the epochs are cut instead
 LEAST_EPOCHS = 4
 ASHA_FROM = 10  # trials: of fewer none is stopped early, and all of them vote
 ROOMY = 8  # trials that are fine-tuned: time for more of them is spent on larger images first
+LONG_FROM = 6  # trials: one of them may be as long as three
 LARGEST = 320  # pixels that a plan goes to
 SPARE = 1.15  # trials that run at once slow each other down
 
@@ -180,7 +181,8 @@ def portfolio_of(prospect: Prospect, schedule: Schedule) -> Portfolio:
     else:
         networks = networks_for(situation, base)
         base = dataclasses.replace(base, image_size=schedule.image_size, epochs=schedule.epochs)
-        made = portfolio.of_photos(base, prospect.fixed.probe, networks=networks)
+        long = schedule.expected >= LONG_FROM
+        made = portfolio.of_photos(base, prospect.fixed.probe, networks=networks, long=long)
     fixed = prospect.fixed.options
     first = [_without(values, fixed) for values in made.first]
     whole = Portfolio(_without(made.space, fixed), _distinct(first))

@@ -19,6 +19,9 @@ SHAPE = ("model", "image_size")  # what decides how large and how slow a network
 LITE = ("timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite1", "timm:tf_efficientnet_lite2")
 
 
+LONGER = 2.5  # times the recipe's epochs (docs/recipes.md)
+
+
 @dataclass(frozen=True)
 class Portfolio:
     """A search space, and the configurations of it that are tried before any others."""
@@ -87,19 +90,25 @@ def _branches(space: Values) -> list[Values]:
     return space["recipe"]["_value"] if "recipe" in space else [space]
 
 
-def of_photos(base: Config, probe: Config, *, networks: Sequence[str]) -> Portfolio:
+def of_photos(
+    base: Config, probe: Config, *, networks: Sequence[str], long: bool = False
+) -> Portfolio:
     """Return the portfolio of fine-tuning.
 
     `base` and `probe` are what the recipes `auto` and `probe` make of the data and the time;
-    `networks` are those whose weights can be had, the recipe's own first.
+    `networks` are those whose weights can be had, the recipe's own first. `long` says that there is
+    time for trials of many more epochs, in which all blocks are trained.
     """
     size, frozen_size = base.image_size or 160, probe.image_size or base.image_size or 160
     larger, lr = stepped(1.25 * size), base.lr
     frozen = {"_name": "probe", "model": networks[0], "image_size": frozen_size}
     wide = stepped(1.25 * frozen_size)  # more pixels are worth more to it than anything else
     usual = _usual(base, networks[0], size)
+    whole: Values = {"epochs": round(LONGER * base.epochs)}
+    whole |= {"freeze": "0"} if base.freeze else {}
     changes: list[Values] = [
         {},
+        *([whole] if long else []),
         *({"model": network} for network in networks[1:]),
         {"image_size": larger, "lr": _rounded(0.7 * lr)},
         {"augmentation": "TrivialAugment", "lr": _rounded(1.5 * lr), "layer_decay": 0.8},
@@ -111,6 +120,8 @@ def of_photos(base: Config, probe: Config, *, networks: Sequence[str]) -> Portfo
         *({"recipe": {**usual, **change}} for change in changes),
     ]
     tuned = _space_around(usual, networks, (size, larger))
+    if long:
+        tuned |= {key: choice(usual[key], whole[key]) for key in whole}
     fixed = {
         "_name": "probe",
         "model": choice(*networks),

@@ -58,7 +58,7 @@ def test_each_first_configuration_is_one_of_the_space_and_train_takes_it(photos,
         assert values["recipe"].items() >= wanted["recipe"].items()
         merged, origin = merge([Layer("tuner", values)])
         if merged.recipe == "auto":  # a network that the tuner names has no recipe of its own
-            assert merged.freeze == read_request(Request(photos)).base.freeze == "6"
+            assert merged.freeze == wanted["recipe"]["freeze"]
         assert merged.recipe == wanted["recipe"]["_name"] and origin["image_size"] == "tuner"
 
 
@@ -106,6 +106,27 @@ def test_more_time_goes_into_larger_images_first_as_far_as_the_photos_go(tmp_pat
     assert long.expected > short.expected
     named = Request(large, max_seconds=7200.0, options=["--image_size", "64"])
     assert schedule_of(prospect(named), named).image_size == 64
+
+
+def test_with_more_time_some_trials_are_longer_and_train_all_blocks(tmp_path):
+    large = class_folders(tmp_path / "large", {"cat": 12, "dog": 6}, width=400, height=300)
+    request = Request(large, max_seconds=7200.0)
+    made = {}
+    for seconds in (60.0, 1500.0):
+        facts = prospect(request, trial_s=seconds)
+        made[seconds] = plan.portfolio_of(facts, schedule_of(facts, request))
+    usual = read_request(request).base
+    for seconds, epochs, freeze in [
+        (60.0, [usual.epochs, 20], [usual.freeze, "0"]),
+        (1500.0, [usual.epochs], [usual.freeze]),
+    ]:
+        space = made[seconds].space["recipe"]["_value"][0]
+        assert (space["epochs"]["_value"], space["freeze"]["_value"]) == (epochs, freeze)
+        tried = [
+            (each["recipe"].get("epochs"), each["recipe"].get("freeze"))
+            for each in made[seconds].first
+        ]
+        assert ((20, "0") in tried) == (seconds == 60.0)
 
 
 def test_without_a_time_a_sensible_one_is_proposed(photos):
