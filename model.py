@@ -291,9 +291,9 @@ def freeze(model: nn.Module, what: str) -> None:
         frozen = {name for name, _ in model.named_parameters()} - head
     else:
         parts = blocks(model)
-        if not str(what).isdigit() or not 0 < int(what) < len(parts):
+        if not str(what).isdigit() or int(what) >= len(parts):
             raise UserError(
-                f"freeze: {what!r} is not understood; use backbone, or 1 to {len(parts) - 1} "
+                f"freeze: {what!r} is not understood; use backbone, or 0 to {len(parts) - 1} "
                 "for that many blocks"
             )
         frozen = {name for part in parts[: int(what)] for name in part}

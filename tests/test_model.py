@@ -521,6 +521,9 @@ def test_the_first_blocks_are_frozen_and_no_others():
     frozen = {n.partition(".")[0] for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "bn1", "layer1"}
     assert all(p.requires_grad for p in model.layer2.parameters())
+    whole = on_meta("resnet18")
+    freeze(whole, "0")
+    assert all(p.requires_grad for p in whole.parameters())
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics_until_it_is_unfrozen():
@@ -538,9 +541,9 @@ def test_a_frozen_batch_norm_keeps_its_statistics_until_it_is_unfrozen():
     assert not torch.equal(model.bn1.running_mean, before)
 
 
-@pytest.mark.parametrize("what", ["head", "0", "-1", "2.5", "10", ""])
+@pytest.mark.parametrize("what", ["head", "-1", "2.5", "10", ""])
 def test_what_cannot_be_frozen_is_refused(what):
-    with pytest.raises(UserError, match="use backbone, or 1 to 9"):
+    with pytest.raises(UserError, match="use backbone, or 0 to 9"):
         freeze(on_meta("resnet18"), what)
 
 

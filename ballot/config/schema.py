@@ -113,7 +113,7 @@ class Config:
     model_args: dict = option({}, "arguments of the architecture", "model")
     pretrained: str = option("auto", "ImageNet weights: auto uses them if available, yes requires them", "model", choices=("auto", "yes", "no"))
     init_from: str | None = option(None, "run folder or state dict to start from", "model")
-    freeze: str | None = option(None, "layers to freeze: backbone, or the first N blocks", "model")
+    freeze: str | None = option(None, "layers to freeze: backbone, or the first N blocks; 0: none", "model")
     unfreeze_epoch: int | None = option(None, "epoch from which frozen layers are trained, counted from 0", "model", low=0)
     freeze_norm: bool = option(False, "freeze the batch norm statistics of a pretrained network", "model")
     classifier_start: str = option("fresh", "initial classifier of a pretrained network: fresh (zeros), or fitted to the frozen features by logistic regression", "model", choices=("fresh", "fitted"))
