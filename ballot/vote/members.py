@@ -160,7 +160,7 @@ def settings_of(member: Member) -> Json | None:
 
 
 def refits_among(members: Sequence[Member]) -> list[Refit]:
-    """Return the runs on all rows among the members that repeat another member's configuration."""
+    """Return the whole runs on all rows that repeat another member's configuration."""
     settings = [settings_of(member) or {} for member in members]
     whole = [each.get("all_rows", False) for each in settings]
     keys = [json.dumps(each | {"all_rows": False}, sort_keys=True) for each in settings]
@@ -168,7 +168,7 @@ def refits_among(members: Sequence[Member]) -> list[Refit]:
     return [
         Refit(member.files[0], repeated[key])
         for member, key, all_rows in zip(members, keys, whole)
-        if all_rows and key in repeated
+        if all_rows and key in repeated and status_of(member) == "done"
     ]
 
 

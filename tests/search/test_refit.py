@@ -111,6 +111,10 @@ def test_runs_on_all_rows_have_half_of_the_say_by_what_they_repeat(tmp_path):
         "good-again": {"lr": 0.1, "seed": 2, "all_rows": True},
     }.items():
         (tmp_path / "outputs" / name / "config.json").write_text(json.dumps({"values": values}))
+    told = tmp_path / "outputs" / "good-again" / "result.json"
+    told.write_text(json.dumps({"status": "stopped", "classes": classes}))  # cut by the time
+    np.testing.assert_array_equal(run_vote([*members, again], options).probs, alone.probs)
+    told.write_text(json.dumps({"status": "done", "classes": classes}))
     np.testing.assert_array_equal(run_vote([*members, again], options).probs, report.probs)
 
 
