@@ -32,6 +32,7 @@ from linear_probe import cuts, labelled, link, log_loss  # noqa: E402
 from ballot.config.schema import Config  # noqa: E402
 from ballot.runs.files import read_json, write_json  # noqa: E402
 from ballot.runs.folder import read_config, read_result  # noqa: E402
+from ballot.values import Json  # noqa: E402
 from ballot.vote.ballots import read_ballot  # noqa: E402
 from dataset import find_table  # noqa: E402
 
@@ -90,7 +91,7 @@ def score(file: Path, cut: Cut) -> tuple[float, float]:
 
 
 def measure(number: int, cut: Cut, asked: argparse.Namespace, words: list[str], home: Path) -> list:
-    """Train and vote on one cut; return the scores in the order of `NAMES`, and what was kept."""
+    """Train, vote and teach on one cut; return the scores in the order of `NAMES`."""
     seeds = ["--split_seed", number, "--no_tensorboard"]
     for member, more in enumerate(MEMBERS):
         named = ["--run_name", f"m{member}", "--seed", 10 * number + member]
@@ -98,38 +99,50 @@ def measure(number: int, cut: Cut, asked: argparse.Namespace, words: list[str], 
     members = sorted((home / "outputs").glob("m?.csv"))
     best = max(members, key=lambda file: read_result(file.with_suffix(""))["scores"]["val_acc"])
     run("ensemble.py", *members, "--out_dir", "plain", cwd=home)
-    run("ensemble.py", *members, "--pseudo_label", asked.least, cwd=home)
-    facts = read_json(home / "ensemble" / "ensemble.json")["pseudo_labels"]
-    taught, again = home / "ensemble" / "pseudo", []
-    for file in sorted(taught.glob("m*-pseudo.json")):
-        own = home / f"{file.stem}-control.json"
-        values = read_json(file) | {"soft_labels": None, "out_dir": "control"}
-        write_json(own, values)
-        run("train.py", "--config", own, cwd=home)
-        again.append(home / "control" / f"{values['run_name']}.csv")
-    run("ensemble.py", *members, *again, "--out_dir", "control_vote", cwd=home)
+    vote = home / "plain" / "soft.csv"
     words = [*words, "--seed", str(10 * number + 5)]
-    run("ensemble.py", *members, "--out_dir", "plain", "--distill", asked.model, *words, cwd=home)
-    (student,) = (home / "plain" / "distilled").glob("*/config.json")
-    values = read_config(student.parent) | {
-        "recipe": "none",
-        "soft_labels": None,
-        "out_dir": "control",
-        "run_name": "student",
-    }
-    write_json(home / "student.json", values)
-    run("train.py", "--config", home / "student.json", cwd=home)
-    with_pseudo = taught / "vote" / "soft.csv"
     files = [
         best,
-        home / "plain" / "soft.csv",
-        with_pseudo if with_pseudo.exists() else home / "plain" / "soft.csv",
-        home / "control_vote" / "soft.csv",
-        student.parent.parent / f"{student.parent.name}.csv",
-        home / "control" / "student.csv",
+        vote,
+        *more_members(members, vote, asked, home),
+        *students(members, asked, words),
     ]
-    print(f"cut {number}: {facts}", flush=True)
     return [score(file, cut) for file in files]
+
+
+def more_members(members: list[Path], vote: Path, asked: argparse.Namespace, home: Path) -> list:
+    """Return the votes with members of pseudo-labels, and with the same ones without them.
+
+    Without a sure image there are none, and both are the vote.
+    """
+    run("ensemble.py", *members, "--pseudo_label", asked.least, cwd=home)
+    print(read_json(home / "ensemble" / "ensemble.json")["pseudo_labels"], flush=True)
+    taught = home / "ensemble" / "pseudo"
+    controls = [
+        without_lesson(read_json(file), file.stem, home) for file in taught.glob("m*-pseudo.json")
+    ]
+    if not controls:
+        return [vote, vote]
+    run("ensemble.py", *members, *controls, "--out_dir", "control_vote", cwd=home)
+    return [taught / "vote" / "soft.csv", home / "control_vote" / "soft.csv"]
+
+
+def students(members: list[Path], asked: argparse.Namespace, words: list[str]) -> list[Path]:
+    """Return the answers of the distilled network, and of the same one on labels alone."""
+    home = members[0].parents[1]
+    run("ensemble.py", *members, "--out_dir", "plain", "--distill", asked.model, *words, cwd=home)
+    (config,) = (home / "plain" / "distilled").glob("*/config.json")
+    values = read_config(config.parent) | {"recipe": "none"}  # the values are complete
+    distilled = config.parents[1] / f"{config.parent.name}.csv"
+    return [distilled, without_lesson(values, "student", home)]
+
+
+def without_lesson(values: Json, name: str, home: Path) -> Path:
+    """Train by the same values on labels alone; return the answers."""
+    own = home / f"{name}-control.json"
+    write_json(own, values | {"soft_labels": None, "out_dir": "control", "run_name": name})
+    run("train.py", "--config", own, cwd=home)
+    return home / "control" / f"{name}.csv"
 
 
 def spread(values: list[float]) -> str:

@@ -97,18 +97,18 @@ def of_photos(
 
     `base` and `probe` are what the recipes `auto` and `probe` make of the data and the time;
     `networks` are those whose weights can be had, the recipe's own first. `long` says that there is
-    time for trials of many more epochs, in which all blocks are trained.
+    time for trials of `LONGER` times the epochs, in which all blocks are trained.
     """
     size, frozen_size = base.image_size or 160, probe.image_size or base.image_size or 160
     larger, lr = stepped(1.25 * size), base.lr
     frozen = {"_name": "probe", "model": networks[0], "image_size": frozen_size}
     wide = stepped(1.25 * frozen_size)  # more pixels are worth more to it than anything else
     usual = _usual(base, networks[0], size)
-    whole: Values = {"epochs": round(LONGER * base.epochs)}
-    whole |= {"freeze": "0"} if base.freeze else {}
+    longer: Values = {"epochs": round(LONGER * base.epochs)}
+    longer |= {"freeze": "0"} if base.freeze else {}
     changes: list[Values] = [
         {},
-        *([whole] if long else []),
+        *([longer] if long else []),
         *({"model": network} for network in networks[1:]),
         {"image_size": larger, "lr": _rounded(0.7 * lr)},
         {"augmentation": "TrivialAugment", "lr": _rounded(1.5 * lr), "layer_decay": 0.8},
@@ -121,7 +121,7 @@ def of_photos(
     ]
     tuned = _space_around(usual, networks, (size, larger))
     if long:
-        tuned |= {key: choice(usual[key], whole[key]) for key in whole}
+        tuned |= {key: choice(usual[key], longer[key]) for key in longer}
     fixed = {
         "_name": "probe",
         "model": choice(*networks),

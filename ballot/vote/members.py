@@ -160,14 +160,14 @@ def settings_of(member: Member) -> Json | None:
 
 
 def refits_among(members: Sequence[Member]) -> list[Refit]:
-    """Return the whole runs on all rows that repeat another member's configuration."""
+    """Return the finished runs on all rows that repeat another member's configuration."""
     settings = [settings_of(member) or {} for member in members]
-    whole = [each.get("all_rows", False) for each in settings]
+    on_all_rows = [each.get("all_rows", False) for each in settings]
     keys = [json.dumps(each | {"all_rows": False}, sort_keys=True) for each in settings]
-    repeated = {key: m.name for m, key, all_rows in zip(members, keys, whole) if not all_rows}
+    repeated = {key: m.name for m, key, all_rows in zip(members, keys, on_all_rows) if not all_rows}
     return [
         Refit(member.files[0], repeated[key])
-        for member, key, all_rows in zip(members, keys, whole)
+        for member, key, all_rows in zip(members, keys, on_all_rows)
         if all_rows and key in repeated and status_of(member) == "done"
     ]
 

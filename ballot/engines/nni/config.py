@@ -99,7 +99,8 @@ def outline(content: Values, path: Path) -> tuple[Outline, list[Problem]]:
     code = resolved(Path(path.parent, Path(str(code)).expanduser()), "set trialCodeDirectory")
     if not code.is_dir():
         problems.append(Problem(str(path), f"trial code directory {code} is not there"))
-    problems += _place_problems(given.get("logdir" if old else "experimentworkingdirectory"), path)
+    place = "logDir" if old else "experimentWorkingDirectory"
+    problems += _place_problems(place, given.get(place.lower()), path)
     file = given.get("searchspacepath" if old else "searchspacefile")
     space, source, more = _space(given.get("searchspace"), file, path)
     if not given.get("tuner") and not given.get("advisor"):
@@ -126,17 +127,17 @@ def _platform_problems(platform: object, path: Path) -> list[Problem]:
     return [Problem(str(path), what, suggest(str(platform), PLATFORMS).removeprefix("; "))]
 
 
-def _place_problems(given: object, path: Path) -> list[Problem]:
+def _place_problems(name: str, given: object, path: Path) -> list[Problem]:
     """Say what is wrong with the folder that NNI is to keep its searches in, where one is named."""
     if not isinstance(given, str) or not given:
         return []
     place = Path(path.parent, Path(given).expanduser())
-    above = resolved(place, "set experimentWorkingDirectory to a folder")
+    above = resolved(place, f"set {name} to a folder")
     while not above.exists():
         above = above.parent
     if above.is_dir():
         return []
-    return [Problem(str(path), f"experimentWorkingDirectory {place}: {above} is no folder")]
+    return [Problem(str(path), f"{name} {place}: {above} is no folder")]
 
 
 def _whole_numbers(content: Values, path: Path) -> tuple[Json, list[Problem]]:
