@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
-SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup search train watch test again quick lint style bench faults audit clean
@@ -46,8 +46,9 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/.ins
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# Files of tests run side by side, as many as there are processors, the longest first
-# (tests/conftest.py), and the tests of whole searches by themselves. COVERAGE=1 prints what they ran.
+# Files of tests run side by side, one more than there are processors because some of them wait, the
+# longest first (tests/conftest.py), and the tests of whole searches by themselves. COVERAGE=1 prints
+# what they ran.
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(if $(COVERAGE),--cov --cov-report=term)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,10 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import pytest
+from scripts_for_tests import command_of, environment_of
 from skips_for_tests import install_line
+
+from ballot.cpus import cpu_count
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,10 +35,18 @@ APART = {"test_search.py", "test_survival.py"}
 HEAVY = {"test_cluster.py", "test_faults.py", "test_remote.py"}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Run one more file than there are processors: searches wait for NNI now and then."""
+    return cpu_count() + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items):
     """Keep the tests of a file in one process, and begin with the files that take longest."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (item.path.name not in APART, -slow[item.path]))
+    first = [HEAVY, APART]
+    items.sort(key=lambda item: ([item.path.name not in f for f in first], -slow[item.path]))
     for item in items:
         if item.path.name not in APART:
             group = "heavy" if item.path.name in HEAVY else str(item.path)
@@ -62,9 +72,9 @@ def script(tmp_path):
 
     def start(name: str, *args: object, cwd: Path = tmp_path, **env: str):
         return subprocess.run(
-            [sys.executable, ROOT / name, *map(str, args)],
+            command_of(name, *args),
             cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            env=environment_of(**env),
             capture_output=True,
             text=True,
             timeout=600,

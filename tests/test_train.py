@@ -250,7 +250,6 @@ def start(folder: Path, *words: object) -> subprocess.Popen:
 
 
 SETTINGS = [
-    (),
     (
         "--optimizer",
         "SGD",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import searches_for_tests
 import sklearn.metrics
 import torch
 from images_for_tests import class_folders
+from scripts_for_tests import command_of, environment_of
 from templates_for_tests import (
     cifar10,
     config_json,
@@ -384,9 +383,9 @@ def own_project(tmp_path_factory):
 
 def start(root, name, *words):
     done = subprocess.run(
-        [sys.executable, ROOT / name, *map(str, words)],
+        command_of(name, *words),
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment_of(),
         capture_output=True,
         text=True,
         timeout=600,

@@ -104,8 +104,12 @@ class Scene:
         child = run(self.task, place, self.said)
         assert child.status == 0, child.words
         found = self.read(place)
-        other = [name for name in self.expected if found.get(name) != self.expected[name]]
-        assert found == self.expected, f"the result is another one: {other or found.keys()}"
+        other = {
+            name: [str(told.get(name))[:100] for told in (self.expected, found)]
+            for name in self.expected | found
+            if found.get(name) != self.expected.get(name)
+        }
+        assert not other, f"the result is another one: {other}"
         self.check(place)
 
     def close(self) -> None:

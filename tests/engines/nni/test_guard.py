@@ -371,6 +371,50 @@ def test_a_trial_that_the_assessor_stopped_is_recorded_as_stopped_early(real_tre
     assert got == ["EARLY_STOPPED", "USER_CANCELED"]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_tuner_hears_the_result_of_a_trial_before_its_end(real_tree, at_once):
+    got = answer(
+        real_tree,
+        LOCAL
+        + f"const atOnce = {json.dumps(at_once)};"
+        + """
+        const { NNIManager } = require('core/nnimanager');
+        const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
+        const told = [], manager = Object.create(NNIManager.prototype);
+        let end, report;
+        manager.log = { debug() {}, info() {}, warning() {} };
+        manager.dispatcher = { sendCommand: command => { told.push(command); } };
+        manager.dataStore = { // a disk that is busy
+            storeMetricData: () => sleep(200), storeTrialJobEvent: () => sleep(50) };
+        manager.trainingService = trials;
+        trials.v3.init = async () => undefined;
+        trials.v3.start = async () => [];
+        trials.v3.onMetric = callback => { report = callback; };
+        trials.v3.onTrialEnd = callback => { end = callback; };
+        trials.addTrialJobMetricListener(metric => { manager.onTrialJobMetrics(metric); });
+        const finish = async () => {
+            await report('one', '{"type": "FINAL"}');
+            await end('one', 0, 0);
+        };
+        (async () => {
+            await trials.start();
+            trials.trialJobs.one = { id: 'one', status: 'RUNNING', form: form(0) };
+            manager.trialJobs = new Map([['one', { id: 'one', status: 'WAITING' }]]);
+            // It ends before the manager looks, or while the manager writes down that it runs.
+            if (atOnce) { await finish(); } else { setTimeout(finish, 20); }
+            for (let look = 0; look < 3 && !told.includes('EN'); look += 1) {
+                await manager.requestTrialJobsStatus();
+                await sleep(20);
+            }
+            await sleep(300);
+            print(told);
+        })();
+        """,
+        NODE_OPTIONS=manager.environment(public=False)["NODE_OPTIONS"],
+    )
+    assert got == ["ME", "EN"]
+
+
 def test_parameters_follow_the_trial_and_not_the_order_of_asking(real_tree):
     sent = answer(
         real_tree,

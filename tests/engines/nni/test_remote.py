@@ -48,7 +48,8 @@ def project(lab, tmp_path):
 def configure(project, lab, *, epochs, trials):
     config = {
         "searchSpaceFile": "search_space.json",
-        "trialCommand": f"exec {sys.executable} train.py --resume auto --epochs {epochs} "
+        "trialCommand": f"exec {sys.executable} -m ballot.preload train.py --resume auto "
+        f"--epochs {epochs} "
         "--no_tensorboard",
         "trialCodeDirectory": ".",
         "experimentWorkingDirectory": str(project / "nni"),

@@ -11,6 +11,8 @@
  *   early     a trial that the assessor stopped is recorded as EARLY_STOPPED (NNI: as cancelled by
  *             a person, because it marks the trial only once that has ended)
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
+ *   results   the tuner hears of a trial's result before its end (NNI: after it, where the disk is
+ *             busy with the result, and NNI's own TPE dies of that)
  *   files     the files that a trial writes to are closed here (NNI: 480 trials are its limit)
  *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
@@ -38,6 +40,7 @@ const SHUTDOWN_MS = 10000;
 const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
 const POSTED = Number(process.env.BALLOT_TRIALS ?? 0);
 const AGAIN = (process.env.BALLOT_AGAIN ?? '').split(',');
+const storing = new Map(); // id -> the end of storing what the trial has reported
 const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP']; // a person ended it, and means it
 
 /** Whether a trial that was interrupted is to go on when its search is resumed. */
@@ -81,6 +84,16 @@ function mendTrials(exports) {
                 this.trialJobs[id].isEarlyStopped = true;
             }
             return super.cancelTrialJob(id, isEarlyStopped);
+        }
+
+        /** The manager reads what is true now; an end is true once all reports have been heard. */
+        async getTrialJob(id) {
+            const job = { ...await super.getTrialJob(id) };
+            if (!['RUNNING', 'WAITING'].includes(job.status)) {
+                await storing.get(id);
+                storing.delete(id);
+            }
+            return job;
         }
     };
 }
@@ -163,8 +176,13 @@ function option(name) {
 function mendManager(exports) {
     const proto = exports.NNIManager?.prototype;
     need(proto, 'stopExperiment', 'stopExperimentTopHalf', 'stopExperimentBottomHalf',
-        'addRecoveredTrialJob');
-    const { addRecoveredTrialJob } = proto;
+        'addRecoveredTrialJob', 'onTrialJobMetrics');
+    const { addRecoveredTrialJob, onTrialJobMetrics } = proto;
+    proto.onTrialJobMetrics = function (metric) {
+        const told = onTrialJobMetrics.call(this, metric);
+        storing.set(metric.id, Promise.allSettled([storing.get(metric.id), told]));
+        return told;
+    };
     proto.stopExperiment = async function () {
         const tunerEnds = this.stopExperimentTopHalf(); // takes seconds; no new trial from now on
         await sleep(PAUSE_MS); // what the manager is about to write down, it still writes down
