@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 CONFIG ?= config_local.yml
-SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup search train watch test again quick lint style bench faults audit clean

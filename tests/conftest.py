@@ -41,16 +41,29 @@ def pytest_xdist_auto_num_workers():
     return cpu_count() + 1
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a file in one process, and begin with the files that take longest."""
+    """Begin with the files that take longest."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    first = [HEAVY, APART]
+    first = (HEAVY, APART)
     items.sort(key=lambda item: ([item.path.name not in f for f in first], -slow[item.path]))
-    for item in items:
-        if item.path.name not in APART:
-            group = "heavy" if item.path.name in HEAVY else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of a file in one process, and all heavy ones.
+
+    Groups by marks would say the same, but xdist 3.8 does not see them with pytest 9.2
+    (pytest-xdist, issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.split("::")[0]
+            name = path.rpartition("/")[2]
+            return nodeid if name in APART else "heavy" if name in HEAVY else path
+
+    return Files(config, log)
 
 
 @pytest.fixture(autouse=True)
