@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from ballot.cpus import cpu_count
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SKIPPED = pytest.StashKey[str]()
+
+# Several processes of several threads each wait for one another most of the time, on few cores. Set
+# before PyTorch is imported, and inherited by what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What a shell starts in the background ignores Ctrl-C, what `nohup` starts a lost terminal, and so
 # does all that they start; a handler is not inherited, so that programs under test begin as in a

@@ -151,7 +151,7 @@ def start(words, folder, **environment):
     return subprocess.Popen(
         [sys.executable, ROOT / words[0], *words[1:]],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -64,6 +64,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 LogLevel VERBOSE
 Subsystem sftp internal-sftp
+SetEnv OMP_NUM_THREADS=1
 """
 
 

@@ -20,5 +20,4 @@ def command_of(name: str, *words: object) -> list[str]:
 
 def environment_of(**more: str) -> dict[str, str]:
     """Return the environment of a script that may be started in any folder."""
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "BALLOT_PRELOAD": "60"}
-    return {**os.environ, **own, **more}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "BALLOT_PRELOAD": "60", **more}

@@ -184,7 +184,6 @@ TORCHRUN = [
     ROOT / "train.py",
     "--no_tensorboard",
 ]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 FAKE_NNI = """
@@ -202,7 +201,7 @@ def test_torchrun_gives_the_scores_of_one_process_and_writes_and_reports_once(tm
     assert script("train.py", "--no_tensorboard", *words, "one", "--lr", 0.002).returncode == 0
     (tmp_path / "nni.py").write_text(FAKE_NNI)
     env = {
-        **ENV,
+        **os.environ,
         "PYTHONPATH": str(tmp_path),
         "NNI_PLATFORM": "local",
         "NNI_TRIAL_JOB_ID": "abc",
@@ -235,7 +234,7 @@ def test_torchrun_gives_the_scores_of_one_process_and_writes_and_reports_once(tm
 def test_a_signal_to_torchrun_leaves_the_best_so_far(tmp_path):
     words = [*TORCHRUN, "--epochs", "500", "--run_name", "run"]
     process = subprocess.Popen(
-        words, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     path = tmp_path / "outputs" / "run" / "result.json"
     deadline = time.monotonic() + 180
@@ -256,7 +255,7 @@ FIVE = [*TORCHRUN, "--epochs", "5", "--resume", "auto", "--run_name"]
 def undisturbed(tmp_path_factory):
     """The outputs of a run of two processes that nobody disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run([*FIVE, "run"], cwd=folder, env=ENV, capture_output=True, timeout=300)
+    done = subprocess.run([*FIVE, "run"], cwd=folder, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder / "outputs"
 
@@ -266,7 +265,7 @@ def undisturbed(tmp_path_factory):
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_end(
     tmp_path, undisturbed, rank
 ):
-    say = {"cwd": tmp_path, "env": ENV, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    say = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen([*FIVE, "run"], **say)
     path = tmp_path / "outputs" / "run" / "result.json"
     deadline = time.monotonic() + 180
