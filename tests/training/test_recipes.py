@@ -13,9 +13,9 @@ from PIL import Image
 from ballot.config.files import read_config_files
 from ballot.config.layers import merge
 from ballot.config.schema import FIELDS, Config
-from ballot.data.survey import survey
+from ballot.data.survey import Survey, survey
 from ballot.errors import UserError
-from ballot.training.recipes import choose, read_recipes, with_recipe
+from ballot.training.recipes import Situation, choose, read_recipes, with_recipe
 from ballot.values import Layer
 from dataset import find_table
 
@@ -38,6 +38,23 @@ def test_photos_are_fine_tuned_and_the_line_says_how(photos):
     assert line.startswith("photos, 2 classes, 16 images, ")
     assert f"tf_efficientnet_lite0 pretrained at {config.image_size} px, " in line
     assert line.endswith("; --recipe none for plain defaults")
+
+
+@pytest.mark.parametrize(
+    "images, side, expected",
+    [
+        (374, 384, (224, 8, "6")),
+        (374, 64, (128, 20, "0")),
+        (800, 64, (128, 12, "0")),
+        (1200, 64, (128, 8, "6")),
+        (1200, 384, (128, 8, "6")),
+    ],
+)
+def test_small_photos_are_enlarged_less_and_trained_for_longer(images, side, expected):
+    data = Survey(images=images, classes=6, side=side, grey=False)
+    now = Situation(data, "auto", None, pretrained=True, device="cpu", cores=2)
+    values = choose(now, read_recipes())
+    assert (values["image_size"], values["epochs"], values["freeze"]) == expected
 
 
 def test_without_photos_nothing_is_decided(tmp_path):
