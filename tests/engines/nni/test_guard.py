@@ -415,6 +415,45 @@ def test_the_tuner_hears_the_result_of_a_trial_before_its_end(real_tree, at_once
     assert got == ["ME", "EN"]
 
 
+def test_what_runs_when_a_search_is_stopped_is_not_recorded_as_ended(real_tree):
+    got = answer(
+        real_tree,
+        LOCAL
+        + """
+        const { NNIManager } = require('core/nnimanager');
+        const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
+        const stored = [], manager = Object.create(NNIManager.prototype);
+        let end;
+        manager.log = { debug() {}, info() {}, error() {} };
+        manager.dispatcher = { sendCommand() {} };
+        manager.trainingService = trials;
+        manager.dataStore = { // a disk that is busy
+            storeTrialJobEvent: (status, id) => { stored.push([id, status]); return sleep(2000); },
+        };
+        manager.stopExperimentTopHalf = async () => undefined;
+        manager.stopExperimentBottomHalf = async () => undefined;
+        trials.v3.init = async () => undefined;
+        trials.v3.start = async () => [];
+        trials.v3.onTrialEnd = callback => { end = callback; };
+        trials.v3.stopTrial = async id => { await end(id, 0, null); };
+        (async () => {
+            await trials.start();
+            for (const id of ['one', 'two']) {
+                trials.trialJobs[id] = { id, status: 'RUNNING', form: form(0) };
+            }
+            const known = [['one', { status: 'WAITING' }], ['two', { status: 'RUNNING' }]];
+            manager.trialJobs = new Map(known);
+            const looks = manager.requestTrialJobsStatus();
+            await manager.stopExperiment();
+            await looks;
+            print({ stored, ended: Object.values(trials.trialJobs).map(job => job.status) });
+        })();
+        """,
+        NODE_OPTIONS=manager.environment(public=False)["NODE_OPTIONS"],
+    )
+    assert got == {"stored": [["one", "RUNNING"]], "ended": ["USER_CANCELED"] * 2}
+
+
 def test_parameters_follow_the_trial_and_not_the_order_of_asking(real_tree):
     sent = answer(
         real_tree,

@@ -13,6 +13,8 @@
  *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
  *   results   the tuner hears of a trial's result before its end (NNI: after it, where the disk is
  *             busy with the result, and NNI's own TPE dies of that)
+ *   resumable what runs when a search is stopped is not recorded as ended (NNI: where the disk is
+ *             busy it may be, and is not resumed)
  *   files     the files that a trial writes to are closed here (NNI: 480 trials are its limit)
  *   tuner     a tuner on a busy machine has a minute to start (NNI: 10 s, then the search is over)
  *   numbers   a resumed search goes on counting its trials (NNI: starts at 1 again)
@@ -40,6 +42,7 @@ const SHUTDOWN_MS = 10000;
 const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
 const POSTED = Number(process.env.BALLOT_TRIALS ?? 0);
 const AGAIN = (process.env.BALLOT_AGAIN ?? '').split(',');
+let isStopping = false;
 const storing = new Map(); // id -> the end of storing what the trial has reported
 const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP']; // a person ended it, and means it
 
@@ -86,9 +89,15 @@ function mendTrials(exports) {
             return super.cancelTrialJob(id, isEarlyStopped);
         }
 
-        /** The manager reads what is true now; an end is true once all reports have been heard. */
+        /**
+         * The manager reads what is true now. An end is true once all reports have been heard, and
+         * what was ended because the search is stopped goes on when it is resumed.
+         */
         async getTrialJob(id) {
             const job = { ...await super.getTrialJob(id) };
+            if (isStopping && job.status === 'USER_CANCELED') {
+                job.status = 'RUNNING';
+            }
             if (!['RUNNING', 'WAITING'].includes(job.status)) {
                 await storing.get(id);
                 storing.delete(id);
@@ -184,6 +193,7 @@ function mendManager(exports) {
         return told;
     };
     proto.stopExperiment = async function () {
+        isStopping = true;
         const tunerEnds = this.stopExperimentTopHalf(); // takes seconds; no new trial from now on
         await sleep(PAUSE_MS); // what the manager is about to write down, it still writes down
         const jobs = await this.trainingService.listTrialJobs();
