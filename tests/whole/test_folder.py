@@ -24,7 +24,7 @@ def searched(tmp_path_factory):
     class_folders(home / "photos" / "test", {"cat": 4, "dog": 4}, start=100)
     with home_of_its_own(home):
         began = time.monotonic()
-        words = ["--data_dir", root.parent, "--max_duration", "75s", "--refit", "yes", *QUICK]
+        words = ["--data_dir", root.parent, "--max_duration", "150s", "--refit", "yes", *QUICK]
         words += ["--max_trials", "3", "--port", "18300"]
         done = subprocess.run(
             [sys.executable, ROOT / "search.py", *map(str, words)],
@@ -66,7 +66,7 @@ def test_a_folder_becomes_an_answer_within_its_time(searched):
     last = done.stdout.splitlines()[-5:]
     starts = ("answer: accuracy ", "made of: ", "submission: ", "report: ", "new images: ")
     assert all(line.startswith(start) for line, start in zip(last, starts)), last
-    assert seconds < 75 + 30  # the start and the end of a process on a busy machine
+    assert seconds < 150 + 30  # the start and the end of a process on a busy machine
 
 
 @pytest.mark.slow

@@ -835,10 +835,20 @@ class Search:
             self.port = free.getsockname()[1]
         for _ in range(3):  # NNI gives its manager 4 s to answer, too little on a busy machine
             command = ["create", "--config", "config.yml", "--port", str(self.port)]
-            if self.nnictl(*command).returncode == 0:
+            if self.nnictl(*command).returncode == 0 and self.has_begun():
                 self.id = (self.folder / "nni" / "_latest").readlink().name
                 return
         pytest.fail((self.folder / "nnictl.log").read_text())
+
+    def has_begun(self) -> bool:
+        """Wait for the first trial; NNI gives its tuner 10 s, and the search ends after these."""
+        deadline = time.monotonic() + 60
+        while not self.jobs() and time.monotonic() < deadline:
+            if self.ask("check-status")["errors"]:
+                self.nnictl("stop", "--all")
+                return False
+            time.sleep(0.2)
+        return True
 
     def nnictl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         with (self.folder / "nnictl.log").open("a") as log:
