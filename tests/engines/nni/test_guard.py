@@ -306,6 +306,24 @@ const print = value => { console.log(JSON.stringify(value)); process.exit(0); };
 """
 
 
+MANAGED = (
+    LOCAL
+    + """
+const { NNIManager } = require('core/nnimanager');
+const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
+const manager = Object.create(NNIManager.prototype);
+let end, report;
+manager.log = { debug() {}, info() {}, warning() {}, error() {} };
+manager.trainingService = trials;
+trials.v3.init = async () => undefined;
+trials.v3.start = async () => [];
+trials.v3.onMetric = callback => { report = callback; };
+trials.v3.onTrialEnd = callback => { end = callback; };
+trials.v3.stopTrial = async id => { await end(id, 0, null); };
+"""
+)
+
+
 def test_a_trial_that_cannot_start_is_tried_again_once_a_second(real_tree):
     attempts = answer(
         real_tree,
@@ -375,22 +393,13 @@ def test_a_trial_that_the_assessor_stopped_is_recorded_as_stopped_early(real_tre
 def test_the_tuner_hears_the_result_of_a_trial_before_its_end(real_tree, at_once):
     got = answer(
         real_tree,
-        LOCAL
+        MANAGED
         + f"const atOnce = {json.dumps(at_once)};"
         + """
-        const { NNIManager } = require('core/nnimanager');
-        const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
-        const told = [], manager = Object.create(NNIManager.prototype);
-        let end, report;
-        manager.log = { debug() {}, info() {}, warning() {} };
+        const told = [];
         manager.dispatcher = { sendCommand: command => { told.push(command); } };
         manager.dataStore = { // a disk that is busy
             storeMetricData: () => sleep(200), storeTrialJobEvent: () => sleep(50) };
-        manager.trainingService = trials;
-        trials.v3.init = async () => undefined;
-        trials.v3.start = async () => [];
-        trials.v3.onMetric = callback => { report = callback; };
-        trials.v3.onTrialEnd = callback => { end = callback; };
         trials.addTrialJobMetricListener(metric => { manager.onTrialJobMetrics(metric); });
         const finish = async () => {
             await report('one', '{"type": "FINAL"}');
@@ -418,24 +427,15 @@ def test_the_tuner_hears_the_result_of_a_trial_before_its_end(real_tree, at_once
 def test_what_runs_when_a_search_is_stopped_is_not_recorded_as_ended(real_tree):
     got = answer(
         real_tree,
-        LOCAL
+        MANAGED
         + """
-        const { NNIManager } = require('core/nnimanager');
-        const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
-        const stored = [], manager = Object.create(NNIManager.prototype);
-        let end;
-        manager.log = { debug() {}, info() {}, error() {} };
+        const stored = [];
         manager.dispatcher = { sendCommand() {} };
-        manager.trainingService = trials;
         manager.dataStore = { // a disk that is busy
             storeTrialJobEvent: (status, id) => { stored.push([id, status]); return sleep(2000); },
         };
         manager.stopExperimentTopHalf = async () => undefined;
         manager.stopExperimentBottomHalf = async () => undefined;
-        trials.v3.init = async () => undefined;
-        trials.v3.start = async () => [];
-        trials.v3.onTrialEnd = callback => { end = callback; };
-        trials.v3.stopTrial = async id => { await end(id, 0, null); };
         (async () => {
             await trials.start();
             for (const id of ['one', 'two']) {

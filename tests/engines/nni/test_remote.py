@@ -49,8 +49,7 @@ def configure(project, lab, *, epochs, trials):
     config = {
         "searchSpaceFile": "search_space.json",
         "trialCommand": f"exec {sys.executable} -m ballot.preload train.py --resume auto "
-        f"--epochs {epochs} "
-        "--no_tensorboard",
+        f"--epochs {epochs} --no_tensorboard",
         "trialCodeDirectory": ".",
         "experimentWorkingDirectory": str(project / "nni"),
         "maxTrialNumber": trials,

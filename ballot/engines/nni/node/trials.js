@@ -10,7 +10,7 @@
  *             they can still report (NNI: seconds after it has closed, so that a report crashes)
  *   early     a trial that the assessor stopped is recorded as EARLY_STOPPED (NNI: as cancelled by
  *             a person, because it marks the trial only once that has ended)
- *   patience  a trial has 20 s to write what it has before it is killed (NNI: 5 s)
+ *   patience  a trial has 40 s to write what it has before it is killed (NNI: 5 s)
  *   results   the tuner hears of a trial's result before its end (NNI: after it, where the disk is
  *             busy with the result, and NNI's own TPE dies of that)
  *   resumable what runs when a search is stopped is not recorded as ended (NNI: where the disk is
@@ -42,9 +42,9 @@ const SHUTDOWN_MS = 10000;
 const BAD_INPUT = 2; // the exit status of train.py where a second attempt would fail alike
 const POSTED = Number(process.env.BALLOT_TRIALS ?? 0);
 const AGAIN = (process.env.BALLOT_AGAIN ?? '').split(',');
-let isStopping = false;
-const storing = new Map(); // id -> the end of storing what the trial has reported
 const MEANT = ['SIGINT', 'SIGTERM', 'SIGHUP']; // a person ended it, and means it
+const storing = new Map(); // id -> the end of storing what the trial has reported
+let isStopping = false; // the whole search
 
 /** Whether a trial that was interrupted is to go on when its search is resumed. */
 function isWanted(job) {
